@@ -1,0 +1,96 @@
+"""The losses of one batch (OmniMotion, section 4.3 and supplement; DESIGN.md section 5), one small function each.
+
+Notation
+    B, N, K  pairs of frames, points a pair, samples a ray
+    p, q     predicted and observed pixel positions                                 (B, N, 2)
+    v        weight of an observation, 0 where there is none                        (B, N)
+    z, w     sample depths (sorted) and compositing weights                         (..., K)
+Flow is in pixels, colours in [0, 1].
+"""
+
+import torch
+from torch import Tensor
+
+
+def in_frame(p: Tensor, size: tuple[int, int], padding: float = 0.0) -> Tensor:
+    """`(..., 2)` pixels inside a frame of `size` = (H, W), widened by `padding` pixels -> bool `(...)`."""
+    x, y = p.unbind(-1)
+    return (x >= -padding) & (x <= size[1] - 1 + padding) & (y >= -padding) & (y <= size[0] - 1 + padding)
+
+
+def trimmed_mean(error: Tensor, weight: Tensor | None = None, normalise: bool = True) -> Tensor:
+    """Mean of `error` `(M,)` without its largest entry, as published (a trim at quantile 1).
+
+    `weight` `(M,)` multiplies the errors; `normalise` divides by the weights' sum instead of their number."""
+    kept = error < error.max() if len(error) else torch.ones_like(error, dtype=torch.bool)
+    if weight is None:
+        return _ratio((error * kept).sum(), kept.sum())
+    if normalise:
+        return (error * weight * kept).sum() / ((weight * kept).sum() + 1e-8)
+    return _ratio((error * weight * kept).sum(), kept.sum())
+
+
+def flow_loss(p: Tensor, q: Tensor, v: Tensor) -> Tensor:
+    """Weighted mean absolute flow error in pixels over the selected points `(M, 2)`, `(M, 2)`, `(M,)`."""
+    return trimmed_mean((p - q).abs().mean(-1), v, normalise=False)
+
+
+def gradient_loss(a: Tensor, b: Tensor, v: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of the differences between consecutive points, `(M, C)` each; for colours and flow.
+
+    Points are drawn at random, so that consecutive ones are random pairs: relative motion is compared, as published."""
+    error = (a.diff(dim=0) - b.diff(dim=0)).abs().mean(-1)  # (M-1,)
+    return trimmed_mean(error, None if v is None else v[1:] * v[:-1])
+
+
+def rgb_loss(rendered: Tensor, observed: Tensor) -> Tensor:
+    """Mean squared colour error of `(M, 3)`."""
+    return _ratio((rendered - observed).square().sum(), observed.numel())
+
+
+def depth_range_loss(depth: Tensor, near: float, far: float) -> Tensor:
+    """Mean squared distance of mapped depths, any shape, from [near, far]."""
+    return ((near - depth).clamp(min=0).square() + (depth - far).clamp(min=0).square()).mean()
+
+
+def distortion_loss(z: Tensor, w: Tensor) -> Tensor:
+    """Spread of the weights along the ray (mip-NeRF 360, eq. 15), mean over rays; `(..., K)` each.
+
+    Sample k stands for the interval [z_k, z_{k+1}], the last for an empty one. With sorted midpoints m the double sum
+    of w_i w_j |m_i - m_j| is twice the sum over i of w_i (m_i W_i - V_i), W and V running sums of w and w m before i."""
+    end = torch.cat([z[..., 1:], z[..., -1:]], dim=-1)
+    m = (z + end) / 2
+    before = w.cumsum(-1) - w
+    moment = (w * m).cumsum(-1) - w * m
+    between = 2 * (w * (m * before - moment)).sum(-1)
+    within = (w.square() * (end - z)).sum(-1) / 3
+    return (between + within).mean()
+
+
+def smoothness_loss(flow_in: Tensor, flow_out: Tensor) -> Tensor:
+    """Mean absolute change of scene flow, `(..., 3)` each (OmniMotion only; pruned from the default)."""
+    return trimmed_mean((flow_in - flow_out).abs().mean(-1).flatten())
+
+
+def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int], depth_range: tuple[float, float],
+              padding: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss and its terms (detached, unweighted) of a `models.omnimotion.PairPrediction` against a
+    `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them. The smoothness term needs two
+    more mappings and is added by the caller."""
+    seen = in_frame(prediction.pixels.detach(), size, padding)  # a prediction outside the frame has no flow loss
+    p, q, v = prediction.pixels[seen], batch.pixels2[seen], batch.weights[seen]
+    real = in_frame(batch.pixels1, size)
+    rgb, rgb_seen = prediction.rgb[real], batch.rgb1[real]
+    terms = {"flow": flow_loss(p, q, v), "rgb": rgb_loss(rgb, rgb_seen) , "rgb_gradient": gradient_loss(rgb, rgb_seen)}
+    if weights["flow_gradient"]:
+        terms["flow_gradient"] = gradient_loss(p, q, v)
+    terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range)
+    if weights["distortion"]:
+        terms["distortion"] = distortion_loss(prediction.depths, prediction.weights)
+    total = sum(weights[name] * value for name, value in terms.items())
+    return total, {name: value.detach() for name, value in terms.items()}
+
+
+def _ratio(total: Tensor, count: Tensor | int) -> Tensor:
+    """total / count, 0 where nothing was counted."""
+    return total / max(count, 1) if isinstance(count, int) else total / count.clamp(min=1)

@@ -1,0 +1,160 @@
+"""The whole representation of one video (OmniMotion, section 4; DESIGN.md section 5).
+
+Notation
+    B, N, K  pairs of frames, pixels a pair, samples a ray
+    ids      frame numbers (B,); p1 pixels of frame ids1 (B, N, 2); p2 where they are in frame ids2
+    x1, u, x2  local samples of frame ids1, canonical samples, local samples of frame ids2   (B, N, K, 3)
+    w        compositing weights of u along the ray                                          (B, N, K)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.canonical import CanonicalField
+from models.coords import denormalise_pixels, normalise_pixels
+from models.invertible import FrameMaps, InvertibleNetwork
+from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
+from models.time_latent import TimeLatent
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the model's shape; it is stored in the checkpoint."""
+    num_frames: int
+    height: int
+    width: int
+    num_samples_ray: int = 32
+    min_depth: float = 0.0
+    max_depth: float = 2.0
+    time_latent: str = "hash"          # hash | gabor | table
+    latent_dim: int = 128
+    coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # changed by the coupling layers, in turn
+    coupling_width: int = 256
+    coupling_layers: int = 2           # hidden layers of a coupling's MLP
+    projection_layers: int = 2         # 1: OmniMotion's
+    pe_freq: int = 4
+    use_affine: bool = True
+    affine_width: int = 256
+    affine_layers: int = 8
+    field_width: int = 256
+    field_layers: int = 3
+    field_encoding: str = "periodic"   # periodic | none
+
+
+@dataclass
+class PairPrediction:
+    """What the losses look at; shapes in the module's notation."""
+    depths: Tensor       # (B, N, K) of x1
+    local: Tensor        # x1
+    canonical: Tensor    # u
+    target: Tensor       # x2
+    weights: Tensor      # w with the samples whose mapped depth leaves the range taken out
+    rgb: Tensor          # (B, N, 3) rendered colour at p1, in [0, 1]
+    pixels: Tensor       # (B, N, 2) predicted p2
+
+
+class OmniMotion(nn.Module):
+    """Time latents, invertible network and canonical field of one video."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.size = (config.height, config.width)
+        self.time_latent = TimeLatent(config.num_frames, config.time_latent, config.latent_dim)
+        self.deform = InvertibleNetwork(
+            config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
+            config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers)
+        self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
+
+    @property
+    def sample_spacing(self) -> float:
+        """(max_depth - min_depth) / K, the unit of the occlusion test, as published."""
+        return (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
+
+    def maps(self, ids: Tensor) -> FrameMaps:
+        """Maps between the local volumes of frames `(B,)` and the canonical volume."""
+        return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
+
+    def lift(self, pixels: Tensor, jitter: torch.Generator | bool = False) -> Tensor:
+        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only."""
+        z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
+        shape = pixels.shape[:-1]
+        if jitter:
+            z = jitter_depths(z, shape, jitter if isinstance(jitter, torch.Generator) else None)
+        xy = normalise_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
+        return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
+
+    def render(self, canonical: Tensor, near_share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Colours `(..., K, 3)` and compositing weights `(..., K)` of canonical samples `(..., K, 3)`.
+
+        The nearest `near_share` of the samples is transparent (OmniMotion's remedy for a wrong surface order)."""
+        rgb, sigma = self.field(canonical)
+        alpha = 1 - torch.exp(-sigma)
+        if near_share:
+            hidden = int(near_share * alpha.shape[-1])
+            alpha = torch.cat([torch.zeros_like(alpha[..., :hidden]), alpha[..., hidden:]], dim=-1)
+        return rgb, compositing_weights(alpha)
+
+    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | bool = False,
+                      near_share: float = 0.0) -> PairPrediction:
+        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`."""
+        B, N = p1.shape[:2]
+        both = self.maps(torch.cat([ids1, ids2]))
+        order = torch.arange(2 * B, device=p1.device)
+        local = self.lift(p1, jitter)  # (B, N, K, 3)
+        canonical = both.select(order[:B]).to_canonical(local.flatten(1, 2))
+        target = both.select(order[B:]).to_local(canonical).view_as(local)
+        canonical = canonical.view_as(local)
+        rgb, weights = self.render(canonical, near_share)
+        rendered = composite(weights, rgb)
+        depth = target[..., 2]
+        weights = weights * ((depth >= self.config.min_depth) & (depth <= self.config.max_depth))
+        pixels = denormalise_pixels(composite(weights, target)[..., :2], self.size)
+        return PairPrediction(local[..., 2], local, canonical, target, weights, rendered, pixels)
+
+    def scene_flow(self, local: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Scene flow into and out of frames `ids` `(B,)`, each with a frame before and after it, at local samples
+        `(B, N, K, 3)`: x - x_before and x_after - x (OmniMotion's smoothness term, supplement)."""
+        x = local.flatten(1, 2)
+        around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
+        B = len(ids)
+        order = torch.arange(3 * B, device=ids.device)
+        u = around.select(order[:B]).to_canonical(x)
+        before, after = (around.select(order[k * B:(k + 1) * B]).to_local(u) for k in (1, 2))
+        return (x - before).view_as(local), (after - x).view_as(local)
+
+    # Inference: rays without jitter, everything under no_grad by the caller.
+
+    def correspond(self, p1: Tensor, ids1: Tensor, ids2: Tensor, use_max_loc: bool = False) -> tuple[Tensor, Tensor]:
+        """Pixels `(B, N, 2)` of frames `ids1` in frames `ids2`: positions `(B, N, 2)` and depths `(B, N)` there.
+
+        `use_max_loc` maps the sample of the largest weight only, else all samples are composited as in training."""
+        x1 = self.lift(p1)
+        u = self.maps(ids1).to_canonical(x1.flatten(1, 2)).view_as(x1)
+        weights = self.render(u)[1]
+        return self.target_position(u, weights, ids2, use_max_loc)
+
+    def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor, use_max_loc: bool) -> tuple[Tensor, Tensor]:
+        """Second half of `correspond`: canonical ray samples `(B, N, K, 3)` and their weights into frames `ids2`."""
+        maps = self.maps(ids2)
+        if use_max_loc:
+            x2 = maps.to_local(take_sample(u, weights.argmax(-1)))  # (B, N, 3)
+        else:
+            x2 = composite(weights, maps.to_local(u.flatten(1, 2)).view_as(u))
+        return denormalise_pixels(x2[..., :2], self.size), x2[..., 2]
+
+    def occlusion_score(self, p2: Tensor, depth: Tensor, ids2: Tensor) -> Tensor:
+        """How much of the light is absorbed in front of depth `(B, N)` at pixels `(B, N, 2)` of frames `ids2`:
+        sum of the weights nearer by more than 1.1 sample spacings, `(B, N)` (OmniMotion, section 4.3)."""
+        x2 = self.lift(p2)
+        weights = self.render(self.maps(ids2).to_canonical(x2.flatten(1, 2)).view_as(x2))[1]
+        in_front = x2[..., 2] < depth[..., None] - 1.1 * self.sample_spacing
+        return (weights * in_front).sum(-1)
+
+    def colour_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rendered colours `(B, N, 3)` and depths `(B, N)` at pixels `(B, N, 2)` of frames `(B,)`."""
+        x = self.lift(pixels)
+        rgb, weights = self.render(self.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x))
+        return composite(weights, rgb), (weights * x[..., 2]).sum(-1)
