@@ -1,0 +1,108 @@
+"""A sequence folder's frames and masks (DESIGN.md section 3).
+
+Notation
+    T, H, W  frames, height, width
+    frame    (H, W, 3) uint8 RGB, pixel (x right, y down), centres at integers
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from errors import UserError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class VideoSequence:
+    """The frames of `root`/color in the order of their names; `size` is (H, W)."""
+    root: Path
+    names: tuple[str, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def frame(self, i: int) -> np.ndarray:
+        """Frame i as `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
+        return read_image(self.root / "color" / self.names[i])
+
+    def frames(self) -> np.ndarray:
+        """All frames as `(T, H, W, 3)` uint8 RGB."""
+        out = np.empty((len(self), *self.size, 3), np.uint8)
+        for i in range(len(self)):
+            out[i] = self.frame(i)
+        return out
+
+    def masks(self) -> np.ndarray | None:
+        """Foreground masks `(T, H, W)` bool of mask/*.png, one a frame in order; None if the folder has none."""
+        paths = image_files(self.root / "mask")[: len(self)]
+        if not paths:
+            return None
+        if len(paths) != len(self):
+            raise UserError(f"{self.root / 'mask'} has {len(paths)} masks for {len(self)} frames: "
+                            "one mask a frame is needed, or none")
+        out = np.stack([read_image(path).max(axis=-1) > 0 for path in paths])  # (T, H, W)
+        if out.shape[1:] != self.size:
+            raise UserError(f"the masks in {self.root / 'mask'} are {_size(out.shape[1:])}, the frames "
+                            f"{_size(self.size)}: resize the masks")
+        return out
+
+    def hashes(self) -> list[str]:
+        """Content hash of every frame's file."""
+        return [file_hash(self.root / "color" / name) for name in self.names]
+
+
+def open_sequence(data_dir: str | Path, num_imgs: int = 250) -> VideoSequence:
+    """The first `num_imgs` frames of `data_dir`/color.
+
+    UserError if the folder is missing or empty, has one frame only, a corrupt frame, or frames of different sizes."""
+    root = Path(data_dir)
+    color = root / "color"
+    if not color.is_dir():
+        raise UserError(f"no frames: there is no folder {color} (`python -m preprocessing --video ...` makes it)")
+    paths = image_files(color)[:num_imgs]
+    if not paths:
+        raise UserError(f"no frames: {color} has no image files")
+    if len(paths) == 1:
+        raise UserError(f"{color} has one frame only: tracking needs at least two")
+    size = read_image(paths[0]).shape[:2]
+    for path in paths[1:]:  # every frame is decoded, so that a broken one is found now and not an hour into training
+        other = read_image(path).shape[:2]
+        if other != size:
+            raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {_size(size)}, "
+                            f"{path.name} is {_size(other)}")
+    return VideoSequence(root, tuple(path.name for path in paths), size)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder sorted by name, without hidden ones; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as `(H, W, 3)` uint8 RGB: greyscale is repeated, alpha dropped, 16 bits reduced to 8, and a
+    camera's orientation tag applied. UserError if it cannot be decoded."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16-bit greyscale
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: replace or remove it") from error
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes, 32 hexadecimal digits."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"

@@ -1,0 +1,211 @@
+"""Correspondence stores: what preprocessing found between the frames of a sequence (DESIGN.md section 3).
+
+Notation
+    T, H, W  frames, height, width
+    (i, j)   ordered pair of frames; its correspondences start at the pixels of frame i and end in frame j
+    valid    cycle-consistent, or occluded in j with a reliable position
+
+`seq/correspondences/meta.json` is the last file that is written: a folder without it is an unfinished store.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from loaders.files import atomic_path
+from loaders.sequence import VideoSequence
+from loaders.store_format import (
+    ALIGN,
+    DensePair,
+    Row,
+    StoredPair,
+    as_images,
+    decode,
+    encode,
+    flags,
+    pad,
+    row_header,
+)
+
+FOLDER = "correspondences"
+FORMAT = 1
+
+
+class CorrespondenceStore:
+    """Memory-mapped correspondences of the first `num_frames` frames; safe to read from several threads."""
+
+    def __init__(self, root: Path, meta: dict, num_frames: int):
+        self.root, self.meta, self.num_frames = root, meta, num_frames
+        self.size: tuple[int, int] = tuple(meta["size"])
+        self._rows = [Row(row_path(root, i), self.size) for i in range(num_frames)]
+        self.counts = np.zeros((num_frames, num_frames), np.int64)  # (T, T) valid correspondences
+        for i, row in enumerate(self._rows):
+            known = row.targets < num_frames
+            self.counts[i, row.targets[known]] = row.valid[known]
+        self.pairs = np.array([(i, j) for i, row in enumerate(self._rows) for j in row.targets if j < num_frames],
+                              np.int64).reshape(-1, 2)  # (P, 2)
+
+    def stored(self, i: int, j: int) -> StoredPair:
+        """Correspondences from frame i to frame j; KeyError if the pair is not in `pairs`."""
+        return self._rows[i].pair(j)
+
+    def dense(self, i: int, j: int) -> DensePair:
+        """The same as images."""
+        return as_images(self.stored(i, j), self.size)
+
+    def count_map(self, i: int) -> np.ndarray:
+        """Number of valid correspondences of each pixel of frame i over all target frames `(H, W)` uint16."""
+        return self._rows[i].count_map()
+
+
+def open_correspondences(sequence: VideoSequence):
+    """The sequence's CorrespondenceStore, else its PublishedFolder (OmniMotion's layout; same interface).
+
+    UserError if there is neither, if the store is unfinished, or if it was made for other frames."""
+    from loaders.published import PublishedFolder, is_published  # it needs this module's dataclasses
+
+    root = sequence.root / FOLDER
+    if (root / "meta.json").is_file():
+        meta = read_meta(root / "meta.json")
+        check_frames(meta, sequence, root / "meta.json")
+        return CorrespondenceStore(root, meta, len(sequence))
+    if (root / "unfinished.json").is_file():
+        raise UserError(f"{root} is unfinished: run the same `python -m preprocessing` command with --resume")
+    if is_published(sequence.root):
+        return PublishedFolder(sequence)
+    raise UserError(f"no correspondences in {sequence.root}: run `python -m preprocessing --data_dir {sequence.root}`")
+
+
+def describe(sequence: VideoSequence, method: dict) -> dict:
+    """The content of meta.json: what the store was made of, and how (`method`: names and thresholds)."""
+    return json.loads(json.dumps({  # tuples become lists, as they will be when it is read again
+        "format": FORMAT, "size": sequence.size, "names": sequence.names, "hashes": sequence.hashes(),
+        "method": method}))
+
+
+def read_meta(path: Path) -> dict:
+    """A store's meta.json. UserError if it is damaged or of another format."""
+    try:
+        meta = json.loads(path.read_text())
+        complete = {"size", "names", "hashes", "method"} <= meta.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: delete its folder and run `python -m preprocessing` again") from error
+    if meta.get("format") != FORMAT or not complete:
+        raise UserError(f"{path} is of another format than {FORMAT}: delete its folder and run preprocessing again")
+    return meta
+
+
+def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
+    """UserError unless the sequence's frames are the store's, or its first ones."""
+    T, again = len(sequence), "delete that folder and run `python -m preprocessing` again"
+    if tuple(meta["size"]) != sequence.size:
+        raise UserError(f"{path} was made for frames of {meta['size'][1]}x{meta['size'][0]}, "
+                        f"these are {sequence.size[1]}x{sequence.size[0]}: {again}")
+    if meta["names"][:T] != list(sequence.names):
+        raise UserError(f"{path} was made for other frames ({len(meta['names'])}, {meta['names'][0]} to "
+                        f"{meta['names'][-1]}; here {T}, {sequence.names[0]} to {sequence.names[-1]}): {again}")
+    changed = [name for name, a, b in zip(sequence.names, meta["hashes"], sequence.hashes(), strict=False) if a != b]
+    if changed:
+        raise UserError(f"{path} was made for other frames: {len(changed)} changed since, first {changed[0]}: {again}")
+
+
+def row_path(root: Path, i: int) -> Path:
+    """File of source frame i."""
+    return root / f"{i:05d}.row"
+
+
+class StoreWriter:
+    """Writes a store pair by pair, in any order and from several threads; what is written survives a kill.
+
+    sequence: its `correspondences` folder is written
+    method:   what the store depends on besides the frames; goes to meta.json
+    resume:   go on with an unfinished store of the same frames and method; otherwise start afresh
+
+    UserError if `resume` is set and the unfinished store is of other frames or another method."""
+
+    def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False):
+        self.root, self.size, self.num_frames = sequence.root / FOLDER, sequence.size, len(sequence)
+        self._parts, self._journal = self.root / "parts", self.root / "unfinished.json"
+        meta = describe(sequence, method)
+        if resume and self._journal.is_file():
+            check_same(read_meta(self._journal), meta, self._journal)
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+            with atomic_path(self._journal) as path:
+                path.write_text(json.dumps(meta, indent=1))
+        for leftover in self.root.rglob(".tmp-*"):
+            leftover.unlink()
+
+    def has(self, i: int, j: int) -> bool:
+        """Whether the ordered pair is written."""
+        return self.has_row(i) or self._part(i, j).is_file()
+
+    def has_row(self, i: int) -> bool:
+        """Whether source frame i is packed."""
+        return row_path(self.root, i).is_file()
+
+    def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
+              chained: bool = False) -> None:
+        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the
+        direct one, which other chains walk along, and takes its place when the row is packed."""
+        block = encode(flow, cycle, occlusion, every_pixel=abs(i - j) == 1)
+        with atomic_path(self._part(i, j, chained)) as path:
+            path.write_bytes(pad(np.array([block.stored, block.valid], np.int64).tobytes()) + block.data)
+
+    def dense(self, i: int, j: int) -> DensePair:
+        """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet."""
+        stored, _, data = self._read(self._part(i, j))
+        return as_images(decode(data, 0, stored, self.size), self.size)
+
+    def targets(self, i: int) -> list[int]:
+        """Frames j for which (i, j) is written and whose row is not packed yet, ascending."""
+        return sorted({int(path.stem) for path in self._part(i, 0).parent.glob("[0-9]*")})
+
+    def pack(self, i: int) -> None:
+        """Turn the parts of source frame i into its row file; only one part is in memory at a time."""
+        chosen = [self._part(i, j, chained=True) for j in self.targets(i)]
+        chosen = [path if path.is_file() else path.with_suffix(".pair") for path in chosen]
+        heads = [np.fromfile(path, np.int64, 2) for path in chosen]
+        count_map = np.zeros(self.size[0] * self.size[1], np.uint16)
+        with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
+            file.write(row_header([(int(path.stem), *head) for path, head in zip(chosen, heads, strict=True)]))
+            for path in chosen:
+                *_, data = self._read(path)
+                cycle, occlusion = flags(data, 0, self.size)
+                count_map += cycle | occlusion
+                file.write(data)
+            file.write(count_map)
+        for path in self._part(i, 0).parent.iterdir():
+            if abs(int(path.stem) - i) > 1:  # chains of other rows still walk along the adjacent pairs
+                path.unlink()
+
+    def finish(self) -> None:
+        """Pack what is not packed yet and turn the folder into a finished store."""
+        for i in range(self.num_frames):
+            if not self.has_row(i):
+                self.pack(i)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._journal.replace(self.root / "meta.json")
+
+    def _part(self, i: int, j: int, chained: bool = False) -> Path:
+        return self._parts / f"{i:05d}" / f"{j:05d}.{'chained' if chained else 'pair'}"
+
+    def _read(self, path: Path) -> tuple[int, int, np.ndarray]:
+        data = np.fromfile(path, np.uint8)
+        stored, valid = data[:16].view(np.int64)
+        return int(stored), int(valid), data[ALIGN:]
+
+
+def check_same(old: dict, new: dict, path: Path) -> None:
+    """UserError naming what differs between two metas: frames, size, or a setting."""
+    again = "delete that folder, or give the same settings"
+    for key, name in (("size", "frame size"), ("names", "frame names"), ("hashes", "frame contents")):
+        if old[key] != new[key]:
+            raise UserError(f"{path} was made with another {name}: {again}")
+    for key in sorted(old["method"].keys() | new["method"].keys()):
+        a, b = old["method"].get(key), new["method"].get(key)
+        if a != b:
+            raise UserError(f"{path} was made with {key} {a}, now it is {b}: {again}")

@@ -1,0 +1,145 @@
+"""The bytes of the correspondence store (DESIGN.md section 3).
+
+Notation
+    T, H, W  frames, height, width
+    n        stored pixels of an ordered pair (i, j): all of frame i if |i - j| = 1, else those with a flag
+    flags    cycle: consistent forward and backward; occlusion: consistent only in the second cycle, hidden in frame j
+    q        flow in 1/16 px as int16: round-off at most 1/32 px at any displacement up to 2047 px
+
+A block is one ordered pair: cycle bit plane | occlusion bit plane | q (n, 2), each padded to ALIGN bytes.
+A row file `00012.row` is one source frame: int64 header [number of pairs, then (j, n, valid) a pair] | blocks in the
+order of j | count map (H, W) uint16. Offsets follow from the header, so there is no index that could go stale.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+
+ALIGN = 64
+STEPS = 16            # a pixel of flow in steps of the int16
+MAX_FLOW = 32767 / STEPS
+
+
+@dataclass
+class StoredPair:
+    """The stored correspondences of an ordered pair, in ascending order of their pixels."""
+    pixels: np.ndarray     # (n,) int64 flat indices y * W + x
+    flow_q: np.ndarray     # (n, 2) int16, pixels * 16, memory-mapped
+    cycle: np.ndarray      # (n,) bool
+    occlusion: np.ndarray  # (n,) bool
+
+    def flow(self, rows: np.ndarray) -> np.ndarray:
+        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        return self.flow_q[rows].astype(np.float32) / STEPS
+
+
+@dataclass
+class DensePair:
+    """The correspondences of an ordered pair as images."""
+    flow: np.ndarray       # (H, W, 2) float32 pixels, 0 where not stored
+    stored: np.ndarray     # (H, W) bool
+    cycle: np.ndarray      # (H, W) bool
+    occlusion: np.ndarray  # (H, W) bool
+
+
+@dataclass
+class Block:
+    """An encoded pair; `valid` counts its pixels with a flag."""
+    stored: int
+    valid: int
+    data: bytes
+
+
+def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pixel: bool) -> Block:
+    """Flow `(H, W, 2)` pixels and flags `(H, W)` as a block. Flow that is not finite or too large loses its flags."""
+    in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
+    cycle, occlusion = cycle & in_range, occlusion & in_range
+    valid = cycle | occlusion
+    kept = np.ones_like(valid) if every_pixel else valid
+    limit = MAX_FLOW if every_pixel else np.inf  # only an unflagged pixel of an adjacent pair can be out of range
+    q = np.rint(np.nan_to_num(flow[kept]).clip(-limit, limit) * STEPS).astype(np.int16)  # (n, 2)
+    sections = (np.packbits(cycle).tobytes(), np.packbits(occlusion).tobytes(), q.tobytes())
+    return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
+
+
+def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) -> StoredPair:
+    """The block of `stored` pixels that begins at `offset` of a uint8 buffer; its flow stays in the buffer."""
+    cycle, occlusion = flags(buffer, offset, size)
+    start = offset + 2 * plane_bytes(size)
+    flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
+    pixels = np.flatnonzero(cycle | occlusion)
+    if len(pixels) != stored:
+        pixels = np.arange(size[0] * size[1])
+    return StoredPair(pixels, flow_q, cycle[pixels], occlusion[pixels])
+
+
+def flags(buffer: np.ndarray, offset: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cycle and occlusion flags `(H * W,)` bool of a block."""
+    count, plane = size[0] * size[1], plane_bytes(size)
+    planes = buffer[offset: offset + 2 * plane].reshape(2, plane)
+    cycle, occlusion = (np.unpackbits(bits, count=count).view(bool) for bits in planes)
+    return cycle, occlusion
+
+
+def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
+    """A stored pair as images of `size` (H, W)."""
+    H, W = size
+    flow, images = np.zeros((H * W, 2), np.float32), np.zeros((3, H * W), bool)
+    flow[pair.pixels] = pair.flow(slice(None))
+    images[:, pair.pixels] = np.stack([np.ones_like(pair.cycle), pair.cycle, pair.occlusion])
+    return DensePair(flow.reshape(H, W, 2), *images.reshape(3, H, W))
+
+
+def block_bytes(stored: int, size: tuple[int, int]) -> int:
+    """Length of a block with `stored` pixels."""
+    return 2 * plane_bytes(size) + padded(4 * stored)
+
+
+def plane_bytes(size: tuple[int, int]) -> int:
+    """Length of a padded bit plane."""
+    return padded(-(-size[0] * size[1] // 8))
+
+
+def padded(length: int) -> int:
+    """`length` rounded up to a multiple of ALIGN."""
+    return -(-length // ALIGN) * ALIGN
+
+
+class Row:
+    """A memory-mapped row file. UserError if it is missing or its length is not what its header says."""
+
+    def __init__(self, path: Path, size: tuple[int, int]):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run `python -m preprocessing` again in a fresh folder")
+        self.size, self.data = size, np.memmap(path, np.uint8, mode="r")
+        pairs = int(self.data[:8].view(np.int64)[0]) if len(self.data) >= ALIGN else 0
+        table = self.data[8: 8 + 24 * pairs].view(np.int64).reshape(-1, 3)
+        self.targets, self.stored, self.valid = (np.array(column) for column in table.T)  # (P,) each
+        lengths = [block_bytes(int(n), size) for n in self.stored]
+        self.offsets = padded(8 + 24 * pairs) + np.cumsum([0, *lengths])
+        if len(self.data) != self.offsets[-1] + 2 * size[0] * size[1]:
+            raise UserError(f"{path} is damaged: delete its folder and run `python -m preprocessing` again")
+        self.place = {int(j): k for k, j in enumerate(self.targets)}
+
+    def pair(self, j: int) -> StoredPair:
+        """Correspondences to frame j; KeyError if there are none in the file."""
+        k = self.place[j]
+        return decode(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+
+    def count_map(self) -> np.ndarray:
+        """Number of flagged correspondences of each pixel over all target frames `(H, W)` uint16."""
+        H, W = self.size
+        return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)
+
+
+def row_header(table: list[tuple[int, int, int]]) -> bytes:
+    """Header of a row file from its (target frame, stored, valid) in ascending order."""
+    return pad(np.array([len(table), *np.ravel(table)], np.int64).tobytes())
+
+
+def pad(section: bytes) -> bytes:
+    """`section` with zeros up to a multiple of ALIGN."""
+    return section.ljust(padded(len(section)), b"\0")
