@@ -1,0 +1,63 @@
+"""Video files: reading frames (folders of images too) and writing H.264. Frames are (H, W, 3) uint8 RGB."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+
+from errors import UserError
+from loaders.files import atomic_path
+from loaders.sequence import image_files, read_image
+
+
+def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
+    """Frames start, start + stride, ... before `stop` of a video file, or of a folder's images sorted by name.
+
+    A phone's rotation is applied; frames of a variable rate come as they are, one after the other.
+    UserError if the file is missing or cannot be decoded, or has no frame in the range."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no video {path}: give a video file or a folder of images")
+    frames = map(read_image, image_files(path)) if path.is_dir() else _decode(path)
+    count = 0
+    for frame in islice(frames, start, stop, stride):
+        count += 1
+        yield frame
+    if count == 0:
+        raise UserError(f"{path} has no frame in the range {start} to {'the end' if stop is None else stop}: "
+                        "change --start and --stop, or give another video")
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10) -> None:
+    """Write frames `(H, W, 3)` uint8, all of one size, as H.264 in yuv420p, which every player shows.
+
+    An odd width or height gets one more column or row, a copy of the last. UserError if there is no frame."""
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"no frames to write to {path}")
+    H, W = first.shape[:2]
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
+        stream.options = {"crf": "18"}  # visually lossless
+        for image in (first, *frames):
+            padded = np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} has no picture track: give a video file or a folder of images")
+            container.streams.video[0].thread_type = "AUTO"
+            for frame in container.decode(video=0):
+                # the display matrix turns counter-clockwise, in quarter turns
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    except av.error.FFmpegError as error:
+        raise UserError(f"{path} cannot be decoded as a video ({error.strerror}): give another") from error
