@@ -1,0 +1,155 @@
+"""Synthetic sequences with exact ground truth: `python -m preprocessing synthetic --data_dir seqs/demo`.
+
+Notation
+    T, H, W  frames, height, width
+    N        ground-truth points
+    id       number of the layer that is in front, 0 for the ground   (H, W)
+
+Writes seq/color, seq/mask (what moves on the ground), seq/annotations.npz (DESIGN.md section 3, without query points:
+they are sampled for the query mode, as in TAP-Vid) and seq/synthetic.json, how the sequence was made.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from errors import UserError
+from loaders.annotations import Annotations, save_annotations
+from loaders.files import atomic_path, write_text
+from preprocessing.synthetic_scenes import RECIPES, build_layers
+
+SAMPLES = 2   # a pixel is the mean of SAMPLES x SAMPLES looks
+MARGIN = 1.5  # pixels between a point and the next outline, in the frame in which it is chosen
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the `synthetic` command."""
+    parser.add_argument("--data_dir", required=True, help="sequence folder to write")
+    parser.add_argument("--scene", choices=list(RECIPES), default="demo", help="layout and motion")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(192, 192), help="frame size")
+    parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
+    parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
+    parser.add_argument("--num_points", type=int, default=256, help="number of ground-truth points")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Render and write a sequence. UserError if the folder holds a sequence that was not made here."""
+    root = Path(args.data_dir)
+    if (root / "color").exists() and not (root / "synthetic.json").exists():
+        raise UserError(f"{root} holds a sequence that is not synthetic: choose another --data_dir")
+    frames, annotations, masks = render_scene(
+        args.scene, tuple(args.size), args.num_frames, args.seed, args.num_points, progress=True)
+    made = {name: getattr(args, name) for name in ("scene", "size", "num_frames", "seed", "num_points")}
+    write_text(root / "synthetic.json", json.dumps(made, indent=1) + "\n")
+    for folder, images in (("color", frames), ("mask", masks.astype(np.uint8) * 255)):
+        for stale in (root / folder).glob("*.png"):
+            if not stale.stem.isdigit() or int(stale.stem) >= len(images):
+                stale.unlink()
+        for i, image in enumerate(images):
+            with atomic_path(root / folder / f"{i:05d}.png") as path:
+                Image.fromarray(image).save(path)
+    save_annotations(root / "annotations.npz", annotations)
+
+
+def render_scene(scene: str, size: tuple[int, int], num_frames: int, seed: int, num_points: int,
+                 progress: bool = False) -> tuple[np.ndarray, Annotations, np.ndarray]:
+    """Frames `(T, H, W, 3)` uint8, ground truth, and masks `(T, H, W)` of what moves on the ground.
+
+    UserError for an unknown scene, fewer than 2 frames, sides under 48 or no points."""
+    if scene not in RECIPES:
+        raise UserError(f"no scene '{scene}': choose from {', '.join(RECIPES)}")
+    if num_frames < 2 or min(size) < 48 or num_points < 1:
+        raise UserError("a synthetic sequence needs at least 2 frames, sides of at least 48 pixels and 1 point")
+    layers = build_layers(scene, size, num_frames, seed)
+    rendered = [render(layers, size, t) for t in tqdm(range(num_frames), "rendering", disable=not progress)]
+    annotations = sample_tracks(layers, size, num_frames, seed, num_points)
+    return np.stack([frame for frame, _ in rendered]), annotations, np.stack([ids > 0 for _, ids in rendered])
+
+
+def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frame t `(H, W, 3)` uint8 and the ids of the layers in front at the pixels' centres `(H, W)`."""
+    H, W = size
+    offset = (SAMPLES - 1) / 2
+    grid = np.stack(np.meshgrid(np.arange(W * SAMPLES), np.arange(H * SAMPLES)), -1)
+    looks = (grid - offset) / SAMPLES  # (H S, W S, 2) pixels
+    picture = np.zeros((H * SAMPLES, W * SAMPLES, 3), np.float32)
+    for layer in layers:
+        rows, columns = _window(layer, size, t)
+        material, edge = layer.look_up(looks[rows, columns], t)
+        if edge.size == 0:
+            continue
+        cover = (edge * SAMPLES + 0.5).clip(0, 1)[..., None].astype(np.float32)
+        picture[rows, columns] += cover * (layer.colour(material) - picture[rows, columns])
+    frame = cv2.resize(picture, (W, H), interpolation=cv2.INTER_AREA)
+    centres = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(np.float64)
+    return np.rint(frame).clip(0, 255).astype(np.uint8), front(layers, centres, t)
+
+
+def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.ndarray:
+    """Id of the layer that is seen at `points` `(..., 2)` of frame t; -1 within `margin` pixels of an outline."""
+    ids = np.zeros(points.shape[:-1], np.int64)
+    for k, layer in enumerate(layers):
+        edge = layer.look_up(points, t)[1]
+        ids[edge > -margin] = -1
+        ids[edge > margin] = k
+    return ids
+
+
+def sample_tracks(layers: list, size: tuple[int, int], num_frames: int, seed: int, num_points: int) -> Annotations:
+    """Points that are seen in one of five frames spread over the clip, the same number on every layer, and where they
+    are in all frames: by the motion itself, nothing is estimated. A point is occluded if it lies outside the frame, on
+    a side that is turned away, or behind a nearer layer."""
+    H, W = size
+    rng = np.random.default_rng([seed, 1])
+    frames = np.unique(np.linspace(0, num_frames - 1, 5).round().astype(int))
+    candidates = rng.uniform((-0.5, -0.5), (W - 0.5, H - 0.5), (len(frames), 40 * num_points, 2))
+    ids = np.stack([front(layers, c, t, MARGIN) for c, t in zip(candidates, frames, strict=True)])
+    chosen = _stratify(ids, len(layers), num_points)
+    points = np.empty((num_points, num_frames, 2))
+    occluded = np.empty((num_points, num_frames), bool)
+    for k, layer in enumerate(layers):
+        for f, t0 in enumerate(frames):
+            rows = np.flatnonzero((chosen[:, 0] == f) & (ids[chosen[:, 0], chosen[:, 1]] == k))
+            material = layer.look_up(candidates[f, chosen[rows, 1]], t0)[0]
+            for t in range(num_frames):
+                points[rows, t], seen = layer.project(material, t)
+                occluded[rows, t] = ~seen | ~inside(points[rows, t], size) | _hidden(layers[k + 1:], points[rows, t], t)
+    return Annotations(points.astype(np.float32), occluded, size)
+
+
+def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Whether points `(..., 2)` lie on a pixel of the frame."""
+    return ((points >= -0.5) & (points < np.array(size[::-1]) - 0.5)).all(axis=-1)
+
+
+def _stratify(ids: np.ndarray, num_layers: int, num_points: int) -> np.ndarray:
+    """Of the candidates' ids `(F, C)`, as equal numbers a layer and frame as there are: `(num_points, 2)` = (f, c)."""
+    rank = np.empty(ids.shape, np.int64)  # how many candidates of the same frame and layer come before
+    for k in range(-1, num_layers):
+        rank[ids == k] = (np.cumsum(ids == k, axis=1) - 1)[ids == k]
+    rank[ids < 0] = ids.shape[1]
+    order = np.argsort(rank, axis=None, kind="stable")[:num_points]
+    return np.stack(np.unravel_index(order, ids.shape), -1)
+
+
+def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:
+    """Whether one of the nearer layers covers the points `(n, 2)` of frame t."""
+    out = np.zeros(len(points), bool)
+    for layer in nearer:
+        out |= layer.look_up(points, t)[1] > 0
+    return out
+
+
+def _window(layer, size: tuple[int, int], t: int) -> tuple[slice, slice]:
+    """Rows and columns of the fine grid that the layer can touch."""
+    centre, radius = layer.reach(t)
+    low, high = np.nan_to_num(centre - radius - 2), centre + radius + 3
+    limit = np.array(size[::-1])
+    low = np.clip(low, 0, limit).astype(int) * SAMPLES
+    high = np.minimum(high, limit).clip(0).astype(int) * SAMPLES
+    return slice(low[1], high[1]), slice(low[0], high[0])

@@ -1,0 +1,149 @@
+"""The layout and motion of the synthetic scenes: a camera over a ground, a solid, a waving sheet and crossings.
+
+Notation
+    s        shorter side of the frame, pixels; lengths below are shares of it unless said otherwise
+    time     t / (T - 1), from 0 to 1: a clip of any length shows the whole story
+    path     (T, 2) centre of a layer relative to the centre of the frame, before the camera moves
+    Z        depth of a layer; the ground has 1, and a layer moves 1 / Z times as much when the camera pans
+
+A crossing is an object (radius r) that a wider leaf (half width w) passes on the nearer side. Over the clip they move
+by L = 2.2 (r + w) relative to each other, so that the object is free at both ends, and hidden for (2 w - 2 r) / L.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from preprocessing.synthetic_layers import Ellipsoid, Outline, Shear, Sheet, to_plane
+from preprocessing.textures import PALETTES, dead_leaves, fibres, solid
+
+DENSITY = 1.4  # texels a pixel: the zoom never shows a texel larger than a pixel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the scenes. Motions are over the whole clip."""
+    pan: float                      # half the camera's way
+    zoom: float                     # share by which the picture grows
+    roll: float                     # radians
+    travel: float                   # way of the solid and the sheet
+    wave: float                     # amplitude of the sheet's waves
+    spin: float                     # turn of the solid, radians
+    hidden: tuple[float, ...] = ()  # a crossing each: share of the clip for which its object is hidden
+
+
+RECIPES = {
+    "demo": Recipe(pan=0.06, zoom=0.08, roll=0.06, travel=0.12, wave=0.022, spin=1.7, hidden=(0.27,)),
+    "easy": Recipe(pan=0.05, zoom=0.10, roll=0.04, travel=0.06, wave=0.012, spin=0.6),
+    "occlusion": Recipe(pan=0.05, zoom=0.06, roll=0.05, travel=0.15, wave=0.02, spin=1.2, hidden=(0.36, 0.30)),
+    "fast": Recipe(pan=0.16, zoom=0.20, roll=0.20, travel=0.30, wave=0.045, spin=3.5, hidden=(0.25,)),
+}
+
+
+def build_layers(scene: str, size: tuple[int, int], num_frames: int, seed: int) -> list[Sheet | Ellipsoid]:
+    """The layers of a scene, farthest first; `scene` is a key of RECIPES, `size` (H, W)."""
+    recipe, rng = RECIPES[scene], np.random.default_rng(seed)
+    stage = _Stage(recipe, size, num_frames, rng)
+    names = list(rng.permutation([name for name in PALETTES if name not in ("forest", "bark")]))
+    layers = [stage.ground("forest"), stage.solid(names[0]), stage.waving_sheet(names[1])]
+    heights = [-0.04] if len(recipe.hidden) == 1 else [-0.2, 0.2]
+    for share, height, name in zip(recipe.hidden, heights, names[2:], strict=False):
+        layers += stage.crossing(share, height, name)
+    return layers
+
+
+class _Stage:
+    """The camera and what the layers share."""
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int], num_frames: int, rng: np.random.Generator):
+        self.recipe, self.size, self.T, self.rng = recipe, size, num_frames, rng
+        self.s = min(size)
+        self.time = np.arange(num_frames) / (num_frames - 1)  # (T,)
+        self.flip = rng.choice([-1.0, 1.0], 2)                # which way round the scene is laid out
+        phase = rng.uniform(-0.3, 0.3, 4)
+        pan = [np.sin(1.7 * np.pi * self.time + phase[0]), 0.7 * np.sin(1.1 * np.pi * self.time + 0.6 + phase[1])]
+        self.pan = recipe.pan * np.stack(pan, -1)             # (T, 2)
+        self.zoom = 1 + recipe.zoom * (0.2 + np.sin(1.3 * np.pi * self.time + phase[2]))
+        self.roll = recipe.roll * np.sin(1.5 * np.pi * self.time + phase[3])
+
+    def affine(self, path: np.ndarray, depth: float, turn: np.ndarray | float = 0.0) -> np.ndarray:
+        """Plane of a layer -> frame `(T, 2, 3)` for a path `(T, 2)` and the layer's own turn in radians."""
+        centre = (np.array(self.size[::-1]) - 1) / 2
+        camera = self.zoom[:, None, None] * rotation(self.roll)  # (T, 2, 2)
+        way = self.s * self.flip * (path - self.pan / depth)     # (T, 2)
+        shift = np.einsum("tij,tj->ti", camera, way) + centre
+        return np.concatenate([camera @ rotation(turn + 0 * self.time), shift[..., None]], -1)
+
+    def path(self, start: tuple[float, float], move: tuple[float, float]) -> np.ndarray:
+        """From start to start + move `(T, 2)`; in a longer frame the starts are spread over its whole side."""
+        spread = np.array(self.size[::-1]) / self.s
+        return np.array(start) * spread + self.time[:, None] * np.array(move)
+
+    def ground(self, palette: str) -> Sheet:
+        affine = self.affine(self.path((0, 0), (0, 0)), 1.0)
+        H, W = self.size
+        corners = np.array([[-1, -1], [W, -1], [-1, H], [W, H]], np.float64)
+        seen = np.concatenate([to_plane(a, corners) for a in affine])  # (4 T, 2)
+        low, high = seen.min(axis=0) - 4, seen.max(axis=0) + 4
+        shape = np.ceil((high - low) * DENSITY).astype(int)[::-1]
+        texture = dead_leaves(tuple(shape), self.rng, palette, 0.14 * self.s * DENSITY)
+        return Sheet(affine, texture, low, DENSITY)
+
+    def cut_out(self, affine: np.ndarray, outline: Outline, paint, palette: str, shears=()) -> Sheet:
+        half = np.array(outline.axes) * (1 + sum(abs(a) for _, a, _ in outline.ripples)) + 4
+        shape = np.ceil(2 * half * DENSITY).astype(int)[::-1]
+        size = (0.1 * self.s * DENSITY,) if paint is dead_leaves else ()
+        return Sheet(affine, paint(tuple(shape), self.rng, palette, *size), -half, DENSITY, outline, shears)
+
+    def waving_sheet(self, palette: str) -> Sheet:
+        """A sheet that drifts while waves run through it in both directions."""
+        shears = tuple(
+            Shear(axis, share * self.recipe.wave * self.s, length * self.s,
+                  self.rng.uniform(0, 2 * np.pi) + speed * 2 * np.pi * self.time)
+            for axis, share, length, speed in ((0, 1.0, 0.55, 0.9), (1, 0.9, 0.45, -0.8), (0, 0.4, 0.3, 0.6)))
+        travel = self.recipe.travel
+        affine = self.affine(self.path((-0.2, 0.27), (travel, -0.3 * travel)), 0.85, 0.15 * np.sin(3 * self.time))
+        return self.cut_out(affine, self._outline(0.23, 0.16), fibres, palette, shears)
+
+    def solid(self, palette: str) -> Ellipsoid:
+        """An ellipsoid that turns part of its surface away while it drifts."""
+        axes = self.s * np.array([0.18, 0.125, 0.14])
+        axis = np.array([0.25, 1.0, 0.2]) + self.rng.uniform(-0.2, 0.2, 3)
+        turn = self.recipe.spin * self.time * self.rng.choice([-1, 1])
+        pose = rodrigues(axis, turn) @ rodrigues(self.rng.normal(size=3), np.array([self.rng.uniform(0, 6)]))
+        travel = self.recipe.travel
+        affine = self.affine(self.path((0.27, -0.26), (-0.6 * travel, 0.4 * travel)), 0.92)
+        side = int(np.clip(2.2 * axes.max(), 24, 144))
+        return Ellipsoid(affine, pose, axes, solid(side, self.rng, palette))
+
+    def crossing(self, share: float, height: float, palette: str) -> list[Sheet]:
+        """An object that is hidden for `share` of the clip, in its middle, and the leaf that hides it."""
+        r = 0.08 if len(self.recipe.hidden) == 1 else 0.07
+        w = r * (1 + 1.1 * share) / (1 - 1.1 * share)
+        L = 2.2 * (r + w)
+        tilt = self.rng.uniform(-0.05, 0.05)
+        object_path = self.path((0.0, height), (0.45 * L, tilt)) - (0.225 * L, tilt / 2)
+        leaf_path = self.path((0.0, height), (-0.55 * L, -tilt)) + (0.275 * L, tilt / 2)
+        hidden = self.cut_out(self.affine(object_path, 0.8, 0.5 * self.time), self._outline(r, r, 0.03),
+                              dead_leaves, palette)
+        leaf = self.cut_out(self.affine(leaf_path, 0.72, 0.12 * np.sin(2 * self.time)),
+                            self._outline(1.05 * w, 1.8 * w, 0.02), fibres, "bark")
+        return [hidden, leaf]
+
+    def _outline(self, a: float, b: float, ripple: float = 0.05) -> Outline:
+        waves = ((2, 1.0), (3, 0.8), (5, 0.5))
+        ripples = tuple((k, ripple * share, self.rng.uniform(0, 2 * np.pi)) for k, share in waves)
+        return Outline((a * self.s, b * self.s), ripples)
+
+
+def rotation(angle: np.ndarray) -> np.ndarray:
+    """Rotations of the plane `(T, 2, 2)` from radians `(T,)`."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+
+
+def rodrigues(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Rotations of space `(T, 3, 3)` about `axis` `(3,)` by radians `(T,)`."""
+    x, y, z = axis / np.linalg.norm(axis)
+    K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle)[:, None, None] * K + (1 - np.cos(angle))[:, None, None] * (K @ K)
