@@ -4,10 +4,13 @@ Notation
     N, T, M  ground-truth tracks, frames, query points
     point    (x, y): pixels of the frame, x right, y down, centres at integers
     query    (t, y, x): frame number and point, in TAP-Vid's order
+    size     (H, W)
 """
 
+import csv
 import zipfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +18,217 @@ import numpy as np
 from errors import UserError
 from loaders.files import atomic_path
 
-QUERY_STRIDE = 5
+QUERY_STRIDE = 5  # frames between the query frames of TAP-Vid's strided mode
+DTYPES = {"b": "bool", "iu": "whole numbers", "f": "floating point", "iuf": "numbers"}
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Ground truth of N points. A point outside the frame is occluded; where it is then is not known to all data sets."""
-    points: np.ndarray                       # (N, T, 2) float32 pixels
-    occluded: np.ndarray                     # (N, T) bool
-    frame_size: tuple[int, int]              # (H, W)
-    query_points: np.ndarray | None = None   # (N, 3) float32, one a row
-    evaluated: np.ndarray | None = None      # (N, T) bool: entries outside it do not count
+    """Ground truth of N points; `points` says nothing where a point is occluded or not evaluated."""
+    points: np.ndarray                      # (N, T, 2) float32 pixels
+    occluded: np.ndarray                    # (N, T) bool; outside the frame is occluded
+    frame_size: tuple[int, int]             # (H, W)
+    query_points: np.ndarray | None = None  # (N, 3) float32, one a row; None: sample_queries chooses them
+    evaluated: np.ndarray | None = None     # (N, T) bool: entries outside it do not count; None: all count
+
+    def resized(self, size: tuple[int, int]) -> "Annotations":
+        """The same for the video resized to `size`."""
+        queries = None if self.query_points is None else resize_queries(self.query_points, self.frame_size, size)
+        points = resize_points(self.points, self.frame_size, size)
+        return replace(self, points=points, query_points=queries, frame_size=tuple(size))
+
+
+@dataclass(frozen=True)
+class PointTracks:
+    """Tracks of M query points by any tracker; depth and score are None where the tracker has none."""
+    tracks: np.ndarray                         # (M, T, 2) float32 pixels
+    visible: np.ndarray                        # (M, T) bool
+    query_points: np.ndarray                   # (M, 3) float32
+    frame_size: tuple[int, int]                # (H, W)
+    occlusion_score: np.ndarray | None = None  # (M, T) float32
+    depth: np.ndarray | None = None            # (M, T) float32
+
+    def resized(self, size: tuple[int, int]) -> "PointTracks":
+        """The same for the video resized to `size`."""
+        return replace(self, tracks=resize_points(self.tracks, self.frame_size, size), frame_size=tuple(size),
+                       query_points=resize_queries(self.query_points, self.frame_size, size))
 
 
 def save_annotations(path: str | Path, annotations: Annotations) -> None:
-    """Write annotations.npz; keys that are None are left out."""
-    entries = {name: value for name, value in vars(annotations).items() if value is not None}
+    """Write annotations.npz; fields that are None are left out."""
+    _save(path, annotations)
+
+
+def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotations:
+    """Read annotations.npz. Unknown positions come as 0.
+
+    UserError if the file is missing or damaged, a key is missing or of the wrong type or shape, a visible point is not
+    finite, a query is outside the clip, or the annotations are not for `num_frames` frames."""
+    entries = _Entries(path)
+    points = entries.array("points", "f", (None, None, 2))
+    N, T = points.shape[:2]
+    occluded = entries.array("occluded", "b", (N, T))
+    size = entries.size()
+    evaluated = entries.array("evaluated", "b", (N, T), optional=True)
+    queries = entries.array("query_points", "iuf", (N, 3), optional=True)
+    if num_frames is not None and num_frames != T:
+        raise UserError(f"{path}: `points` has {T} frames, the sequence {num_frames}: annotations must cover the same "
+                        "frames")
+    counted = ~occluded if evaluated is None else ~occluded & evaluated
+    wrong = counted & ~np.isfinite(points).all(axis=-1)
+    if wrong.any():
+        n, t = np.argwhere(wrong)[0]
+        raise UserError(f"{path}: `points` has no finite position for point {n} in frame {t}, where it is visible: "
+                        "mark it occluded or give its position")
+    if queries is not None:
+        queries = _checked_queries(queries, path, T, size)
+    points = np.nan_to_num(points.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    return Annotations(points, occluded, size, queries, evaluated)
+
+
+def sample_queries(annotations: Annotations, query_mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Query points `(M, 3)` and the row of the annotations that each belongs to `(M,)`.
+
+    Query points of the annotations are used as they are. Else they are chosen as in TAP-Vid (Doersch et al., NeurIPS
+    2022, section 3): 'first', the first frame in which a track is visible; 'strided', every fifth frame, each point
+    that is visible there. Where the annotations are sparse, a query must also be evaluated.
+    UserError for an unknown mode, or if no point can be queried."""
+    if query_mode not in ("first", "strided"):
+        raise UserError(f"no query mode '{query_mode}': choose first or strided")
+    if annotations.query_points is not None:
+        return annotations.query_points, np.arange(len(annotations.query_points))
+    seen = ~annotations.occluded if annotations.evaluated is None else ~annotations.occluded & annotations.evaluated
+    if query_mode == "first":
+        rows = np.flatnonzero(seen.any(axis=1))
+        frames = seen[rows].argmax(axis=1)
+    else:
+        frames, rows = np.nonzero(seen[:, ::QUERY_STRIDE].T)  # by frame, then by track
+        frames = frames * QUERY_STRIDE
+    if len(rows) == 0:
+        raise UserError(f"the annotations have no visible point to query in the mode '{query_mode}'")
+    points = annotations.points[rows, frames]  # (M, 2)
+    return np.stack([frames, points[:, 1], points[:, 0]], -1).astype(np.float32), rows
+
+
+def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Query points `(M, 3)` float32 of an .npz with `query_points` or of a .csv with the header t,y,x.
+
+    UserError if the file is missing or damaged, or has a query that is not finite, not of a whole frame number, or
+    outside the clip (where its length and size are given)."""
+    if Path(path).suffix.lower() == ".csv":
+        queries = _read_csv(Path(path))
+    else:
+        queries = _Entries(path).array("query_points", "iuf", (None, 3))
+    if len(queries) == 0:
+        raise UserError(f"{path} has no query points")
+    return _checked_queries(queries, path, num_frames, size)
+
+
+def save_tracks(path: str | Path, tracks: PointTracks) -> None:
+    """Write tracks.npz; fields that are None are left out."""
+    _save(path, tracks)
+
+
+def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
+    """Read tracks.npz of any tracker; occlusion_score and depth may be missing.
+
+    UserError if the file is missing or damaged, a key is missing, of the wrong type or shape or not finite, or the
+    tracks are not for `num_frames` frames."""
+    entries = _Entries(path)
+    tracks = entries.array("tracks", "f", (None, None, 2), finite=True)
+    M, T = tracks.shape[:2]
+    if num_frames is not None and num_frames != T:
+        raise UserError(f"{path}: `tracks` has {T} frames, {num_frames} are needed")
+    size = entries.size()
+    queries = _checked_queries(entries.array("query_points", "iuf", (M, 3)), path, T, size)
+    score, depth = (entries.array(key, "f", (M, T), optional=True) for key in ("occlusion_score", "depth"))
+    return PointTracks(tracks.astype(np.float32), entries.array("visible", "b", (M, T)), queries, size, score, depth)
+
+
+def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Points `(..., 2)` of frames of `size` in the same frames resized to `new_size`: the frames' outer edges, half a
+    pixel outside the outer centres, stay the edges."""
+    scale = np.array([new_size[1] / size[1], new_size[0] / size[0]])
+    return ((points + 0.5) * scale - 0.5).astype(np.float32)
+
+
+def resize_queries(queries: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Query points `(M, 3)` of frames of `size` in the same frames resized to `new_size`."""
+    points = resize_points(queries[:, :0:-1], size, new_size)
+    return np.concatenate([queries[:, :1], points[:, ::-1]], axis=1).astype(np.float32)
+
+
+class _Entries:
+    """The arrays of an .npz file; everything that is wrong with one is a UserError that names the file and the key."""
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.arrays = {key: file[key] for key in file.files}
+        except FileNotFoundError as error:
+            raise UserError(f"no file {path}") from error
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path} cannot be read as .npz (arrays of numbers, no Python objects): "
+                            "write it again with numpy.savez") from error
+
+    def array(self, key: str, kinds: str, shape: tuple, optional: bool = False, finite: bool = False):
+        """The array `key`, whose dtype is one of `kinds` and whose sides are `shape` (None: any)."""
+        if key not in self.arrays:
+            if optional:
+                return None
+            raise UserError(f"{self.path} has no `{key}`: it has {', '.join(sorted(self.arrays)) or 'nothing'}")
+        out = self.arrays[key]
+        fits = out.ndim == len(shape) and all(want in (None, side) for want, side in zip(shape, out.shape, strict=True))
+        if not fits:
+            wanted = ", ".join("any" if side is None else str(side) for side in shape)
+            raise UserError(f"{self.path}: `{key}` has the shape {out.shape}, it must be ({wanted})")
+        if out.dtype.kind not in kinds:
+            raise UserError(f"{self.path}: `{key}` is {out.dtype}, it must be {DTYPES[kinds]}")
+        if finite and not np.isfinite(out).all():
+            raise UserError(f"{self.path}: `{key}` has values that are not finite")
+        return out
+
+    def size(self) -> tuple[int, int]:
+        """The entry `frame_size`."""
+        H, W = (int(side) for side in self.array("frame_size", "iu", (2,)))
+        if min(H, W) < 1:
+            raise UserError(f"{self.path}: `frame_size` is ({H}, {W}), it must be (height, width) in pixels")
+        return H, W
+
+
+def _checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,
+                     size: tuple[int, int] | None) -> np.ndarray:
+    """Query points as float32; UserError unless each is a whole frame of the clip and a point of its frames."""
+    t, y, x = queries.T
+    good = np.isfinite(queries).all(axis=1)
+    good &= (t == np.round(t)) & (t >= 0) & (t < (num_frames or np.inf))
+    if size is not None:
+        good &= (y >= -0.5) & (x >= -0.5) & (y <= size[0] - 0.5) & (x <= size[1] - 0.5)
+    if not good.all():
+        row = int(np.argmin(good))
+        limits = f" of {num_frames} frames" if num_frames else ""
+        limits += f" of {size[1]}x{size[0]} pixels" if size else ""
+        raise UserError(f"{path}: `query_points` row {row} (t, y, x) = ({t[row]:g}, {y[row]:g}, {x[row]:g}) is not a "
+                        f"frame number and a pixel of the clip{limits}")
+    return queries.astype(np.float32)
+
+
+def _read_csv(path: Path) -> np.ndarray:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table of query points") from error
+    if not rows or [cell.strip().lower() for cell in rows[0]] != ["t", "y", "x"]:
+        raise UserError(f"{path}: the first line must be t,y,x")
+    try:
+        return np.array([[float(cell) for cell in row] for row in rows[1:]], np.float64).reshape(len(rows) - 1, 3)
+    except ValueError as error:
+        raise UserError(f"{path}: every line after the first must be three numbers: t,y,x") from error
+
+
+def _save(path: str | Path, record: Annotations | PointTracks) -> None:
+    entries = {key: value for key, value in vars(record).items() if value is not None}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **entries)

@@ -101,40 +101,44 @@ def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.n
 
 
 def sample_tracks(layers: list, size: tuple[int, int], num_frames: int, seed: int, num_points: int) -> Annotations:
-    """Points that are seen in one of five frames spread over the clip, the same number on every layer, and where they
-    are in all frames: by the motion itself, nothing is estimated. A point is occluded if it lies outside the frame, on
-    a side that is turned away, or behind a nearer layer."""
+    """Points that are seen in one of five frames spread over the clip, and where they are in all frames: by the motion
+    itself, nothing is estimated. A point is occluded if it lies outside the frame, on a side that is turned away, or
+    behind a nearer layer. Every layer has the same share of the points, and so have, where there are enough, the points
+    that vanish and come back."""
     H, W = size
     rng = np.random.default_rng([seed, 1])
     frames = np.unique(np.linspace(0, num_frames - 1, 5).round().astype(int))
-    candidates = rng.uniform((-0.5, -0.5), (W - 0.5, H - 0.5), (len(frames), 40 * num_points, 2))
-    ids = np.stack([front(layers, c, t, MARGIN) for c, t in zip(candidates, frames, strict=True)])
-    chosen = _stratify(ids, len(layers), num_points)
-    points = np.empty((num_points, num_frames, 2))
-    occluded = np.empty((num_points, num_frames), bool)
+    places = rng.uniform((-0.5, -0.5), (W - 0.5, H - 0.5), (len(frames), 50 * num_points, 2))
+    ids = np.stack([front(layers, p, t, MARGIN) for p, t in zip(places, frames, strict=True)])
+    groups = np.where(ids < 0, -1, ids * len(frames) + np.arange(len(frames))[:, None])
+    chosen = stratify(groups.ravel(), 4 * num_points)
+    ids, places, start = ids.ravel()[chosen], places.reshape(-1, 2)[chosen], chosen // groups.shape[1]
+    points = np.empty((len(chosen), num_frames, 2))
+    occluded = np.empty((len(chosen), num_frames), bool)
     for k, layer in enumerate(layers):
-        for f, t0 in enumerate(frames):
-            rows = np.flatnonzero((chosen[:, 0] == f) & (ids[chosen[:, 0], chosen[:, 1]] == k))
-            material = layer.look_up(candidates[f, chosen[rows, 1]], t0)[0]
+        for f in range(len(frames)):
+            rows = (ids == k) & (start == f)
+            material = layer.look_up(places[rows], frames[f])[0]
             for t in range(num_frames):
                 points[rows, t], seen = layer.project(material, t)
                 occluded[rows, t] = ~seen | ~inside(points[rows, t], size) | _hidden(layers[k + 1:], points[rows, t], t)
-    return Annotations(points.astype(np.float32), occluded, size)
+    comes_back = (np.diff(occluded.astype(int), axis=1) != 0).sum(axis=1) > 1
+    rows = stratify(ids * 2 + comes_back, num_points)
+    return Annotations(points[rows].astype(np.float32), occluded[rows], size)
+
+
+def stratify(groups: np.ndarray, count: int) -> np.ndarray:
+    """`count` indices into `groups` `(n,)`, as equal numbers of every group as there are; group -1 is left out."""
+    rank = np.full(len(groups), len(groups))  # how many of the same group come before
+    for group in np.unique(groups[groups >= 0]):
+        members = np.flatnonzero(groups == group)
+        rank[members] = np.arange(len(members))
+    return np.argsort(rank, kind="stable")[:min(count, (groups >= 0).sum())]
 
 
 def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Whether points `(..., 2)` lie on a pixel of the frame."""
     return ((points >= -0.5) & (points < np.array(size[::-1]) - 0.5)).all(axis=-1)
-
-
-def _stratify(ids: np.ndarray, num_layers: int, num_points: int) -> np.ndarray:
-    """Of the candidates' ids `(F, C)`, as equal numbers a layer and frame as there are: `(num_points, 2)` = (f, c)."""
-    rank = np.empty(ids.shape, np.int64)  # how many candidates of the same frame and layer come before
-    for k in range(-1, num_layers):
-        rank[ids == k] = (np.cumsum(ids == k, axis=1) - 1)[ids == k]
-    rank[ids < 0] = ids.shape[1]
-    order = np.argsort(rank, axis=None, kind="stable")[:num_points]
-    return np.stack(np.unravel_index(order, ids.shape), -1)
 
 
 def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:

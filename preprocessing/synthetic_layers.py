@@ -20,7 +20,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Outline:
-    """A closed curve around 0: an ellipse of half axes `axes` whose radius is multiplied by 1 + ripples of the angle."""
+    """A closed curve around 0: an ellipse of half axes `axes` whose radius is scaled by 1 + ripples of the angle."""
     axes: tuple[float, float]
     ripples: tuple[tuple[int, float, float], ...] = ()  # (waves a turn, amplitude, phase)
 

@@ -6,8 +6,9 @@ Notation
     path     (T, 2) centre of a layer relative to the centre of the frame, before the camera moves
     Z        depth of a layer; the ground has 1, and a layer moves 1 / Z times as much when the camera pans
 
-A crossing is an object (radius r) that a wider leaf (half width w) passes on the nearer side. Over the clip they move
-by L = 2.2 (r + w) relative to each other, so that the object is free at both ends, and hidden for (2 w - 2 r) / L.
+An encounter is an object (radius r) and a wider trunk (half width w) on its nearer side. The trunk's centre is at
+S way(time) from the object's, with S = 1.1 (r + w), so that the object is free at both ends of the clip
+(way = +-1), and hidden where |S way| < w - r.
 """
 
 from dataclasses import dataclass
@@ -23,21 +24,25 @@ DENSITY = 1.4  # texels a pixel: the zoom never shows a texel larger than a pixe
 @dataclass(frozen=True)
 class Recipe:
     """What distinguishes the scenes. Motions are over the whole clip."""
-    pan: float                      # half the camera's way
-    zoom: float                     # share by which the picture grows
-    roll: float                     # radians
-    travel: float                   # way of the solid and the sheet
-    wave: float                     # amplitude of the sheet's waves
-    spin: float                     # turn of the solid, radians
-    hidden: tuple[float, ...] = ()  # a crossing each: share of the clip for which its object is hidden
+    pan: float     # half the camera's way
+    zoom: float    # share by which the picture grows
+    roll: float    # radians
+    travel: float  # way of the objects
+    wave: float    # amplitude of the sheet's waves
+    spin: float    # turn of the solid, radians
+    encounters: tuple[tuple[str, float], ...] = ()  # ("passes" | "swings", share of the clip that the object is hidden)
 
 
 RECIPES = {
-    "demo": Recipe(pan=0.06, zoom=0.08, roll=0.06, travel=0.12, wave=0.022, spin=1.7, hidden=(0.27,)),
-    "easy": Recipe(pan=0.05, zoom=0.10, roll=0.04, travel=0.06, wave=0.012, spin=0.6),
-    "occlusion": Recipe(pan=0.05, zoom=0.06, roll=0.05, travel=0.15, wave=0.02, spin=1.2, hidden=(0.36, 0.30)),
-    "fast": Recipe(pan=0.16, zoom=0.20, roll=0.20, travel=0.30, wave=0.045, spin=3.5, hidden=(0.25,)),
+    "demo": Recipe(0.04, 0.06, 0.05, 0.08, 0.014, 1.2, (("swings", 0.25),)),
+    "easy": Recipe(0.04, 0.08, 0.04, 0.06, 0.010, 0.6),
+    "occlusion": Recipe(0.04, 0.06, 0.05, 0.15, 0.016, 1.2, (("passes", 0.34), ("swings", 0.34))),
+    "fast": Recipe(0.12, 0.16, 0.18, 0.30, 0.040, 3.0, (("passes", 0.25),)),
 }
+
+
+# By the number of encounters, each one's r, height in the frame, and length of the trunk over its width.
+PLACES = {1: ((0.09, -0.04, 4.5),), 2: ((0.07, -0.22, 1.8), (0.07, 0.22, 1.8))}
 
 
 def build_layers(scene: str, size: tuple[int, int], num_frames: int, seed: int) -> list[Sheet | Ellipsoid]:
@@ -46,9 +51,8 @@ def build_layers(scene: str, size: tuple[int, int], num_frames: int, seed: int) 
     stage = _Stage(recipe, size, num_frames, rng)
     names = list(rng.permutation([name for name in PALETTES if name not in ("forest", "bark")]))
     layers = [stage.ground("forest"), stage.solid(names[0]), stage.waving_sheet(names[1])]
-    heights = [-0.04] if len(recipe.hidden) == 1 else [-0.2, 0.2]
-    for share, height, name in zip(recipe.hidden, heights, names[2:], strict=False):
-        layers += stage.crossing(share, height, name)
+    for i, (kind, share) in enumerate(recipe.encounters):
+        layers += stage.encounter(kind, share, i, names[2 + i])
     return layers
 
 
@@ -116,24 +120,30 @@ class _Stage:
         side = int(np.clip(2.2 * axes.max(), 24, 144))
         return Ellipsoid(affine, pose, axes, solid(side, self.rng, palette))
 
-    def crossing(self, share: float, height: float, palette: str) -> list[Sheet]:
-        """An object that is hidden for `share` of the clip, in its middle, and the leaf that hides it."""
-        r = 0.08 if len(self.recipe.hidden) == 1 else 0.07
-        w = r * (1 + 1.1 * share) / (1 - 1.1 * share)
-        L = 2.2 * (r + w)
-        tilt = self.rng.uniform(-0.05, 0.05)
-        object_path = self.path((0.0, height), (0.45 * L, tilt)) - (0.225 * L, tilt / 2)
-        leaf_path = self.path((0.0, height), (-0.55 * L, -tilt)) + (0.275 * L, tilt / 2)
-        hidden = self.cut_out(self.affine(object_path, 0.8, 0.5 * self.time), self._outline(r, r, 0.03),
+    def encounter(self, kind: str, share: float, number: int, palette: str) -> list[Sheet]:
+        """An object that is hidden for `share` of the clip, around its middle, and the trunk that hides it: it passes
+        by, or swings in and away again. Two encounters share the height of the frame."""
+        r, height, longer = PLACES[len(self.recipe.encounters)][number]
+        way = {"passes": lambda u: u, "swings": swing}[kind]
+        w = r * (1 + 1.1 * way(share)) / (1 - 1.1 * way(share))  # w - r = S way(share)
+        travel = 0.7 * self.recipe.travel
+        path = self.path((-0.05 - travel / 2, height + travel / 2), (travel, -travel))
+        trunk_path = path - 1.1 * (r + w) * way(2 * self.time - 1)[:, None] * (1, -0.2)
+        hidden = self.cut_out(self.affine(path, 0.85, 0.15 * self.time), self._outline(r, r, 0.03),
                               dead_leaves, palette)
-        leaf = self.cut_out(self.affine(leaf_path, 0.72, 0.12 * np.sin(2 * self.time)),
-                            self._outline(1.05 * w, 1.8 * w, 0.02), fibres, "bark")
-        return [hidden, leaf]
+        nearer = self.cut_out(self.affine(trunk_path, 0.8, 0.06 * np.sin(2 * self.time)),
+                              self._outline(1.05 * w, longer * w, 0.02), fibres, "bark")
+        return [hidden, nearer]
 
     def _outline(self, a: float, b: float, ripple: float = 0.05) -> Outline:
         waves = ((2, 1.0), (3, 0.8), (5, 0.5))
         ripples = tuple((k, ripple * share, self.rng.uniform(0, 2 * np.pi)) for k, share in waves)
         return Outline((a * self.s, b * self.s), ripples)
+
+
+def swing(u: np.ndarray | float) -> np.ndarray | float:
+    """From 1 at u = -1 to 0 and back to 1, at an almost even speed with a soft turn."""
+    return (np.sqrt(u ** 2 + 0.04) - 0.2) / (np.sqrt(1.04) - 0.2)
 
 
 def rotation(angle: np.ndarray) -> np.ndarray:

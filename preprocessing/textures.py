@@ -21,7 +21,8 @@ PALETTES = {
 }
 
 
-def noise(shape: tuple[int, ...], rng: np.random.Generator, slope: float, stretch: tuple[float, ...] = ()) -> np.ndarray:
+def noise(shape: tuple[int, ...], rng: np.random.Generator, slope: float,
+          stretch: tuple[float, ...] = ()) -> np.ndarray:
     """Gaussian noise of the given shape, mean 0, deviation 1. `stretch` makes an axis' features that much longer."""
     padded = [n + n // 4 + 8 for n in shape]  # the noise repeats at its own size: cut before it does
     axes = [np.fft.fftfreq(n) for n in padded[:-1]] + [np.fft.rfftfreq(padded[-1])]
@@ -58,15 +59,15 @@ def dead_leaves(shape: tuple[int, int], rng: np.random.Generator, palette: str, 
 
 def fibres(shape: tuple[int, int], rng: np.random.Generator, palette: str) -> np.ndarray:
     """A texture `(h, w, 3)` of long ridges and cracks, like bark or cloth."""
-    band = noise(shape, rng, 1.0, (4.0, 1.0))
-    crack = np.abs(noise(shape, rng, 0.9, (5.0, 1.0)))
+    band = noise(shape, rng, 1.0, (2.2, 1.0))
+    crack = np.abs(noise(shape, rng, 0.9, (2.8, 1.0)))
     return weather(_colours(band, crack, palette), rng)
 
 
 def solid(side: int, rng: np.random.Generator, palette: str) -> np.ndarray:
     """A volume `(side, side, side, 3)` of veined stone, to carve an object from."""
     shape = (side, side, side)
-    out = _colours(noise(shape, rng, 1.6), np.abs(noise(shape, rng, 1.6)), palette)
+    out = _colours(noise(shape, rng, 1.9), np.abs(noise(shape, rng, 1.9)), palette)
     out *= np.exp(0.28 * noise(shape, rng, 1.1))[..., None]
     return out.clip(8, 247)
 
@@ -74,7 +75,7 @@ def solid(side: int, rng: np.random.Generator, palette: str) -> np.ndarray:
 def weather(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The texture `(h, w, 3)` with light and dirt at all scales, blurred to what a pixel grid can carry."""
     shape = texture.shape[:2]
-    light = np.exp(0.22 * noise(shape, rng, 1.0))[..., None]
+    light = np.exp(0.3 * noise(shape, rng, 1.2))[..., None]
     tint = np.stack([noise(shape, rng, 1.2) for _ in range(3)], -1)
     return cv2.GaussianBlur(texture * light + 6 * tint, (0, 0), 0.7).clip(8, 247)
 
