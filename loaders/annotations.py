@@ -168,7 +168,7 @@ class _Entries:
                 self.arrays = {key: file[key] for key in file.files}
         except FileNotFoundError as error:
             raise UserError(f"no file {path}") from error
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} cannot be read as .npz (arrays of numbers, no Python objects): "
                             "write it again with numpy.savez") from error
 
