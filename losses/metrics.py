@@ -70,10 +70,10 @@ def temporal_coherence(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tra
 
     The acceleration at frame t is the difference of two adjacent flows, p(t+1) - 2 p(t) + p(t-1). It is taken where
     the true point is visible (and evaluated) in all three frames, and the mean is over all such triples of the video.
-    OmniMotion's paper says 'for visible points' and leaves open what follows here: visible is meant of the ground truth
-    and in all three frames; the units are those of TAP-Vid's thresholds; with 'first', triples begin at the query's
-    frame or later (its position is given, but the flows from it are predicted); with 'strided' all triples count, also
-    those around the query's frame.
+    OmniMotion describes this in a sentence (acceleration as flow difference, visible points) and published no code for
+    it. What that leaves open is settled here: visible is meant of the ground truth and in all three frames; the units
+    are those of TAP-Vid's thresholds; with 'first', triples begin at the query's frame or later (its position is given,
+    but the flows from it are predicted); with 'strided' all triples count, also those around the query's frame.
 
     None where there is no such triple, for instance with annotations of every fifth frame.
     UserError if the arrays do not fit each other or the mode is unknown."""
