@@ -57,8 +57,8 @@ class VideoSequence:
         return [file_hash(self.root / "color" / name) for name in self.names]
 
 
-def open_sequence(data_dir: str | Path, num_imgs: int = 250) -> VideoSequence:
-    """The first `num_imgs` frames of `data_dir`/color.
+def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequence:
+    """The first `num_imgs` frames of `data_dir`/color; all of them if it is None.
 
     UserError if the folder is missing or empty, has one frame only, a corrupt frame, or frames of different sizes."""
     root = Path(data_dir)

@@ -23,6 +23,7 @@ from loaders.store_format import (
     Row,
     StoredPair,
     as_images,
+    block_bytes,
     decode,
     encode,
     flags,
@@ -149,16 +150,24 @@ class StoreWriter:
 
     def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
               chained: bool = False) -> None:
-        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the
-        direct one, which other chains walk along, and takes its place when the row is packed."""
-        block = encode(flow, cycle, occlusion, every_pixel=abs(i - j) == 1)
-        with atomic_path(self._part(i, j, chained)) as path:
-            path.write_bytes(pad(np.array([block.stored, block.valid], np.int64).tobytes()) + block.data)
+        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the direct
+        one and takes its place when the row is packed."""
+        adjacent = abs(i - j) == 1
+        block = encode(flow, cycle, occlusion, every_pixel=adjacent)
+        with atomic_path(self._part(i, j, chained)) as temporary, open(temporary, "wb") as file:
+            file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
+            file.write(block.data)
+            if adjacent:  # chains add these up: until the store is finished they are also kept without round-off
+                file.write(np.ascontiguousarray(flow, np.float32))
 
     def dense(self, i: int, j: int) -> DensePair:
-        """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet."""
-        stored, _, data = self._read(self._part(i, j))
-        return as_images(decode(data, 0, stored, self.size), self.size)
+        """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet. The flow of
+        adjacent frames has no round-off."""
+        stored, data, exact = self._read(self._part(i, j))
+        pair = as_images(decode(data, 0, stored, self.size), self.size)
+        if len(exact):
+            pair.flow = exact.view(np.float32).reshape(*self.size, 2)
+        return pair
 
     def targets(self, i: int) -> list[int]:
         """Frames j for which (i, j) is written and whose row is not packed yet, ascending."""
@@ -173,7 +182,7 @@ class StoreWriter:
         with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
             file.write(row_header([(int(path.stem), *head) for path, head in zip(chosen, heads, strict=True)]))
             for path in chosen:
-                *_, data = self._read(path)
+                _, data, _ = self._read(path)
                 cycle, occlusion = flags(data, 0, self.size)
                 count_map += cycle | occlusion
                 file.write(data)
@@ -193,10 +202,12 @@ class StoreWriter:
     def _part(self, i: int, j: int, chained: bool = False) -> Path:
         return self._parts / f"{i:05d}" / f"{j:05d}.{'chained' if chained else 'pair'}"
 
-    def _read(self, path: Path) -> tuple[int, int, np.ndarray]:
+    def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
+        """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any."""
         data = np.fromfile(path, np.uint8)
-        stored, valid = data[:16].view(np.int64)
-        return int(stored), int(valid), data[ALIGN:]
+        stored = int(data[:8].view(np.int64)[0])
+        end = ALIGN + block_bytes(stored, self.size)
+        return stored, data[ALIGN:end], data[end:]
 
 
 def check_same(old: dict, new: dict, path: Path) -> None:
