@@ -1,0 +1,133 @@
+"""The commands of `python -m preprocessing` and their options."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from loaders.files import atomic_path
+from loaders.sequence import VideoSequence, open_sequence, read_image
+from preprocessing.features import FEATURE_EXTRACTORS
+from preprocessing.flow import FLOW_ESTIMATORS
+from preprocessing.frames import extract_frames
+from preprocessing.pipeline import Method, build_store, summary
+
+log = logging.getLogger(__name__)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit code 2."""
+
+    def error(self, message: str) -> None:
+        sys.stderr.write(f"{self.prog}: {message} (--help lists the options)\n")
+        sys.exit(2)
+
+
+def at_least(low: int):
+    """An option's type: a whole number from `low` up."""
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {low}")
+        return int(text)
+    return parse
+
+
+def positive(text: str) -> float:
+    """An option's type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def main_parser() -> Parser:
+    """Options of the command that makes a sequence folder."""
+    out = Parser(prog="python -m preprocessing", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                 description="Video -> sequence folder with correspondences. Other commands: `synthetic` renders a "
+                             "sequence with ground truth, `flow` computes the flow of one pair (each has --help).")
+    add = out.add_argument
+    add("--data_dir", required=True, help="sequence folder to make, or one that has color/ already")
+    frames = out.add_argument_group("frames (with --video)")
+    add = frames.add_argument
+    add("--video", help="video file or folder of images; without it the frames in DATA_DIR/color are used")
+    size = frames.add_mutually_exclusive_group()
+    size.add_argument("--resize", type=at_least(16), nargs=2, metavar=("H", "W"), help="frame size, in pixels")
+    size.add_argument("--short_side", type=at_least(16), help="shorter side of the frames, in pixels; aspect kept")
+    add("--start", type=at_least(0), default=0, help="first frame")
+    add("--stop", type=at_least(1), help="frame to stop before")
+    add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
+    add("--max_frames", type=at_least(2), help="stop after so many frames")
+    add = out.add_argument_group("correspondences").add_argument
+    add("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
+    add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
+    add("--chain", action="store_true", help="add correspondences chained over adjacent frames")
+    add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
+    add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
+    return out
+
+
+def flow_parser() -> Parser:
+    """Options of the command that computes the flow of one pair."""
+    out = Parser(prog="python -m preprocessing flow", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                 description="Optical flow from image A to image B as (H, W, 2) float32 pixels.")
+    out.add_argument("images", nargs=2, metavar=("A", "B"), help="two images of one size")
+    out.add_argument("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    out.add_argument("--out", required=True, help="file to write (.npy)")
+    return out
+
+
+def main(argv: list[str]) -> None:
+    """Run `python -m preprocessing ARGV`. UserError for a user's mistake; SystemExit 2 for wrong options."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if argv[:1] == ["synthetic"]:
+        from preprocessing import synthetic
+
+        parser = Parser(prog="python -m preprocessing synthetic", description="A sequence with exact ground truth.",
+                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        synthetic.add_arguments(parser)
+        synthetic.main(parser.parse_args(argv[1:]))
+    elif argv[:1] == ["flow"]:
+        flow_of_pair(flow_parser().parse_args(argv[1:]))
+    else:
+        preprocess(main_parser().parse_args(argv))
+
+
+def preprocess(args: argparse.Namespace) -> None:
+    """Video -> sequence folder."""
+    sequence = _sequence(args)
+    method = Method(args.flow, args.features, args.cycle_th, args.chain)
+    try:
+        store = build_store(sequence, method, args.resume, args.num_workers)
+    except KeyboardInterrupt:
+        log.info("stopped: the same command with --resume goes on from here")
+        sys.exit(130)
+    log.info("%s: %s", store.root, summary(store, store.root))
+
+
+def _sequence(args: argparse.Namespace) -> VideoSequence:
+    if args.video:
+        return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
+                              args.resize and tuple(args.resize), args.short_side)
+    for name in ("resize", "short_side", "start", "stop", "max_frames"):
+        if getattr(args, name) is not None and getattr(args, name) != 0:
+            raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
+    return open_sequence(args.data_dir, num_imgs=None)
+
+
+def flow_of_pair(args: argparse.Namespace) -> None:
+    """Flow of one pair of image files."""
+    a, b = (read_image(Path(path)) for path in args.images)
+    if a.shape != b.shape:
+        raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
+                        " flow needs two images of one size")
+    with atomic_path(args.out) as path, open(path, "wb") as file:
+        np.save(file, FLOW_ESTIMATORS[args.flow](True)(a, b))
+    log.info("%s: flow from %s to %s", args.out, *args.images)

@@ -1,0 +1,27 @@
+"""Appearance features by name.
+
+An extractor is `image -> features`: a frame `(H, W, 3)` uint8 RGB to `(h, w, c)`, whose corner features lie on the
+frame's corner pixels; callable from several threads. Its `threshold` is the cosine similarity above which two
+features may show the same point (0.5 for DINO, as in OmniMotion).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+
+class FeatureExtractor(Protocol):
+    """What the appearance check needs."""
+    threshold: float
+
+    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+
+
+def _sift() -> FeatureExtractor:
+    from third_party.sift import DenseSift
+
+    return DenseSift()
+
+
+FEATURE_EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {"sift": _sift}

@@ -1,0 +1,65 @@
+"""From a video to the frames of a sequence folder."""
+
+import logging
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from errors import UserError
+from loaders.sequence import VideoSequence, file_hash, image_files, open_sequence
+from loaders.video import read_video
+
+log = logging.getLogger(__name__)
+
+
+def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
+                   max_frames: int | None = None, resize: tuple[int, int] | None = None,
+                   short_side: int | None = None) -> VideoSequence:
+    """Decode `video` (file or image folder) into `data_dir`/color as PNG files; the folder appears when it is complete.
+
+    resize: (H, W); short_side: pixels, aspect kept. Frames that are there already are kept if they are the same.
+    UserError if the video cannot be read, has one frame only or frames of different sizes, or if other frames are
+    there already."""
+    color, partial = data_dir / "color", data_dir / "color.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    size = None
+    for t, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames)):
+        size = size or frame.shape
+        if frame.shape != size:
+            raise UserError(f"frames of different sizes in {video}: the first is {size[1]}x{size[0]}, frame "
+                            f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
+        image = _resized(frame, resize, short_side)
+        cv2.imwrite(str(partial / f"{t:05d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if t == 0:
+        raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
+    if not image_files(color):
+        shutil.rmtree(color, ignore_errors=True)
+        partial.replace(color)
+    elif _contents(color) == _contents(partial):
+        shutil.rmtree(partial)
+    else:
+        shutil.rmtree(partial)
+        raise UserError(f"{color} already has other frames than these of {video}: give another --data_dir, or remove "
+                        "that folder, or leave out --video to use its frames")
+    sequence = open_sequence(data_dir, num_imgs=None)
+    log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
+    return sequence
+
+
+def _resized(frame: np.ndarray, resize: tuple[int, int] | None, short_side: int | None) -> np.ndarray:
+    H, W = frame.shape[:2]
+    if short_side:
+        zoom = short_side / min(H, W)
+        resize = round(H * zoom), round(W * zoom)
+    if not resize or tuple(resize) == (H, W):
+        return frame
+    shrinks = resize[0] * resize[1] < H * W
+    return cv2.resize(frame, (resize[1], resize[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def _contents(folder: Path) -> list[tuple[str, str]]:
+    return [(path.name, file_hash(path)) for path in image_files(folder)]
