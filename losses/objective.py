@@ -57,7 +57,8 @@ def distortion_loss(z: Tensor, w: Tensor) -> Tensor:
     """Spread of the weights along the ray (mip-NeRF 360, eq. 15), mean over rays; `(..., K)` each.
 
     Sample k stands for the interval [z_k, z_{k+1}], the last for an empty one. With sorted midpoints m the double sum
-    of w_i w_j |m_i - m_j| is twice the sum over i of w_i (m_i W_i - V_i), W and V running sums of w and w m before i."""
+    of w_i w_j |m_i - m_j| is twice the sum over i of w_i (m_i W_i - V_i), W and V running sums of w and w m before i.
+    """
     end = torch.cat([z[..., 1:], z[..., -1:]], dim=-1)
     m = (z + end) / 2
     before = w.cumsum(-1) - w
@@ -81,7 +82,7 @@ def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int
     p, q, v = prediction.pixels[seen], batch.pixels2[seen], batch.weights[seen]
     real = in_frame(batch.pixels1, size)
     rgb, rgb_seen = prediction.rgb[real], batch.rgb1[real]
-    terms = {"flow": flow_loss(p, q, v), "rgb": rgb_loss(rgb, rgb_seen) , "rgb_gradient": gradient_loss(rgb, rgb_seen)}
+    terms = {"flow": flow_loss(p, q, v), "rgb": rgb_loss(rgb, rgb_seen), "rgb_gradient": gradient_loss(rgb, rgb_seen)}
     if weights["flow_gradient"]:
         terms["flow_gradient"] = gradient_loss(p, q, v)
     terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range)

@@ -25,34 +25,33 @@ class HashGrid(nn.Module):
                  base_resolution: int = 16, growth: float = 1.5):
         super().__init__()
         self.in_dim, self.num_features = in_dim, num_features
-        self.scales = [base_resolution * growth**level - 1 for level in range(num_levels)]
-        self.resolutions = [math.ceil(scale) + 1 for scale in self.scales]
-        self.entries = [min(-(-(r**in_dim) // 8) * 8, 2**log2_entries) for r in self.resolutions]
-        self.table = nn.Parameter(torch.empty(sum(self.entries), num_features).uniform_(-1e-4, 1e-4))
+        scales = [base_resolution * growth**level - 1 for level in range(num_levels)]
+        resolutions = [math.ceil(scale) + 1 for scale in scales]
+        entries = [min(-(-(r**in_dim) // 8) * 8, 2**log2_entries) for r in resolutions]
+        self.out_dim = num_levels * num_features
+        self.table = nn.Parameter(torch.empty(sum(entries), num_features).uniform_(-1e-4, 1e-4))
+        constants = {"scales": torch.tensor(scales), "entries": torch.tensor(entries),
+                     "strides": torch.tensor([[r**d for d in range(in_dim)] for r in resolutions]),
+                     "dense": torch.tensor([r**in_dim <= e for r, e in zip(resolutions, entries, strict=True)]),
+                     "first": torch.tensor([0, *entries[:-1]]).cumsum(0), "primes": torch.tensor(PRIMES[:in_dim]),
+                     "corners": torch.tensor(list(itertools.product((0, 1), repeat=in_dim)))}
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, v: Tensor) -> Tensor:
-        features, first = [], 0
-        for scale, resolution, entries in zip(self.scales, self.resolutions, self.entries, strict=True):
-            position = v * scale + 0.5
-            corner = position.floor()
-            fraction = position - corner  # (M, D)
-            level = 0
-            for offset in itertools.product((0, 1), repeat=self.in_dim):
-                weight = torch.ones_like(fraction[:, 0])
-                for d, step in enumerate(offset):
-                    weight = weight * (fraction[:, d] if step else 1 - fraction[:, d])
-                row = self._row(corner.long() + torch.tensor(offset, device=v.device), resolution, entries)
-                level = level + weight[:, None] * self.table[first + row]  # (M, F)
-            features.append(level)
-            first += entries
-        return torch.cat(features, dim=-1)  # (M, levels * F)
+        """`(M, in_dim)` -> `(M, num_levels * num_features)`."""
+        position = v[:, None] * self.scales[:, None] + 0.5  # (M, levels, D)
+        low = position.floor()
+        fraction = (position - low)[:, :, None]  # (M, levels, 1, D)
+        weight = torch.where(self.corners.bool(), fraction, 1 - fraction).prod(-1)  # (M, levels, 2^D)
+        rows = self._rows(low.long()[:, :, None] + self.corners)  # (M, levels, 2^D)
+        return (weight[..., None] * self.table[rows]).sum(-2).flatten(1)
 
-    def _row(self, corner: Tensor, resolution: int, entries: int) -> Tensor:
-        """Row of the level's table for lattice points `(M, D)` -> `(M,)`."""
-        if resolution**self.in_dim <= entries:
-            index = sum(corner[:, d] * resolution**d for d in range(self.in_dim))
-        else:
-            index = 0
-            for d in range(self.in_dim):
-                index = index ^ (corner[:, d] * PRIMES[d] & 0xFFFFFFFF)
-        return index % entries
+    def _rows(self, corner: Tensor) -> Tensor:
+        """Rows of the table for lattice points `(M, levels, 2^D, D)`: the dense index while it fits, else a hash."""
+        dense = (corner * self.strides[:, None]).sum(-1)
+        hashed = corner * self.primes & 0xFFFFFFFF
+        for d in range(1, self.in_dim):
+            hashed[..., 0] ^= hashed[..., d]
+        index = torch.where(self.dense[:, None], dense, hashed[..., 0])
+        return self.first[:, None] + index % self.entries[:, None]

@@ -10,20 +10,20 @@ Notation
     affine   (x, y) -> A(t, z) (x, y) + b(t, z), before layer 0 on the way forward
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoding import periodic_encoding
-
-S_MAX = 8.0  # clamp of the log-scale, as published
-NEGATIVE_SLOPE = 0.01  # LeakyReLU
+from models.fused import NEGATIVE_SLOPE, S_MAX, couple
 
 
 def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
     """Linear layers of the given sizes with `activation` between them."""
     layers = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -39,7 +39,7 @@ class CouplingLayer(nn.Module):
                  octaves: int):
         super().__init__()
         self.octaves, self.kept = octaves, [d for d in range(3) if d != coordinate]
-        self.coordinate = coordinate
+        self.coordinate, self.first_slope = coordinate, NEGATIVE_SLOPE if projection_layers == 1 else 0.0
         sizes = [2 + 2 * 2 * octaves] + [width] * projection_layers
         self.projection = mlp(sizes, nn.ReLU)
         self.latent = mlp([latent_dim] * 3, nn.LeakyReLU)
@@ -65,18 +65,6 @@ class CouplingLayer(nn.Module):
             weight = weight @ self.projection[2].weight
         chain = [(self.projection[0].weight, self.projection[0].bias), (weight, bias[:, None])]
         return chain + [(layer.weight, layer.bias) for layer in self.mlp[2::2]]
-
-    def scale_shift(self, a: Tensor, chain: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """As `scale_shift_plain`, with the weights of `fuse`."""
-        h = periodic_encoding(a, self.octaves, torch.pi, identity=True)  # (B, M, 18)
-        (weight, bias), (meeting, frame_bias), *rest = chain
-        h = F.linear(h, weight, bias)
-        h = F.leaky_relu_(h, NEGATIVE_SLOPE) if len(self.projection) == 1 else F.relu_(h)
-        h = F.leaky_relu_(F.linear(h, meeting).add_(frame_bias), NEGATIVE_SLOPE)
-        for weight, bias in rest[:-1]:
-            h = F.leaky_relu_(F.linear(h, weight, bias), NEGATIVE_SLOPE)
-        s, o = F.linear(h, *rest[-1]).unbind(-1)  # (B, M) each
-        return s.clamp(-S_MAX, S_MAX), o
 
 
 class Affine(nn.Module):
@@ -149,22 +137,21 @@ class FrameMaps:
             x = self.network.affine(self.t, x)
         x = list(x.unbind(-1))
         for k, layer in enumerate(self.network.layers):
-            s, o = self._scale_shift(k, x)
-            x[layer.coordinate] = (x[layer.coordinate] - o) * torch.exp(-s)
+            x[layer.coordinate] = self._couple(k, layer, x, inverse=False)
         return torch.stack(x, dim=-1)
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
         u = list(u.unbind(-1))
         for k, layer in reversed(list(enumerate(self.network.layers))):
-            s, o = self._scale_shift(k, u)
-            u[layer.coordinate] = u[layer.coordinate] * torch.exp(s) + o
+            u[layer.coordinate] = self._couple(k, layer, u, inverse=True)
         u = torch.stack(u, dim=-1)
         return u if self.network.affine is None else self.network.affine.inverse(self.t, u)
 
-    def _scale_shift(self, k: int, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        layer = self.network.layers[k]
-        kept = torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M, 2)
-        if self.chains is None:
-            return layer.scale_shift_plain(kept, self.f)
-        return layer.scale_shift(kept, self.chains[k])
+    def _couple(self, k: int, layer: CouplingLayer, x: list[Tensor], inverse: bool) -> Tensor:
+        """The coordinate that layer k changes, after it, from the three before it, `(B, M)` each."""
+        changed, kept = x[layer.coordinate], torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M), (B, M, 2)
+        if self.chains is not None:
+            return couple(changed, kept, self.chains[k], layer.octaves, layer.first_slope, inverse)
+        s, o = layer.scale_shift_plain(kept, self.f)
+        return changed * torch.exp(s) + o if inverse else (changed - o) * torch.exp(-s)

@@ -100,7 +100,7 @@ class OmniMotion(nn.Module):
     def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | bool = False,
                       near_share: float = 0.0) -> PairPrediction:
         """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`."""
-        B, N = p1.shape[:2]
+        B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
         order = torch.arange(2 * B, device=p1.device)
         local = self.lift(p1, jitter)  # (B, N, K, 3)

@@ -23,9 +23,8 @@ class HashLatent(nn.Module):
     def __init__(self, dim: int = 128, width: int = 64):
         super().__init__()
         self.grid = HashGrid(in_dim=2)
-        in_dim = len(self.grid.scales) * self.grid.num_features
         self.mlp = nn.Sequential(
-            nn.Linear(in_dim, width, bias=False), nn.ReLU(),
+            nn.Linear(self.grid.out_dim, width, bias=False), nn.ReLU(),
             nn.Linear(width, width, bias=False), nn.ReLU(),
             nn.Linear(width, dim, bias=False))
 
@@ -53,7 +52,7 @@ class TableLatent(nn.Module):
 
 
 class TimeLatent(nn.Module):
-    """Latents of all frames; after `freeze()` they are a constant buffer and the network is gone."""
+    """Latents of all frames; after `freeze()` they are a constant buffer and the network stands idle."""
 
     def __init__(self, num_frames: int, kind: str = "hash", dim: int = 128):
         super().__init__()

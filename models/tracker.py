@@ -1,0 +1,120 @@
+"""One predictor object: query points in, tracks through all frames out.
+
+Notation
+    N, T     query points, frames
+    query    (t, y, x): frame number and pixel of the point                      (N, 3)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.omnimotion import OmniMotion
+
+
+@dataclass
+class Tracks:
+    """Tracks of N query points through T frames, numpy."""
+    tracks: np.ndarray           # (N, T, 2) float32 pixels
+    visible: np.ndarray          # (N, T) bool
+    occlusion_score: np.ndarray  # (N, T) float32: share of the light absorbed in front of the point
+    depth: np.ndarray            # (N, T) float32
+
+
+class Tracker:
+    """Inference with a trained model; computes `chunk_size` rays at a time and never keeps gradients."""
+
+    def __init__(self, model: OmniMotion, use_max_loc: bool = True, occlusion_th: float = 0.99,
+                 chunk_size: int = 10_000):
+        self.model, self.use_max_loc, self.occlusion_th, self.chunk_size = model, use_max_loc, occlusion_th, chunk_size
+        self.device = next(model.parameters()).device
+
+    @property
+    def num_frames(self) -> int:
+        return self.model.config.num_frames
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.model.size
+
+    @torch.no_grad()
+    def track(self, query_points: np.ndarray) -> Tracks:
+        """Query points `(N, 3)` = (t, y, x) in pixels -> their tracks. A query is visible at its own frame and stays
+        exactly where it was asked."""
+        N, T = len(query_points), self.num_frames
+        out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
+                     np.zeros((N, T), np.float32))
+        frame = query_points[:, 0].astype(np.int64)
+        for t in np.unique(frame):
+            for rows in self._chunks(np.flatnonzero(frame == t)):
+                p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
+                p2, depth, score = self._track_from(int(t), p1.to(self.device))  # (N', T, 2), (N', T), (N', T)
+                inside = ((p2 >= -0.5) & (p2 <= p2.new_tensor(self.size[::-1]) - 0.5)).all(-1)
+                out.tracks[rows], out.depth[rows], out.occlusion_score[rows] = (
+                    a.cpu().numpy() for a in (p2, depth, score))
+                out.visible[rows] = ((score <= self.occlusion_th) & inside).cpu().numpy()
+                out.visible[rows, t] = True
+        return out
+
+    def _track_from(self, t: int, p1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels `(N, 2)` of frame t in all frames. The canonical samples do not depend on the target frame."""
+        ids = torch.arange(self.num_frames, device=self.device)
+        u, weights = self._canonical_rays(t, p1)  # (1, N, K, 3), (1, N, K)
+        positions, depths, scores = [], [], []
+        for j in ids.split(1):
+            p2, depth = self.model.target_position(u, weights, j, self.use_max_loc)
+            if j == t:
+                p2 = p1[None]
+            scores.append(self.model.occlusion_score(p2, depth, j)[0])
+            positions.append(p2[0])
+            depths.append(depth[0])
+        return torch.stack(positions, 1), torch.stack(depths, 1), torch.stack(scores, 1)
+
+    def _canonical_rays(self, t: int, p1: Tensor) -> tuple[Tensor, Tensor]:
+        x1 = self.model.lift(p1[None])
+        u = self.model.maps(torch.tensor([t], device=self.device)).to_canonical(x1.flatten(1, 2)).view_as(x1)
+        return u, self.model.render(u)[1]
+
+    @torch.no_grad()
+    def correspond(self, pixels: np.ndarray, i: int, j: int) -> np.ndarray:
+        """Pixels `(N, 2)` of frame i in frame j, `(N, 2)`."""
+        ids = torch.tensor([i, j], device=self.device)
+        pixels = torch.from_numpy(pixels).float()
+        out = [self.model.correspond(p[None].to(self.device), ids[:1], ids[1:], self.use_max_loc)[0][0].cpu()
+               for p in pixels.split(self.chunk_size)]
+        return torch.cat(out).numpy()
+
+    def flow(self, i: int, j: int) -> np.ndarray:
+        """Flow in pixels `(H, W, 2)` from frame i to frame j, through occlusions."""
+        grid = self._grid()
+        return (self.correspond(grid, i, j) - grid).reshape(*self.size, 2)
+
+    @torch.no_grad()
+    def colours_and_depths(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rendered colours `(n, H, W, 3)` in [0, 1] and depths `(n, H, W)` of frames `ids`."""
+        grid, colours, depths = torch.from_numpy(self._grid()), [], []
+        for i in ids:
+            frame = torch.tensor([i], device=self.device)
+            parts = [self.model.colour_and_depth(p[None].to(self.device), frame) for p in grid.split(self.chunk_size)]
+            colours.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
+            depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
+        return np.stack(colours), np.stack(depths)
+
+    def depth_maps(self, ids: list[int]) -> np.ndarray:
+        """Rendered depths `(n, H, W)`."""
+        return self.colours_and_depths(ids)[1]
+
+    def colour_maps(self, ids: list[int]) -> np.ndarray:
+        """Rendered colours `(n, H, W, 3)` in [0, 1]."""
+        return self.colours_and_depths(ids)[0]
+
+    def _grid(self) -> np.ndarray:
+        """All pixels of a frame, `(H * W, 2)`."""
+        y, x = np.mgrid[: self.size[0], : self.size[1]]
+        return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+    def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
+        return np.array_split(rows, max(1, -(-len(rows) // self.chunk_size)))
