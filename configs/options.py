@@ -1,0 +1,145 @@
+"""Every option of train.py, eval.py and viz.py, once: name, default, help, by group.
+
+A config file (`--config configs/default.txt`) holds `name = value` lines; flags on the command line win over it.
+Options that count steps are steps of the published 100,000-step run: a run of `num_iters` steps scales them all.
+"""
+
+import sys
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import configargparse
+
+from errors import UserError
+
+OPTIONS = {
+    "general": [
+        ("data_dir", str, "", "sequence folder (color/ and correspondences/, or OmniMotion's published layout)"),
+        ("expname", str, "default", "name of the experiment; results go to SAVE_DIR/EXPNAME_SEQUENCE"),
+        ("save_dir", str, "out", "folder of all results"),
+        ("ckpt_path", str, "", "checkpoint to start from or to look at, instead of the newest of the run's folder"),
+        ("no_reload", bool, False, "start from scratch even if the run's folder has a checkpoint"),
+        ("device", ("auto", "cpu", "cuda"), "auto", "where to compute; auto is CUDA where there is one"),
+        ("seed", int, 1234, "seed of everything random"),
+        ("num_iters", int, 100_000, "number of training steps; all schedules are shares of it"),
+    ],
+    "data": [
+        ("num_imgs", int, 250, "use at most this many frames"),
+        ("num_pairs", int, 8, "pairs of frames a step"),
+        ("num_pts", int, 256, "points a pair"),
+        ("start_interval", int, 20, "largest distance between the frames of a pair at the start of the curriculum"),
+        ("neighbour_weight", float, 0.5, "weight of each adjacent frame when the partner of a frame is drawn"),
+        ("use_count_map", int, 1, "before the first error map, draw pixels by 1/sqrt(valid correspondences + 1)"),
+        ("error_map", ("accumulated", "last", "off"), "accumulated", "hard mining: add up errors over the whole run, "
+         "keep only the last evaluation (OmniMotion), or none"),
+        ("error_map_cell", int, 8, "side of an error map's cell in pixels"),
+        ("error_map_uniform", float, 0.1, "share of draws that ignores the error map: every pixel stays reachable"),
+        ("error_map_random", float, 0.0, "share of the points that is replaced by random ones (OmniMotion: 0.5)"),
+        ("i_cache", int, 20_000, "published steps between full evaluations for the error map"),
+    ],
+    "model": [
+        ("num_samples_ray", int, 32, "samples a ray"),
+        ("min_depth", float, 0.0, "nearest depth"),
+        ("max_depth", float, 2.0, "farthest depth"),
+        ("time_latent", ("hash", "gabor", "table"), "hash", "network of the frames' latents"),
+        ("latent_dim", int, 128, "size of a frame's latent"),
+        ("coupling_width", int, 256, "width of the coupling layers' networks"),
+        ("coupling_layers", int, 2, "hidden layers of a coupling's MLP"),
+        ("projection_layers", int, 2, "layers of the coupling's projection; 1 is OmniMotion's"),
+        ("pe_freq", int, 4, "octaves of the coupling layers' encoding"),
+        ("use_affine", int, 1, "affine map of x and y before the coupling layers"),
+        ("affine_width", int, 256, "width of the affine map's MLP"),
+        ("affine_layers", int, 8, "linear layers of the affine map's MLP"),
+        ("field_width", int, 256, "width of the canonical field"),
+        ("field_layers", int, 3, "hidden layers of the canonical field"),
+        ("field_encoding", ("periodic", "none"), "periodic", "66-d periodic code of canonical points, or none"),
+    ],
+    "optimisation": [
+        ("lr_feature", float, 1e-3, "learning rate of the time latent"),
+        ("lr_deform", float, 1e-4, "learning rate of the invertible network"),
+        ("lr_color", float, 3e-4, "learning rate of the canonical field"),
+        ("lrate_decay_steps", float, 20_000, "published steps between decays of the learning rates"),
+        ("lrate_decay_factor", float, 0.5, "factor of a decay"),
+        ("grad_clip", float, 0.0, "largest norm of the gradient; 0: no clipping"),
+        ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
+        ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
+        ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
+        ("max_padding", float, 0.0, "predictions farther than this outside the frame have no flow loss, in pixels"),
+        ("mask_near", bool, False, "hide the nearest fifth of the samples for the first 4,000 published steps"),
+    ],
+    "inference": [
+        ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
+        ("occlusion_th", float, 0.99, "a point is occluded when more light than this is absorbed in front of it"),
+        ("chunk_size", int, 10_000, "pixels computed at a time; less needs less memory"),
+    ],
+    "logging": [
+        ("i_print", int, 100, "steps between TensorBoard scalars"),
+        ("i_img", int, 500, "steps between TensorBoard pictures; 0: none"),
+        ("i_weight", int, 20_000, "steps between checkpoints (one is always written at the end and on Ctrl-C)"),
+        ("no_tensorboard", bool, False, "write no TensorBoard files"),
+    ],
+    "evaluation": [
+        ("annotations", str, "", "annotations (.npz) to score against"),
+        ("queries", str, "", "query points (.npz or .csv) to track, instead of annotations"),
+        ("predictions", str, "", "tracks (.npz) of any tracker to score"),
+        ("query_mode", ("first", "strided"), "strided", "TAP-Vid's query mode"),
+        ("baselines", str, "", "comma-separated baselines in the table: static,chain"),
+        ("out", str, "", "file to write, instead of the default in the run's folder"),
+    ],
+    "visualisation": [
+        ("what", str, "tracks,depth", "comma-separated: tracks, depth"),
+        ("query_frame_id", int, 0, "frame whose points are drawn"),
+        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 30 points along the longer side"),
+        ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
+        ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
+        ("fps", float, 10.0, "frames a second of the videos"),
+    ],
+}
+
+
+class _Parser(configargparse.ArgumentParser):
+    """Errors are one line and exit code 2."""
+
+    def error(self, message: str) -> None:
+        sys.stderr.write(f"{self.prog}: {message} (--help lists the options)\n")
+        sys.exit(2)
+
+
+def parser(driver: str) -> configargparse.ArgumentParser:
+    """The option table as a parser; all three drivers read the same config files."""
+    out = _Parser(prog=f"{driver}.py", config_file_parser_class=configargparse.DefaultConfigFileParser,
+                  formatter_class=configargparse.ArgumentDefaultsHelpFormatter)
+    out.add_argument("--config", is_config_file=True, help="config file, a preset of configs/ or your own")
+    for group, options in OPTIONS.items():
+        section = out.add_argument_group(group)
+        for name, kind, default, text in options:
+            if kind is bool:
+                section.add_argument(f"--{name}", action="store_true", help=text)
+            elif isinstance(kind, tuple):
+                section.add_argument(f"--{name}", choices=kind, default=default, help=text)
+            else:
+                section.add_argument(f"--{name}", type=kind, default=default, help=text)
+    out.add_argument("--version", action="version", version="OmniMotion Turbo 0.1", help=SUPPRESS)
+    return out
+
+
+def parse(driver: str, argv: list[str] | None = None) -> Namespace:
+    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names."""
+    return parser(driver).parse_args(argv)
+
+
+def run_dir(options: Namespace) -> Path:
+    """SAVE_DIR/EXPNAME_SEQUENCE."""
+    if not options.data_dir:
+        raise UserError("no sequence folder given: say --data_dir seqs/NAME")
+    return Path(options.save_dir) / f"{options.expname}_{Path(options.data_dir).resolve().name}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a driver's main; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,80 @@
+"""Optimise a small model on one video: python train.py --config configs/default.txt --data_dir seqs/clip
+
+The result is SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard files, pictures. Started again, it goes on
+where it stopped; Ctrl-C and SIGTERM save and stop.
+"""
+
+import logging
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from configs.options import parse, run
+from drawing.board import Board
+from loaders.files import write_text
+from models.tracker import Tracker
+from trainer import Trainer
+
+log = logging.getLogger("train")
+
+
+def train(options: Namespace) -> Path:
+    """Run `num_iters` steps (or what is left of them) and return the folder of the results."""
+    trainer = Trainer(options)
+    trainer.dir.mkdir(parents=True, exist_ok=True)
+    write_text(trainer.dir / "args.txt", "".join(f"{k} = {v}\n" for k, v in sorted(vars(options).items()) if v != ""))
+    board = Board(trainer.dir, tensorboard=not options.no_tensorboard)
+    stop = stop_on_signal()
+
+    bar = tqdm(total=options.num_iters, initial=trainer.step, desc=trainer.dir.name, unit="step", dynamic_ncols=True)
+    while trainer.step < options.num_iters and not stop:
+        terms, error = trainer.train_step()
+        bar.update()
+        if trainer.step % 10 == 0:
+            bar.set_postfix(loss=f"{terms['total']:.3f}", flow_px=f"{error:.2f}", refresh=False)
+        if trainer.step % options.i_print == 0:
+            rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimiser.param_groups}
+            losses = {f"loss/{name}": float(value) for name, value in terms.items()}
+            board.scalars({**losses, **rates, "flow_error_px": float(error),
+                           "steps_per_second": bar.format_dict["rate"] or 0.0}, trainer.step)
+        if options.i_img and trainer.step % options.i_img == 0:
+            draw(board, trainer)
+        if trainer.step % options.i_weight == 0 and trainer.step < options.num_iters:
+            trainer.save()
+    bar.close()
+    trainer.save()
+    board.close()
+    if stop:
+        log.info("stopped at step %d of %d; the same command goes on from here", trainer.step, options.num_iters)
+    return trainer.dir
+
+
+def draw(board: Board, trainer: Trainer) -> None:
+    """The pictures of the run so far: matches, flow, depth and colours of the first and the middle frame."""
+    tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
+    first, second = 0, len(trainer.sequence) // 2
+    ids = [first, second]
+    board.pictures(trainer.step, ids=ids, frames=trainer.sequence.frames()[ids], flow=tracker.flow(first, second),
+                   depths=tracker.depth_maps(ids), colours=tracker.colour_maps(ids),
+                   errors=trainer.error_map.mean()[ids].numpy())
+
+
+def stop_on_signal() -> list:
+    """A list that a Ctrl-C or SIGTERM makes non-empty: the loop stops between two steps, never inside one."""
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    return received
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with logging_redirect_tqdm():
+        log.info("results are in %s", train(parse("train")))
+
+
+if __name__ == "__main__":
+    run(main)

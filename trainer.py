@@ -1,0 +1,162 @@
+"""The state of a run and the step that changes it; train.py is the recipe around it."""
+
+import logging
+from argparse import Namespace
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from configs.options import run_dir
+from errors import UserError
+from loaders.checkpoint import check_length, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
+from loaders.error_map import ErrorMap
+from loaders.sampler import PairSampler
+from loaders.sequence import open_sequence
+from loaders.store import open_correspondences
+from losses import schedules
+from losses.objective import objective, smoothness_loss
+from models.build import (
+    checkpoint_num_frames,
+    config_from_options,
+    model_from_checkpoint,
+    parameter_groups,
+    pick_device,
+)
+from models.omnimotion import OmniMotion
+from models.tracker import Tracker
+
+log = logging.getLogger("train")
+MAP_REFRESH = 1_000  # published steps between looks of the sampler at the accumulated error map
+
+
+class Trainer:
+    """One video's model, optimiser, sampler and error map. `step` counts the steps taken."""
+
+    def __init__(self, options: Namespace):
+        self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
+        self.sequence = open_sequence(options.data_dir, options.num_imgs)
+        T, size = len(self.sequence), self.sequence.size
+        torch.manual_seed(options.seed)
+        self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
+                           "jitter": torch.Generator(self.device).manual_seed(options.seed + 1)}  # depths on the rays
+        self.model = OmniMotion(config_from_options(options, T, size)).to(self.device)
+        self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform)
+        self.sampler = PairSampler(
+            self.sequence.frames(), open_correspondences(self.sequence), options.num_pairs, options.num_pts,
+            self.generators["sampler"], options.neighbour_weight, bool(options.use_count_map), options.error_map_random)
+        self.step = 0
+        self._new_optimiser()
+        self._start_from_checkpoint()
+
+    def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
+        o, s = self.options, schedules.published_step(self.step, self.options.num_iters)
+        self._scheduled_events(s)
+        farthest = schedules.max_interval(s, o.start_interval, len(self.sequence))
+        batch = self.sampler.batch(farthest, lambda d: schedules.pair_weight(d, farthest)).to(self.device)
+
+        near_share = 0.2 if o.mask_near and s < 4_000 else 0.0
+        prediction = self.model.predict_pairs(
+            batch.pixels1, batch.ids1, batch.ids2, self.generators["jitter"], near_share)
+        weights = schedules.loss_weights(s, o.distortion_start)
+        total, terms = objective(
+            prediction, batch, weights, self.sequence.size, (o.min_depth, o.max_depth), o.max_padding)
+        if o.w_smoothness:
+            terms["smoothness"] = self._smoothness(prediction.local, batch.ids1)
+            total = total + o.w_smoothness * terms["smoothness"]
+        self._descend(total, schedules.learning_rate_factor(s, o.lrate_decay_steps, o.lrate_decay_factor))
+        self.step += 1
+
+        error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
+        self.error_map.add_points(batch.ids1.cpu(), batch.pixels1.cpu(), error.cpu(), batch.weights.cpu())
+        terms = {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
+        return terms, (error * batch.weights).sum() / batch.weights.sum().clamp(min=1e-8)
+
+    def _scheduled_events(self, s: float) -> None:
+        """What happens between two steps at published step `s`: freezing, evaluation, a look at the error map."""
+        o = self.options
+        if o.freeze_step and s >= o.freeze_step and self.model.time_latent.frozen is None:
+            self._freeze()
+        if o.error_map == "off" or self.step == 0:
+            return
+        if self.step % max(schedules.own_step(o.i_cache, o.num_iters), 1) == 0:
+            self._evaluate_error_map()
+        elif self.error_map.ready and o.error_map == "accumulated" and (
+                self.step % max(schedules.own_step(MAP_REFRESH, o.num_iters), 1) == 0):
+            self.sampler.use_error_map(self.error_map)
+
+    def _descend(self, total: Tensor, factor: float) -> None:
+        if not torch.isfinite(total):
+            raise UserError(f"the loss is not finite at step {self.step}: lower the learning rates or set --grad_clip, "
+                            f"and start again from the last checkpoint in {self.dir}")
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        if self.options.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+        for group, lr in zip(self.optimiser.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * factor
+        self.optimiser.step()
+
+    def _smoothness(self, local: Tensor, ids: Tensor) -> Tensor:
+        """OmniMotion's smoothness loss on a quarter of the points of the frames that have two neighbours."""
+        inner = (ids >= 1) & (ids < len(self.sequence) - 1)
+        if not inner.any():
+            return local.new_zeros(())
+        return smoothness_loss(*self.model.scene_flow(local[inner][:, : self.options.num_pts // 4], ids[inner]))
+
+    def _new_optimiser(self) -> None:
+        o = self.options
+        self.optimiser = torch.optim.Adam(parameter_groups(self.model, o.lr_feature, o.lr_deform, o.lr_color))
+        self.base_lr = [group["lr"] for group in self.optimiser.param_groups]
+
+    def _freeze(self) -> None:
+        """Fix the time latents; Adam keeps its moments of everything else."""
+        moments = self.optimiser.state
+        self.model.time_latent.freeze()
+        self._new_optimiser()
+        for group in self.optimiser.param_groups:
+            self.optimiser.state.update({p: moments[p] for p in group["params"] if p in moments})
+        log.info("step %d: time latents frozen", self.step)
+
+    @torch.no_grad()
+    def _evaluate_error_map(self) -> None:
+        """Flow errors of every frame at one random pixel a cell against one partner frame, into the error map."""
+        tracker = Tracker(self.model, use_max_loc=False, chunk_size=self.options.chunk_size)
+        points = [self.sampler.pixel_a_cell(i, self.error_map) for i in range(len(self.sequence))]
+        errors = [torch.from_numpy(tracker.correspond(p1.numpy(), i, j)).sub(p2).norm(dim=-1)
+                  for i, (j, p1, p2, _) in enumerate(points)]
+        self.error_map.add_evaluation(
+            torch.arange(len(points)), torch.stack([p1 for _, p1, _, _ in points]), torch.stack(errors),
+            torch.stack([weight for *_, weight in points]))
+        self.sampler.use_error_map(self.error_map)
+
+    def save(self) -> None:
+        """Write a checkpoint with everything that the next step depends on."""
+        save_checkpoint(checkpoint_path(self.dir, self.step), {
+            "format": 1, "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
+            "optimizer": self.optimiser.state_dict(), "error_map": self.error_map.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "options": {k: v for k, v in vars(self.options).items() if isinstance(v, str | int | float)}})
+
+    def _start_from_checkpoint(self) -> None:
+        """Go on from the run's newest checkpoint, or from the model of `ckpt_path`; UserError if it does not fit."""
+        newest = None if self.options.no_reload else newest_checkpoint(self.dir)
+        path = newest or self.options.ckpt_path
+        if not path:
+            return
+        checkpoint = load_checkpoint(path)
+        check_length(checkpoint_num_frames(checkpoint), len(self.sequence), path)
+        self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options).to(self.device)
+        self._new_optimiser()
+        if newest is None:  # somebody's model as a start: a new run of its own
+            log.info("starting from the model in %s", path)
+            return
+        self.step = checkpoint["step"]
+        self.optimiser.load_state_dict(checkpoint["optimizer"])
+        self.error_map.load_state_dict(checkpoint["error_map"])
+        self.sampler.load_state_dict(checkpoint["sampler"])
+        for name, generator in self.generators.items():
+            generator.set_state(checkpoint["generators"][name])
+        log.info("going on from %s at step %d", path, self.step)
