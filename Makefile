@@ -1,0 +1,27 @@
+# Two commands to start with: `make demo` and `make test`. Each makes .venv from requirements.txt if it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+VIDEO ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed
+	PY=$(PY) VIDEO="$(VIDEO)" bash scripts/demo.sh
+
+test: $(VENV)/installed
+	$(PY) -m pytest tests
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+
+bench: $(VENV)/installed
+	$(PY) -m benchmarks.step
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) out seqs
