@@ -36,7 +36,7 @@ def train(options: Namespace) -> Path:
         if trainer.step % 10 == 0:
             bar.set_postfix(loss=f"{terms['total']:.3f}", flow_px=f"{error:.2f}", refresh=False)
         if trainer.step % options.i_print == 0:
-            rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimiser.param_groups}
+            rates = {f"lr/{name}": group["lr"] for name, group in trainer.parameter_groups().items()}
             losses = {f"loss/{name}": float(value) for name, value in terms.items()}
             board.scalars({**losses, **rates, "flow_error_px": float(error),
                            "steps_per_second": bar.format_dict["rate"] or 0.0}, trainer.step)
@@ -45,7 +45,8 @@ def train(options: Namespace) -> Path:
         if trainer.step % options.i_weight == 0 and trainer.step < options.num_iters:
             trainer.save()
     bar.close()
-    trainer.save()
+    if trainer.step > bar.initial:
+        trainer.save()
     board.close()
     if stop:
         log.info("stopped at step %d of %d; the same command goes on from here", trainer.step, options.num_iters)

@@ -20,7 +20,7 @@ from models.build import (
     checkpoint_num_frames,
     config_from_options,
     model_from_checkpoint,
-    parameter_groups,
+    new_optimisers,
     pick_device,
 )
 from models.omnimotion import OmniMotion
@@ -34,6 +34,7 @@ class Trainer:
     """One video's model, optimiser, sampler and error map. `step` counts the steps taken."""
 
     def __init__(self, options: Namespace):
+        torch.set_flush_denormal(True)  # vanishing filters and moments would make CPU steps several times slower
         self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
         self.sequence = open_sequence(options.data_dir, options.num_imgs)
         T, size = len(self.sequence), self.sequence.size
@@ -46,7 +47,7 @@ class Trainer:
             self.sequence.frames(), open_correspondences(self.sequence), options.num_pairs, options.num_pts,
             self.generators["sampler"], options.neighbour_weight, bool(options.use_count_map), options.error_map_random)
         self.step = 0
-        self._new_optimiser()
+        self._new_optimisers()
         self._start_from_checkpoint()
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -65,7 +66,8 @@ class Trainer:
         if o.w_smoothness:
             terms["smoothness"] = self._smoothness(prediction.local, batch.ids1)
             total = total + o.w_smoothness * terms["smoothness"]
-        self._descend(total, schedules.learning_rate_factor(s, o.lrate_decay_steps, o.lrate_decay_factor))
+        self._descend(total, schedules.learning_rate_factor(
+            s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps))
         self.step += 1
 
         error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
@@ -90,13 +92,15 @@ class Trainer:
         if not torch.isfinite(total):
             raise UserError(f"the loss is not finite at step {self.step}: lower the learning rates or set --grad_clip, "
                             f"and start again from the last checkpoint in {self.dir}")
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
         total.backward()
         if self.options.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
-        for group, lr in zip(self.optimiser.param_groups, self.base_lr, strict=True):
-            group["lr"] = lr * factor
-        self.optimiser.step()
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = self.base_lr[group["name"]] * factor
+            optimiser.step()
 
     def _smoothness(self, local: Tensor, ids: Tensor) -> Tensor:
         """OmniMotion's smoothness loss on a quarter of the points of the frames that have two neighbours."""
@@ -105,18 +109,23 @@ class Trainer:
             return local.new_zeros(())
         return smoothness_loss(*self.model.scene_flow(local[inner][:, : self.options.num_pts // 4], ids[inner]))
 
-    def _new_optimiser(self) -> None:
-        o = self.options
-        self.optimiser = torch.optim.Adam(parameter_groups(self.model, o.lr_feature, o.lr_deform, o.lr_color))
-        self.base_lr = [group["lr"] for group in self.optimiser.param_groups]
+    def _new_optimisers(self) -> None:
+        self.optimisers = new_optimisers(self.model, self.options)
+        self.base_lr = {name: group["lr"] for name, group in self.parameter_groups().items()}
+
+    def parameter_groups(self) -> dict[str, dict]:
+        """The optimisers' groups by name; their "lr" is the current one."""
+        return {group["name"]: group for optimiser in self.optimisers.values() for group in optimiser.param_groups}
 
     def _freeze(self) -> None:
-        """Fix the time latents; Adam keeps its moments of everything else."""
-        moments = self.optimiser.state
+        """Fix the time latents; the optimisers keep their moments of everything else."""
+        before = self.optimisers
         self.model.time_latent.freeze()
-        self._new_optimiser()
-        for group in self.optimiser.param_groups:
-            self.optimiser.state.update({p: moments[p] for p in group["params"] if p in moments})
+        self._new_optimisers()
+        for name, optimiser in self.optimisers.items():
+            moments = before[name].state
+            for group in optimiser.param_groups:
+                optimiser.state.update({p: moments[p] for p in group["params"] if p in moments})
         log.info("step %d: time latents frozen", self.step)
 
     @torch.no_grad()
@@ -135,7 +144,8 @@ class Trainer:
         """Write a checkpoint with everything that the next step depends on."""
         save_checkpoint(checkpoint_path(self.dir, self.step), {
             "format": 1, "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
-            "optimizer": self.optimiser.state_dict(), "error_map": self.error_map.state_dict(),
+            "optimizers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "error_map": self.error_map.state_dict(),
             "sampler": self.sampler.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "options": {k: v for k, v in vars(self.options).items() if isinstance(v, str | int | float)}})
@@ -149,12 +159,16 @@ class Trainer:
         checkpoint = load_checkpoint(path)
         check_length(checkpoint_num_frames(checkpoint), len(self.sequence), path)
         self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options).to(self.device)
-        self._new_optimiser()
+        self._new_optimisers()
         if newest is None:  # somebody's model as a start: a new run of its own
             log.info("starting from the model in %s", path)
             return
         self.step = checkpoint["step"]
-        self.optimiser.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["optimizers"].keys() != self.optimisers.keys():
+            raise UserError(f"{path} was made with another --optimiser ({' and '.join(checkpoint['optimizers'])}): "
+                            "give the same, or --no_reload to start again")
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(checkpoint["optimizers"][name])
         self.error_map.load_state_dict(checkpoint["error_map"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         for name, generator in self.generators.items():

@@ -56,11 +56,13 @@ OPTIONS = {
         ("field_encoding", ("periodic", "none"), "periodic", "66-d periodic code of canonical points, or none"),
     ],
     "optimisation": [
+        ("optimiser", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
         ("lr_feature", float, 1e-3, "learning rate of the time latent"),
         ("lr_deform", float, 1e-4, "learning rate of the invertible network"),
         ("lr_color", float, 3e-4, "learning rate of the canonical field"),
         ("lrate_decay_steps", float, 20_000, "published steps between decays of the learning rates"),
         ("lrate_decay_factor", float, 0.5, "factor of a decay"),
+        ("lrate_warmup_steps", float, 0.0, "published steps over which the learning rates rise from 0"),
         ("grad_clip", float, 0.0, "largest norm of the gradient; 0: no clipping"),
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),

@@ -99,6 +99,21 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read as an image: replace or remove it") from error
 
 
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A foreground mask `(H, W)` bool: what is opaque in an image with transparency, else what is brighter than half.
+    UserError if it cannot be decoded or is not of `size`."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            levels = np.array(image.convert("RGBA"))[..., 3] if transparent else np.array(image.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: give another mask") from error
+    if levels.shape != tuple(size):
+        raise UserError(f"the mask {path} is {_size(levels.shape)}, the frames are {_size(size)}: resize the mask")
+    return levels > 127
+
+
 def file_hash(path: Path) -> str:
     """Hash of a file's bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -41,6 +41,7 @@ def pair_weight(interval: int, largest: int) -> float:
     return math.cos((interval - 1) / largest * math.pi / 2)
 
 
-def learning_rate_factor(s: float, decay_steps: float, decay_factor: float) -> float:
-    """Factor of the learning rate: `decay_factor` every `decay_steps` published steps, in steps."""
-    return decay_factor ** int(s // decay_steps)
+def learning_rate_factor(s: float, decay_steps: float, decay_factor: float, warmup_steps: float = 0) -> float:
+    """Factor of the learning rate: `decay_factor` every `decay_steps` published steps, in steps; it rises linearly
+    over the first `warmup_steps`."""
+    return decay_factor ** int(s // decay_steps) * min((s + 1) / (warmup_steps + 1), 1.0)

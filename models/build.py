@@ -38,12 +38,26 @@ def checkpoint_num_frames(checkpoint: dict) -> int:
     return checkpoint["num_imgs"] if is_published(checkpoint) else checkpoint["config"]["num_frames"]
 
 
-def parameter_groups(model: OmniMotion, lr_feature: float, lr_deform: float, lr_color: float) -> list[dict]:
-    """Adam's groups, OmniMotion's learning-rate names; the time latent is left out once it is frozen."""
-    groups = [{"params": list(model.time_latent.parameters()), "lr": lr_feature, "name": "feature"},
-              {"params": list(model.deform.parameters()), "lr": lr_deform, "name": "deform"},
-              {"params": list(model.field.parameters()), "lr": lr_color, "name": "color"}]
-    return groups if model.time_latent.frozen is None else groups[1:]
+def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
+    """"adam" alone, as published, or with "muon" beside it for the hidden matrices of the invertible network.
+
+    Groups have OmniMotion's learning-rate names; the time latent is left out once it is frozen. Muon (Jordan et al.,
+    2024) moves a matrix along all its singular directions alike; its steps are scaled to the size of Adam's, so that
+    `lr_deform` means the same for both."""
+    deform, matrices = list(model.deform.parameters()), []
+    if options.optimiser == "muon":
+        matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]  # not those of (s, o), affine coefficients
+        chosen = set(map(id, matrices))
+        deform = [p for p in deform if id(p) not in chosen]
+    groups = [{"params": deform, "lr": options.lr_deform, "name": "deform"},
+              {"params": list(model.field.parameters()), "lr": options.lr_color, "name": "color"}]
+    if model.time_latent.frozen is None:
+        groups.append({"params": list(model.time_latent.parameters()), "lr": options.lr_feature, "name": "feature"})
+    out = {"adam": torch.optim.Adam(groups)}
+    if matrices:
+        out["muon"] = torch.optim.Muon([{"params": matrices, "lr": options.lr_deform, "name": "deform_matrices"}],
+                                       weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return out
 
 
 def pick_device(name: str) -> torch.device:

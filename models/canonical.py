@@ -18,7 +18,8 @@ from models.encoding import periodic_encoding
 from models.gabor import GaborNet
 
 NUM_OCTAVES = 11  # 3 coordinates x (sine, cosine) x 11 octaves = 66 columns
-EXTENT = 2.0  # radius of the contracted volume
+GAMMA_SCALE = 0.1  # of the filters' inverse squared width
+FALLOFF = 1.0      # of the filters' weights with the octave
 
 
 class CanonicalField(nn.Module):
@@ -45,21 +46,21 @@ class CanonicalField(nn.Module):
 
 
 @torch.no_grad()
-def initialise_for_code(filter_: nn.Module, alpha: float) -> None:
-    """Centre, width and frequency of the filters for the 66-d code.
+def initialise_for_code(filter_: nn.Module, alpha: float, gamma_scale: float = GAMMA_SCALE,
+                        falloff: float = FALLOFF) -> None:
+    """Centre, width and frequency of the filters for the 66-d code; docs/encoding.md has the measurements.
 
-    Centres are codes of points of the volume: a random centre of [-1, 1]^66 is far from every code.
-    Two codes are about 66 apart in squared distance where raw points are about 66 / 2.5 times closer, so gamma shrinks
-    by that factor and as many filters are alive as on raw coordinates (docs/encoding.md has the measurement).
-    The code already carries frequencies up to 2^10: weights fall by octave, so that low frequencies lead, and the
-    argument of the sine varies by about one period over the volume instead of OmniMotion's 256 of raw coordinates.
+    Centres are codes of points of the volume: a random centre of [-1, 1]^66 is far from every code. Squared distances
+    grow with the number of inputs, so gamma shrinks by it and by `gamma_scale`. The code already carries frequencies
+    up to 2^10: weights fall as 2^(-falloff k) with the octave k, else the highest octaves make the density so rough
+    that its gradient drowns the flow's and the deformation diverges. The argument of the sine varies by about one
+    period over the volume instead of OmniMotion's 256 of raw coordinates.
     """
     F_, D = filter_.mu.shape
-    points = torch.rand(F_, 3) * 2 - 1
-    filter_.mu.copy_(periodic_encoding(points, NUM_OCTAVES))
+    filter_.mu.copy_(periodic_encoding(torch.rand(F_, 3) * 2 - 1, NUM_OCTAVES))
     gamma = torch.distributions.Gamma(alpha, 1.0).sample((F_,))
-    filter_.gamma.copy_(gamma * 2.5 / D)
+    filter_.gamma.copy_(gamma * gamma_scale * 2.5 / D)
     octave = torch.arange(NUM_OCTAVES).repeat(D // NUM_OCTAVES)  # column order: coordinate, sine/cosine, octave
-    falloff = 2.0 ** (-0.5 * octave)
-    filter_.linear.weight.copy_(torch.randn(F_, D) * falloff * math.pi / falloff.norm() * math.sqrt(2))
+    share = 2.0 ** (-falloff * octave)
+    filter_.linear.weight.copy_(torch.randn(F_, D) * share / share.norm() * math.pi * math.sqrt(2))
     filter_.linear.bias.uniform_(-math.pi, math.pi)

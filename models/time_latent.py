@@ -27,6 +27,8 @@ class HashLatent(nn.Module):
             nn.Linear(self.grid.out_dim, width, bias=False), nn.ReLU(),
             nn.Linear(width, width, bias=False), nn.ReLU(),
             nn.Linear(width, dim, bias=False))
+        for layer in self.mlp[::2]:
+            nn.init.xavier_uniform_(layer.weight)  # tiny-cuda-nn's; torch's default shrinks the latents tenfold
 
     def forward(self, t: Tensor) -> Tensor:
         """`(T, 1)` -> `(T, dim)`."""

@@ -39,12 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Render and write a sequence. UserError if the folder holds a sequence that was not made here."""
-    root = Path(args.data_dir)
+    write_scene(Path(args.data_dir), args.scene, tuple(args.size), args.num_frames, args.seed, args.num_points,
+                progress=True)
+
+
+def write_scene(root: Path, scene: str, size: tuple[int, int], num_frames: int, seed: int, num_points: int,
+                progress: bool = False) -> None:
+    """Render a scene into a sequence folder; arguments and errors as `render_scene`.
+
+    UserError too if the folder holds a sequence that was not made here."""
     if (root / "color").exists() and not (root / "synthetic.json").exists():
         raise UserError(f"{root} holds a sequence that is not synthetic: choose another --data_dir")
-    frames, annotations, masks = render_scene(
-        args.scene, tuple(args.size), args.num_frames, args.seed, args.num_points, progress=True)
-    made = {name: getattr(args, name) for name in ("scene", "size", "num_frames", "seed", "num_points")}
+    frames, annotations, masks = render_scene(scene, size, num_frames, seed, num_points, progress)
+    made = {"scene": scene, "size": size, "num_frames": num_frames, "seed": seed, "num_points": num_points}
     write_text(root / "synthetic.json", json.dumps(made, indent=1) + "\n")
     for folder, images in (("color", frames), ("mask", masks.astype(np.uint8) * 255)):
         for stale in (root / folder).glob("*.png"):

@@ -8,7 +8,8 @@ Notation
 
 An encounter is an object (radius r) and a wider trunk (half width w) on its nearer side. The trunk's centre is at
 S way(time) from the object's, with S = 1.1 (r + w), so that the object is free at both ends of the clip
-(way = +-1), and hidden where |S way| < w - r.
+(way = +-1), and hidden where |S way| < w - r. A trunk that crosses has S = 1.1 (0.5 + w): it comes in on one side of
+a square frame and leaves on the other within the first 70% of the clip, and hides everything once.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from preprocessing.synthetic_layers import Ellipsoid, Outline, Shear, Sheet, to_plane
 from preprocessing.textures import PALETTES, dead_leaves, fibres, solid
 
+CROSSING = 0.35  # time at which a crossing trunk is over its object
 DENSITY = 1.4  # texels a pixel: the zoom never shows a texel larger than a pixel
 
 
@@ -30,19 +32,20 @@ class Recipe:
     travel: float  # way of the objects
     wave: float    # amplitude of the sheet's waves
     spin: float    # turn of the solid, radians
-    encounters: tuple[tuple[str, float], ...] = ()  # ("passes" | "swings", share of the clip that the object is hidden)
+    encounters: tuple[tuple[str, float], ...] = ()  # (a kind of `encounter`, share of the clip the object is hidden)
 
 
 RECIPES = {
-    "demo": Recipe(0.04, 0.06, 0.05, 0.08, 0.014, 1.2, (("swings", 0.25),)),
+    "demo": Recipe(0.025, 0.04, 0.03, 0.02, 0.006, 0.4, (("crosses", 0.045),)),
     "easy": Recipe(0.04, 0.08, 0.04, 0.06, 0.010, 0.6),
     "occlusion": Recipe(0.04, 0.06, 0.05, 0.15, 0.016, 1.2, (("passes", 0.34), ("swings", 0.34))),
     "fast": Recipe(0.12, 0.16, 0.18, 0.30, 0.040, 3.0, (("passes", 0.25),)),
 }
 
 
-# By the number of encounters, each one's r, height in the frame, and length of the trunk over its width.
-PLACES = {1: ((0.09, -0.04, 4.5),), 2: ((0.07, -0.22, 1.8), (0.07, 0.22, 1.8))}
+# By the kinds of a scene's encounters, each one's r, height in the frame, and length of the trunk over its width.
+PLACES = {("crosses",): ((0.04, -0.04, 12.0),), ("passes",): ((0.09, -0.04, 4.5),),
+          ("passes", "swings"): ((0.07, -0.22, 1.8), (0.07, 0.22, 1.8))}
 
 
 def build_layers(scene: str, size: tuple[int, int], num_frames: int, seed: int) -> list[Sheet | Ellipsoid]:
@@ -121,14 +124,18 @@ class _Stage:
         return Ellipsoid(affine, pose, axes, solid(side, self.rng, palette))
 
     def encounter(self, kind: str, share: float, number: int, palette: str) -> list[Sheet]:
-        """An object that is hidden for `share` of the clip, around its middle, and the trunk that hides it: it passes
-        by, or swings in and away again. Two encounters share the height of the frame."""
-        r, height, longer = PLACES[len(self.recipe.encounters)][number]
-        way = {"passes": lambda u: u, "swings": swing}[kind]
-        w = r * (1 + 1.1 * way(share)) / (1 - 1.1 * way(share))  # w - r = S way(share)
+        """An object that is hidden for `share` of the clip, and the trunk that hides it: it passes by or swings in
+        and away again, around the clip's middle, or crosses the frame before. Two encounters share the frame's
+        height."""
+        r, height, longer = PLACES[tuple(kind for kind, _ in self.recipe.encounters)][number]
+        way = swing if kind == "swings" else lambda u: u
+        middle, free = (CROSSING, 0.5 * self.size[1] / self.s) if kind == "crosses" else (0.5, r)
+        limit = 1.1 * way(share / (2 * middle))
+        w = (r + limit * free) / (1 - limit)  # w - r = S way(share)
+        reach = 1.1 * (free + w)  # S
         travel = 0.7 * self.recipe.travel
         path = self.path((-0.05 - travel / 2, height + travel / 2), (travel, -travel))
-        trunk_path = path - 1.1 * (r + w) * way(2 * self.time - 1)[:, None] * (1, -0.2)
+        trunk_path = path - reach * way(self.time / middle - 1)[:, None] * (1, -0.2)
         hidden = self.cut_out(self.affine(path, 0.85, 0.15 * self.time), self._outline(r, r, 0.03),
                               dead_leaves, palette)
         nearer = self.cut_out(self.affine(trunk_path, 0.8, 0.06 * np.sin(2 * self.time)),

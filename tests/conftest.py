@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from loaders.sequence import open_sequence
+from preprocessing.pipeline import Method, build_store
+from preprocessing.synthetic import write_scene
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 torch.set_num_threads(2)
 
@@ -18,3 +22,12 @@ def shared():
             pytest.skip(f"fixture ../shared/{name} is not here")
         return path
     return find
+
+
+@pytest.fixture(scope="session")
+def small_sequence(tmp_path_factory):
+    """A rendered sequence of 8 frames of 64x64 with its correspondences and annotations."""
+    folder = tmp_path_factory.mktemp("small") / "small"
+    write_scene(folder, "easy", (64, 64), 8, seed=0, num_points=64)
+    build_store(open_sequence(folder), Method())
+    return folder

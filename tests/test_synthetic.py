@@ -72,19 +72,21 @@ def ids(layers, size, t):
     return front(layers, np.stack(np.meshgrid(np.arange(size[1]), np.arange(size[0])), -1).astype(float), t)
 
 
-def test_the_object_vanishes_for_a_quarter_and_comes_back():
-    layers = build_layers("demo", (192, 192), 24, 0)
-    area = np.array([(ids(layers, (192, 192), t) == 3).sum() for t in range(24)])
-    hidden = np.flatnonzero(area == 0)
-    assert 5 <= len(hidden) <= 8 and (np.diff(hidden) == 1).all()
-    assert area[:2].min() > 800 and area[-2:].min() > 800
+@pytest.mark.parametrize("seed", range(4))
+def test_the_trunk_hides_the_object_and_everything_else_once(seed):
+    layers = build_layers("demo", (96, 130), 24, seed)
+    front_ids = np.stack([ids(layers, (96, 130), t) for t in range(24)])
+    area = (front_ids == 3).sum((1, 2))
+    assert 1 <= (area == 0).sum() <= 3 and np.diff(np.flatnonzero(area == 0)).max(initial=1) == 1
+    assert min(area[0], area[-1]) > 30
+    assert (front_ids == 4).any(0).mean() > 0.9 and not (front_ids[-6:] == 4).any()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_every_seed_hides_the_object_fully(seed):
-    layers = build_layers("demo", (96, 130), 9, seed)
+@pytest.mark.parametrize("scene,seed", [("occlusion", 0), ("occlusion", 3), ("fast", 1)])
+def test_encounters_hide_their_object_around_the_middle(scene, seed):
+    layers = build_layers(scene, (96, 130), 9, seed)
     area = [(ids(layers, (96, 130), t) == 3).sum() for t in range(9)]
-    assert area[4] == 0 and min(area[0], area[-1]) > 150
+    assert area[4] == 0 and min(area[0], area[-1]) > 80
 
 
 def test_points_leave_the_frame_and_some_return():
@@ -99,12 +101,13 @@ def test_demo_motion_is_moderate_and_layers_are_represented():
     truth = sample_tracks(layers, (192, 192), 24, 0, 256)
     step = np.linalg.norm(np.diff(truth.points, axis=1), axis=-1)
     both = ~truth.occluded[:, 1:] & ~truth.occluded[:, :-1]
-    assert np.median(step[both]) < 3 and step[both].max() < 8
     first = (~truth.occluded).argmax(1)
-    layer = [int(front(layers, truth.points[n, t].astype(float), t)) for n, t in enumerate(first)]
+    layer = np.array([front(layers, truth.points[n, t].astype(float), t) for n, t in enumerate(first)])
+    trunk = layer == 4
+    assert np.median(step[both]) < 3 and step[~trunk][both[~trunk]].max() < 4 and step[trunk][both[trunk]].max() < 20
     assert np.bincount(layer, minlength=5).min() > 25
     comes_back = (np.diff(truth.occluded.astype(int), axis=1) != 0).sum(axis=1) > 1
-    assert comes_back.mean() > 0.25
+    assert comes_back[~trunk].mean() > 0.9
 
 
 def test_masks_are_the_layers_above_the_ground(rendered):

@@ -1,0 +1,227 @@
+"""Store, filters, chains and the preprocessing command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import UserError
+from loaders.sequence import open_sequence
+from loaders.store import StoreWriter, open_correspondences
+from loaders.store_format import MAX_FLOW, decode, encode
+from preprocessing.chaining import chain_row
+from preprocessing.filtering import cycle_flags
+from preprocessing.pipeline import Method, build_store
+from preprocessing.sampling import bilinear, pixel_grid, similarity
+from preprocessing.synthetic import write_scene
+from third_party.dis import DisFlow
+from third_party.sift import DenseSift
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments):
+    """Run `python -m preprocessing` as a user does."""
+    return subprocess.run([sys.executable, "-m", "preprocessing", *map(str, arguments)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+
+
+def textured(seed, size=(96, 128)):
+    """A smooth random picture."""
+    noise = np.random.default_rng(seed).uniform(0, 255, (*size, 3)).astype(np.float32)
+    image = sum(cv2.GaussianBlur(noise, (0, 0), s) * s for s in (1.0, 2.5, 6.0))
+    return cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+# Store
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), reach=st.sampled_from([1.0, 50.0, 2000.0]), adjacent=st.booleans())
+def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
+    rng = np.random.default_rng(seed)
+    flow = rng.uniform(-reach, reach, (9, 13, 2)).astype(np.float32)
+    cycle = rng.random((9, 13)) < 0.5
+    occlusion = ~cycle & (rng.random((9, 13)) < 0.2)
+    block = encode(flow, cycle, occlusion, every_pixel=adjacent)
+    pair = decode(np.frombuffer(block.data, np.uint8), 0, block.stored, (9, 13))
+    expected = np.arange(117) if adjacent else np.flatnonzero(cycle | occlusion)
+    assert np.array_equal(pair.pixels, expected) and block.valid == (cycle | occlusion).sum()
+    assert np.abs(pair.flow(slice(None)) - flow.reshape(-1, 2)[expected]).max(initial=0) <= 1 / 32 + 1e-6
+    assert np.array_equal(pair.cycle, cycle.ravel()[expected])
+    assert np.array_equal(pair.occlusion, occlusion.ravel()[expected])
+
+
+def test_flow_beyond_16_bits_is_not_believed():
+    flow = np.zeros((8, 8, 2), np.float32)
+    flow[0, 0], flow[1, 1] = MAX_FLOW + 1, np.nan
+    block = encode(flow, np.ones((8, 8), bool), np.zeros((8, 8), bool), every_pixel=True)
+    pair = decode(np.frombuffer(block.data, np.uint8), 0, block.stored, (8, 8))
+    assert block.valid == 62 and not pair.cycle[0] and not pair.cycle[9] and len(pair.pixels) == 64
+
+
+def test_count_maps_count_the_valid_targets(small_sequence):
+    store = open_correspondences(open_sequence(small_sequence))
+    for i in (0, 5):
+        pairs = [store.dense(i, j) for j in range(8) if j != i]
+        assert np.array_equal(store.count_map(i), sum((pair.cycle | pair.occlusion).astype(int) for pair in pairs))
+        assert store.counts[i].tolist() == [0 if j == i else (store.dense(i, j).cycle | store.dense(i, j).occlusion
+                                                              ).sum() for j in range(8)]
+
+
+def test_an_interrupted_store_ends_up_the_same(small_sequence, tmp_path):
+    import shutil
+
+    folder = tmp_path / "again"
+    shutil.copytree(small_sequence / "color", folder / "color")
+    sequence = open_sequence(folder)
+    build_store(sequence, Method())
+    whole = {path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()}
+
+    class StopError(Exception):
+        pass
+
+    writes, write = [], StoreWriter.write
+
+    def failing(self, *arguments, **options):
+        writes.append(1)
+        if len(writes) > 23:
+            raise StopError
+        write(self, *arguments, **options)
+
+    shutil.rmtree(folder / "correspondences")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(StoreWriter, "write", failing)
+        build_store(sequence, Method())
+    with pytest.raises(UserError, match="unfinished"):
+        open_correspondences(sequence)
+    build_store(sequence, Method(), resume=True)
+    assert {path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()} == whole
+
+
+# Flow, filters, chains
+
+def test_dis_finds_a_known_shift():
+    image = textured(0)
+    moved = cv2.warpAffine(image, np.array([[1, 0, 3.5], [0, 1, -2]], np.float32), (128, 96),
+                           borderMode=cv2.BORDER_REFLECT)
+    for close in (True, False):
+        flow = DisFlow(close)(image, moved)
+        assert flow.shape == (96, 128, 2) and flow.dtype == np.float32
+        assert np.abs(np.median(flow[16:-16, 16:-16], axis=(0, 1)) - (3.5, -2)).max() < 0.3
+
+
+def test_sift_recognises_the_same_point():
+    image = textured(1)
+    moved = np.roll(image, (8, 12), axis=(0, 1))
+    a, b = (torch.from_numpy(DenseSift()(im)).float() for im in (image, moved))
+    p = pixel_grid((96, 128))[24:72, 24:96].reshape(-1, 2)
+    same = similarity(a, b, p, p + torch.tensor([12.0, 8.0]), (96, 128))
+    other = similarity(a, b, p, p + torch.tensor([12.0, 28.0]), (96, 128))
+    assert same.median() > 0.97 and other.median() < DenseSift.threshold
+
+
+def test_cycle_flags_of_an_object_that_passes_over_a_background():
+    """A square moves 10 px to the right over ground that stays: what it covers is occluded, not cycle-consistent."""
+    ab, ba = torch.zeros(40, 60, 2), torch.zeros(40, 60, 2)
+    ab[10:20, 10:20, 0], ba[10:20, 20:30, 0] = 10, -10
+    cycle, occlusion = cycle_flags(ab, ba, cycle_th=3.0)
+    covered = torch.zeros(40, 60, dtype=torch.bool)
+    covered[10:20, 20:30] = True
+    assert not cycle[covered].any() and not occlusion[~covered].any()
+    assert cycle[~covered].float().mean() == 1
+
+
+def test_chains_reach_where_direct_flow_does_not(small_sequence):
+    """With direct flow of adjacent frames only, chains give the sum of the steps."""
+    from loaders.store_format import DensePair
+
+    ones = np.ones((64, 64), bool)
+
+    def direct(i, j):
+        near = abs(i - j) == 1
+        flow = np.full((64, 64, 2), (2.0, 1.0), np.float32) * (j - i)
+        return DensePair(flow if near else 0 * flow, ones & near, ones & near, ones & False)
+
+    frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
+    found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(0, frames, features, direct, 0.5)}
+    assert sorted(found) == [1, 2, 3, 4]
+    flow, cycle = found[4]
+    assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()
+
+
+def test_bilinear_is_exact_on_a_plane():
+    y, x = np.mgrid[:7, :9].astype(np.float32)
+    plane = torch.from_numpy(np.stack([x, 2 * y], -1))
+    p = torch.rand(50, 2) * torch.tensor([8.0, 6.0])
+    assert torch.allclose(bilinear(plane, p), p * torch.tensor([1.0, 2.0]), atol=1e-5)
+
+
+# The command
+
+def test_images_to_store_and_again(small_sequence, tmp_path):
+    folder = tmp_path / "seq"
+    first = command("--video", small_sequence / "color", "--data_dir", folder, "--max_frames", 4, "--resize", 48, 64)
+    assert first.returncode == 0, first.stderr
+    sequence = open_sequence(folder)
+    assert len(sequence) == 4 and sequence.size == (48, 64)
+    assert len(open_correspondences(sequence).pairs) == 12
+    again = command("--data_dir", folder)
+    assert again.returncode == 0 and "left as it is" in again.stderr
+    other = command("--data_dir", folder, "--cycle_th", 2)
+    assert other.returncode == 2 and "cycle_th" in other.stderr
+
+
+def test_flow_of_one_pair(small_sequence, tmp_path):
+    images = [small_sequence / "color" / f"0000{i}.png" for i in (0, 1)]
+    result = command("flow", *images, "--flow", "dis", "--out", tmp_path / "flow.npy")
+    assert result.returncode == 0, result.stderr
+    flow = np.load(tmp_path / "flow.npy")
+    assert flow.shape == (64, 64, 2) and flow.dtype == np.float32
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """`broken(kind)`: a folder of images with something wrong."""
+    def make(kind):
+        folder = tmp_path / kind / "color"
+        folder.mkdir(parents=True)
+        sizes = {"empty": [], "one": [(32, 32)], "sizes": [(32, 32), (32, 40)]}.get(kind, [(32, 32)] * 3)
+        for i, size in enumerate(sizes):
+            cv2.imwrite(str(folder / f"{i:05d}.png"), textured(i, size))
+        if kind == "corrupt":
+            (folder / "00001.png").write_bytes((folder / "00001.png").read_bytes()[:200])
+        return folder.parent
+    return make
+
+
+@pytest.mark.parametrize("kind,words", [
+    ("missing", "no folder"), ("empty", "no image files"), ("one", "one frame only"),
+    ("sizes", "different sizes"), ("corrupt", "00001.png cannot be read")])
+def test_bad_frames_are_one_line_and_exit_code_2(kind, words, broken, tmp_path):
+    folder = tmp_path / "nowhere" if kind == "missing" else broken(kind)
+    result = command("--data_dir", folder)
+    assert result.returncode == 2 and words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_store_for_other_frames_is_refused(tmp_path):
+    folder = tmp_path / "seq"
+    write_scene(folder, "easy", (48, 48), 3, 0, 8)
+    build_store(open_sequence(folder), Method())
+    cv2.imwrite(str(folder / "color" / "00001.png"), textured(0, (48, 48)))
+    with pytest.raises(UserError, match="other frames: 1 changed"):
+        open_correspondences(open_sequence(folder))
+
+
+def test_frames_of_another_video_are_not_overwritten(small_sequence, tmp_path):
+    folder = tmp_path / "seq"
+    write_scene(folder, "easy", (48, 48), 3, 0, 8)
+    result = command("--video", small_sequence / "color", "--data_dir", folder)
+    assert result.returncode == 2 and "already has other frames" in result.stderr
+    assert len(open_sequence(folder)) == 3

@@ -1,0 +1,299 @@
+"""Error map, sampler, checkpoints, and training itself on a small rendered sequence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.options import parse
+from errors import UserError
+from loaders.error_map import ErrorMap
+from loaders.sampler import PairSampler, bilinear_colours
+from loaders.sequence import open_sequence
+from loaders.store import open_correspondences
+from losses import schedules
+from losses.objective import distortion_loss
+from trainer import Trainer
+
+QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupling_width 48 --affine_width 32 "
+         "--affine_layers 4 --field_width 32 --start_interval 10 --lr_deform 2e-3 --lr_feature 1e-2 --lr_color 1e-3 "
+         "--lrate_warmup_steps 5000 --no_tensorboard --error_map_cell 8").split()
+
+
+def options(folder, save_dir, *more):
+    return parse("train", ["--data_dir", str(folder), "--save_dir", str(save_dir), *QUICK, *more])
+
+
+def flow_error(trainer):
+    """Mean flow error in pixels over fixed valid correspondences of all pairs."""
+    from models.tracker import Tracker
+
+    tracker, errors = Tracker(trainer.model, use_max_loc=False), []
+    for i, j in trainer.sampler.store.pairs:
+        stored = trainer.sampler.store.stored(i, j)
+        rows = np.flatnonzero(stored.cycle)[::37]
+        if len(rows) == 0:
+            continue
+        p = np.stack([stored.pixels[rows] % 64, stored.pixels[rows] // 64], axis=-1).astype(np.float32)
+        errors.append(np.linalg.norm(tracker.correspond(p, i, j) - p - stored.flow(rows), axis=-1).mean())
+    return np.mean(errors)
+
+
+# Error map
+
+def add(error_map, frame, pixels, errors, method="add_points"):
+    pixels, errors = torch.tensor([pixels], dtype=torch.float32), torch.tensor([errors], dtype=torch.float32)
+    getattr(error_map, method)(torch.tensor([frame]), pixels, errors, torch.ones_like(errors))
+
+
+def test_two_evaluations_add():
+    error_map = ErrorMap(3, (16, 24), cell=8)
+    for errors in ([1.0, 5.0], [3.0, 7.0]):
+        add(error_map, 1, [[2, 3], [20, 12]], errors, "add_evaluation")
+    assert error_map.sums[1, 0, 0] == 4 and error_map.counts[1, 0, 0] == 2
+    assert error_map.sums[1, 1, 2] == 12 and error_map.mean()[1, 1, 2] == 6
+    assert error_map.sums.sum() == 16 and error_map.evaluations == 2
+
+
+def test_steps_add_to_evaluations_and_mode_last_replaces():
+    accumulated, last = ErrorMap(2, (16, 16), 8), ErrorMap(2, (16, 16), 8, mode="last")
+    for error_map in (accumulated, last):
+        add(error_map, 0, [[1, 1]], [2.0], "add_evaluation")
+        add(error_map, 0, [[1, 1]], [4.0])
+        add(error_map, 0, [[9, 9]], [6.0], "add_evaluation")
+    assert accumulated.sums[0].tolist() == [[6, 0], [0, 6]]
+    assert last.sums[0].tolist() == [[0, 0], [0, 6]]
+
+
+def test_untrusted_points_do_not_count():
+    error_map = ErrorMap(1, (8, 8), 8)
+    error_map.add_points(torch.tensor([0]), torch.tensor([[[1.0, 1], [2, 2]]]), torch.tensor([[5.0, 100]]),
+                         torch.tensor([[1.0, 0]]))
+    assert error_map.mean().item() == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.01, 0.5))
+def test_every_cell_keeps_its_uniform_share(seed, share):
+    torch.manual_seed(seed)
+    error_map = ErrorMap(4, (40, 56), 8, uniform_share=share)
+    error_map.sums = torch.rand(4, 5, 7).pow(8) * 100
+    error_map.counts.fill_(3)
+    weights = error_map.cell_weights() / 35
+    assert torch.allclose(weights.sum((1, 2)), torch.ones(4)) and (weights >= share / 35 - 1e-6).all()
+    frames = error_map.frame_weights()
+    assert frames.sum().item() == pytest.approx(1, abs=1e-5) and (frames >= share / 4 - 1e-6).all()
+
+
+# Sampler
+
+def chi_square_is_low(counts, probabilities):
+    """Whether counts are plausible draws (6 standard deviations of the chi-square distribution)."""
+    expected = probabilities * counts.sum()
+    used = expected > 5
+    degrees = used.sum() - 1
+    statistic = ((counts - expected)[used] ** 2 / expected[used]).sum()
+    return statistic < degrees + 6 * np.sqrt(2 * degrees) and counts[expected == 0].sum() == 0
+
+
+@pytest.fixture
+def sampler(small_sequence):
+    sequence = open_sequence(small_sequence)
+    return PairSampler(sequence.frames(), open_correspondences(sequence), 4, 64, torch.Generator().manual_seed(0))
+
+
+def test_pairs_are_drawn_by_their_correspondences(sampler):
+    counts, farthest = sampler.counts.numpy(), 4
+    T = len(counts)
+    expected = np.zeros((T, T))
+    for i in range(T):
+        valid = [counts[i, j] * (0 < abs(i - j) <= farthest) for j in range(T)]
+        expected[i] = np.array(valid) / sum(valid)
+        for j in (i - 1, i + 1):
+            if 0 <= j < T:
+                expected[i, j] = 0.5
+        expected[i] /= expected[i].sum()
+    pairs = sampler.draw_pairs(20_000, farthest).numpy()
+    drawn = np.zeros((T, T))
+    np.add.at(drawn, (pairs[:, 0], pairs[:, 1]), 1)
+    assert chi_square_is_low(drawn, expected / T)
+
+
+def test_pixels_are_drawn_by_the_count_map_and_then_by_the_error_map(sampler):
+    stored = sampler.store.stored(2, 5)
+    pixels = torch.from_numpy(stored.pixels)
+    sampler.num_pts = 200_000
+    probabilities = (sampler.store.count_map(2).ravel()[stored.pixels] + 1.0) ** -0.5
+    drawn = np.bincount(sampler.draw_rows(2, pixels).numpy(), minlength=len(pixels))
+    assert chi_square_is_low(drawn, probabilities / probabilities.sum())
+
+    error_map = ErrorMap(8, (64, 64), 8)
+    add(error_map, 2, [[20.0, 30]], [50.0], "add_evaluation")
+    add(error_map, 2, [[50.0, 50]], [1.0], "add_evaluation")
+    sampler.use_error_map(error_map)
+    weights = error_map.cell_weights()[2].numpy()[stored.pixels // 64 // 8, stored.pixels % 64 // 8]
+    drawn = np.bincount(sampler.draw_rows(2, pixels).numpy(), minlength=len(pixels))
+    assert chi_square_is_low(drawn, weights / weights.sum())
+    frames = np.bincount(sampler.draw_pairs(20_000, 8)[:, 0].numpy(), minlength=8)
+    assert chi_square_is_low(frames, error_map.frame_weights().numpy())
+
+
+def test_a_batch_is_what_the_store_says(sampler):
+    batch = sampler.batch(7, lambda interval: 1.0)
+    assert batch.pixels1.shape == batch.pixels2.shape == (4, 64, 2) and batch.rgb1.shape == (4, 64, 3)
+    for b in range(4):
+        i, j = int(batch.ids1[b]), int(batch.ids2[b])
+        known = set()
+        for a, c, flip in ((i, j, False), (j, i, True)):
+            stored = sampler.store.stored(a, c)
+            p = np.stack([stored.pixels % 64, stored.pixels // 64], -1).astype(np.float32)
+            q = p + stored.flow(slice(None))
+            known |= set(map(tuple, np.concatenate([q, p] if flip else [p, q], axis=1).round(3).tolist()))
+        drawn = torch.cat([batch.pixels1[b], batch.pixels2[b]], dim=-1).numpy().round(3).tolist()
+        assert set(map(tuple, drawn)) <= known
+        frame = sampler.frames[i]
+        assert torch.allclose(batch.rgb1[b], bilinear_colours(frame, batch.pixels1[b]), atol=1e-5)
+
+
+def test_colours_between_pixels():
+    image = torch.arange(24, dtype=torch.uint8).view(2, 4, 3)
+    at = bilinear_colours(image, torch.tensor([[0.0, 0.0], [3.0, 1.0], [0.5, 0.5], [-9.0, 40.0]])) * 255
+    assert torch.allclose(at[:, 0], torch.tensor([0.0, 21.0, 7.5, 12.0]))
+
+
+# Schedules and losses
+
+def test_schedules_are_shares_of_the_run():
+    for num_iters in (100, 100_000, 250_000):
+        at = [schedules.published_step(step * num_iters // 10, num_iters) for step in range(11)]
+        assert at == pytest.approx([10_000 * k for k in range(11)])
+        assert schedules.own_step(40_000, num_iters) == 0.4 * num_iters
+    assert schedules.loss_weights(2_500)["rgb"] == 0.5 and schedules.loss_weights(10**6)["rgb"] == 10
+    assert schedules.loss_weights(40_000)["distortion"] == 0 and schedules.loss_weights(44_000)["distortion"] == 2
+    assert schedules.loss_weights(5_000)["flow_gradient"] == pytest.approx(0.01)
+    assert schedules.max_interval(0, 20, 60) == 20 and schedules.max_interval(10_000, 20, 60) == 25
+    assert schedules.max_interval(99_000, 20, 30) == 29
+    assert schedules.pair_weight(1, 20) == 1 and schedules.pair_weight(21, 20) == pytest.approx(0, abs=1e-12)
+    assert schedules.learning_rate_factor(45_000, 20_000, 0.5) == 0.25
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), K=st.integers(2, 12))
+def test_distortion_equals_the_double_sum(seed, K):
+    torch.manual_seed(seed)
+    z, w = torch.rand(5, K).double().sort(dim=-1).values, torch.rand(5, K).double()
+    end = torch.cat([z[:, 1:], z[:, -1:]], dim=-1)
+    m = (z + end) / 2
+    slow = sum(w[:, i] * w[:, j] * (m[:, i] - m[:, j]).abs() for i in range(K) for j in range(K))
+    slow = slow + (w**2 * (end - z)).sum(-1) / 3
+    assert torch.allclose(distortion_loss(z, w), slow.mean())
+
+
+# Training
+
+def test_sixty_steps_halve_the_flow_error(small_sequence, tmp_path):
+    trainer = Trainer(options(small_sequence, tmp_path))
+    before = flow_error(trainer)
+    while trainer.step < 60:
+        trainer.train_step()
+    assert flow_error(trainer) < before / 2
+    assert trainer.model.time_latent.frozen is not None and "feature" not in trainer.parameter_groups()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(small_sequence, tmp_path):
+    """Stopped before and after the first error map and the freezing."""
+    whole = Trainer(options(small_sequence, tmp_path / "whole"))
+    for _ in range(40):
+        whole.train_step()
+    for stop in (7, 20, 33):
+        first = Trainer(options(small_sequence, tmp_path / "parts"))
+        while first.step < stop:
+            first.train_step()
+        first.save()
+        del first
+    last = Trainer(options(small_sequence, tmp_path / "parts"))
+    assert last.step == 33
+    while last.step < 40:
+        last.train_step()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, last.model.state_dict()[name]), name
+    assert torch.equal(whole.error_map.sums, last.error_map.sums)
+
+
+def test_a_seed_is_a_run(small_sequence, tmp_path):
+    def weights(seed, folder):
+        trainer = Trainer(options(small_sequence, tmp_path / folder, "--seed", str(seed)))
+        for _ in range(4):
+            trainer.train_step()
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+    a, b, c = weights(1, "a"), weights(1, "b"), weights(2, "c")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_finished_checkpoint_holds_plain_data_only(small_sequence, tmp_path):
+    trainer = Trainer(options(small_sequence, tmp_path))
+    trainer.train_step()
+    trainer.save()
+    (path,) = trainer.dir.glob("model_*.pth")
+    state = torch.load(path, weights_only=True)
+    assert {"step", "config", "model", "optimizers", "error_map", "sampler", "generators"} <= state.keys()
+
+
+@pytest.fixture
+def published_sequence(small_sequence, tmp_path):
+    """The small sequence in OmniMotion's published layout."""
+    sequence = open_sequence(small_sequence)
+    store, root = open_correspondences(sequence), tmp_path / "published"
+    shutil.copytree(small_sequence / "color", root / "color")
+    for name in ("raft_exhaustive", "raft_masks", "count_maps"):
+        (root / name).mkdir()
+    import cv2
+
+    stats = {}
+    for i, j in store.pairs:
+        pair, a, b = store.dense(i, j), sequence.names[i], sequence.names[j]
+        np.save(root / "raft_exhaustive" / f"{a}_{b}.npy", pair.flow)
+        mask = np.stack([pair.cycle, pair.occlusion, np.zeros_like(pair.cycle)], -1).astype(np.uint8) * 255
+        cv2.imwrite(str(root / "raft_masks" / f"{a}_{b}.png"), mask[..., ::-1])
+        stats.setdefault(a, {})[b] = int(store.counts[i, j])
+        cv2.imwrite(str(root / "count_maps" / Path(a).with_suffix(".png")), store.count_map(i))
+    (root / "flow_stats.json").write_text(json.dumps(stats))
+    return root
+
+
+def test_the_published_layout_gives_the_same_run(small_sequence, published_sequence, tmp_path):
+    losses = []
+    for folder, save in ((small_sequence, "a"), (published_sequence, "b")):
+        trainer = Trainer(options(folder, tmp_path / save))
+        losses.append([trainer.train_step()[0]["total"].item() for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["configs/default.txt", "configs/original.txt", "configs/demo.txt"])
+def test_presets_train(preset, small_sequence, tmp_path):
+    trainer = Trainer(parse("train", ["--config", preset, "--data_dir", str(small_sequence), "--save_dir",
+                                      str(tmp_path), "--num_pairs", "2", "--num_pts", "16", "--num_samples_ray", "8"]))
+    terms, error = trainer.train_step()
+    assert torch.isfinite(terms["total"]) and error > 0
+    assert ("smoothness" in terms) == (preset == "configs/original.txt")
+
+
+def test_a_checkpoint_of_another_length_is_refused(small_sequence, tmp_path):
+    trainer = Trainer(options(small_sequence, tmp_path))
+    trainer.save()
+    with pytest.raises(UserError, match="trained on 8 frames, the sequence has 5"):
+        Trainer(options(small_sequence, tmp_path, "--num_imgs", "5"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_sequence, tmp_path):
+    trainer = Trainer(options(small_sequence, tmp_path))
+    with torch.no_grad():
+        next(trainer.model.field.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite at step 0"):
+        trainer.train_step()
