@@ -57,7 +57,7 @@ def score_model(options: Namespace) -> None:
     results = {name: baseline(name, sequence, queries) for name in names}
     results["model"] = as_point_tracks(tracker.track(queries), queries, sequence.size)
     table = {name: score(tracks, truth, rows, options.query_mode) for name, tracks in results.items()}
-    save_tracks(run_dir(options) / "tracks.npz", results["model"])
+    save_tracks(run_dir(options) / "annotation_tracks.npz", results["model"])
     path = Path(options.out or run_dir(options) / "metrics.json")
     write_metrics(path, table.pop("model") | ({"baselines": table} if table else {}), options.query_mode)
 

@@ -3,10 +3,8 @@
 import logging
 from argparse import Namespace
 
-import torch
-
 from configs.options import run_dir
-from loaders.checkpoint import check_length, find_checkpoint, load_checkpoint
+from loaders.checkpoint import check_frames, check_length, find_checkpoint, load_checkpoint
 from loaders.sequence import VideoSequence, open_sequence
 from models.build import checkpoint_num_frames, model_from_checkpoint, pick_device
 from models.tracker import Tracker
@@ -20,8 +18,8 @@ def open_run(options: Namespace) -> tuple[VideoSequence, Tracker]:
     path = find_checkpoint(run_dir(options), options.ckpt_path)
     sequence = open_sequence(options.data_dir, options.num_imgs)
     checkpoint = load_checkpoint(path)
-    check_length(checkpoint_num_frames(checkpoint), len(sequence), path)
-    torch.manual_seed(options.seed)
+    check_length(checkpoint_num_frames(checkpoint, path), len(sequence), path)
+    check_frames(checkpoint, sequence.size, sequence.hashes(), path)
     model = model_from_checkpoint(checkpoint, sequence.size, options).to(pick_device(options.device)).eval()
     log.info("model: %s", path)
     return sequence, Tracker(model, bool(options.use_max_loc), options.occlusion_th, options.chunk_size)

@@ -6,8 +6,8 @@ where it stopped; Ctrl-C and SIGTERM save and stop.
 
 import logging
 import signal
+import sys
 from argparse import Namespace
-from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,12 +21,12 @@ from trainer import Trainer
 log = logging.getLogger("train")
 
 
-def train(options: Namespace) -> Path:
-    """Run `num_iters` steps (or what is left of them) and return the folder of the results."""
+def train(options: Namespace) -> None:
+    """Run `num_iters` steps, or what is left of them. SystemExit 130 if a signal stopped it."""
     trainer = Trainer(options)
     trainer.dir.mkdir(parents=True, exist_ok=True)
     write_text(trainer.dir / "args.txt", "".join(f"{k} = {v}\n" for k, v in sorted(vars(options).items()) if v != ""))
-    board = Board(trainer.dir, tensorboard=not options.no_tensorboard)
+    board = Board(trainer.dir, tensorboard=not options.no_tensorboard, step=trainer.step)
     stop = stop_on_signal()
 
     bar = tqdm(total=options.num_iters, initial=trainer.step, desc=trainer.dir.name, unit="step", dynamic_ncols=True)
@@ -48,9 +48,10 @@ def train(options: Namespace) -> Path:
     if trainer.step > bar.initial:
         trainer.save()
     board.close()
-    if stop:
+    log.info("results are in %s", trainer.dir)
+    if trainer.step < options.num_iters:
         log.info("stopped at step %d of %d; the same command goes on from here", trainer.step, options.num_iters)
-    return trainer.dir
+        sys.exit(130)
 
 
 def draw(board: Board, trainer: Trainer) -> None:
@@ -58,9 +59,9 @@ def draw(board: Board, trainer: Trainer) -> None:
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
     first, second = 0, len(trainer.sequence) // 2
     ids = [first, second]
-    board.pictures(trainer.step, ids=ids, frames=trainer.sequence.frames()[ids], flow=tracker.flow(first, second),
-                   depths=tracker.depth_maps(ids), colours=tracker.colour_maps(ids),
-                   errors=trainer.error_map.mean()[ids].numpy())
+    colours, depths = tracker.colours_and_depths(ids)
+    board.pictures(trainer.step, ids, trainer.sampler.frames[ids].numpy(), tracker.flow(first, second), depths, colours,
+                   trainer.error_map.mean()[ids].numpy())
 
 
 def stop_on_signal() -> list:
@@ -74,7 +75,7 @@ def stop_on_signal() -> list:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with logging_redirect_tqdm():
-        log.info("results are in %s", train(parse("train")))
+        train(parse("train"))
 
 
 if __name__ == "__main__":

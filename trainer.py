@@ -1,15 +1,24 @@
 """The state of a run and the step that changes it; train.py is the recipe around it."""
 
 import logging
+import sys
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from configs.options import run_dir
 from errors import UserError
-from loaders.checkpoint import check_length, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
+from loaders.checkpoint import (
+    check_frames,
+    check_length,
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from loaders.error_map import ErrorMap
 from loaders.sampler import PairSampler
 from loaders.sequence import open_sequence
@@ -37,6 +46,7 @@ class Trainer:
         torch.set_flush_denormal(True)  # vanishing filters and moments would make CPU steps several times slower
         self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
         self.sequence = open_sequence(options.data_dir, options.num_imgs)
+        self.hashes = self.sequence.hashes()
         T, size = len(self.sequence), self.sequence.size
         torch.manual_seed(options.seed)
         self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
@@ -49,6 +59,7 @@ class Trainer:
         self.step = 0
         self._new_optimisers()
         self._start_from_checkpoint()
+        self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
@@ -132,12 +143,13 @@ class Trainer:
     def _evaluate_error_map(self) -> None:
         """Flow errors of every frame at one random pixel a cell against one partner frame, into the error map."""
         tracker = Tracker(self.model, use_max_loc=False, chunk_size=self.options.chunk_size)
-        points = [self.sampler.pixel_a_cell(i, self.error_map) for i in range(len(self.sequence))]
-        errors = [torch.from_numpy(tracker.correspond(p1.numpy(), i, j)).sub(p2).norm(dim=-1)
-                  for i, (j, p1, p2, _) in enumerate(points)]
-        self.error_map.add_evaluation(
-            torch.arange(len(points)), torch.stack([p1 for _, p1, _, _ in points]), torch.stack(errors),
-            torch.stack([weight for *_, weight in points]))
+
+        def errors(i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            j, p1, p2, weights = self.sampler.pixel_a_cell(i, self.error_map)
+            found = torch.from_numpy(tracker.correspond(p1.numpy(), i, j))
+            return torch.tensor([i]), p1[None], (found - p2).norm(dim=-1)[None], weights[None]
+
+        self.error_map.add_evaluation(map(errors, range(len(self.sequence))))
         self.sampler.use_error_map(self.error_map)
 
     def save(self) -> None:
@@ -148,7 +160,16 @@ class Trainer:
             "error_map": self.error_map.state_dict(),
             "sampler": self.sampler.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "frames": {"size": self.sequence.size, "hashes": self.hashes},
             "options": {k: v for k, v in vars(self.options).items() if isinstance(v, str | int | float)}})
+
+    def _check_config(self, config: dict, path: Path) -> None:
+        """UserError if the options describe another model or error map than the checkpoint's."""
+        now = asdict(self.model.config)
+        for name in now:
+            if list(now[name]) != list(config[name]) if name == "coordinates" else now[name] != config[name]:
+                raise UserError(f"{path} was trained with {name} {config[name]}, now it is {now[name]}: give the same, "
+                                "another --expname, or --no_reload to start again")
 
     def _start_from_checkpoint(self) -> None:
         """Go on from the run's newest checkpoint, or from the model of `ckpt_path`; UserError if it does not fit."""
@@ -156,8 +177,13 @@ class Trainer:
         path = newest or self.options.ckpt_path
         if not path:
             return
-        checkpoint = load_checkpoint(path)
-        check_length(checkpoint_num_frames(checkpoint), len(self.sequence), path)
+        if newest and self.options.ckpt_path:
+            log.warning("--ckpt_path is not used: %s is there; --no_reload starts a new run", newest)
+        checkpoint = load_checkpoint(Path(path))
+        check_length(checkpoint_num_frames(checkpoint, path), len(self.sequence), path)
+        if newest is not None:
+            check_frames(checkpoint, self.sequence.size, self.hashes, path)
+            self._check_config(checkpoint["config"], path)
         self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options).to(self.device)
         self._new_optimisers()
         if newest is None:  # somebody's model as a start: a new run of its own
@@ -169,6 +195,8 @@ class Trainer:
                             "give the same, or --no_reload to start again")
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(checkpoint["optimizers"][name])
+        if checkpoint["error_map"]["sums"].shape != self.error_map.sums.shape:
+            raise UserError(f"{path} was made with another --error_map_cell: give the same, or --no_reload")
         self.error_map.load_state_dict(checkpoint["error_map"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         for name, generator in self.generators.items():

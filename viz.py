@@ -69,7 +69,8 @@ def query_grid(options: Namespace, sequence: VideoSequence) -> np.ndarray:
 def depth_video(options: Namespace, sequence: VideoSequence, tracker: Tracker) -> Path:
     """Rendered depth of all frames in one scale of colours."""
     path, zoom = run_dir(options) / "depth.mp4", picture_zoom(sequence.size)
-    depths = np.stack([tracker.depth_maps([t])[0].astype(np.float16) for t in tqdm(range(len(sequence)), "depth")])
+    depths = np.stack([tracker.colours_and_depths([t])[1][0].astype(np.float16)
+                       for t in tqdm(range(len(sequence)), "depth")])
     near, far = np.percentile(depths[:, ::4, ::4].astype(np.float32), (1, 99))
     write_video(path, (enlarge(depth_colours(depth, near, far), zoom) for depth in depths), options.fps)
     return path

@@ -18,7 +18,8 @@ OPTIONS = {
         ("data_dir", str, "", "sequence folder (color/ and correspondences/, or OmniMotion's published layout)"),
         ("expname", str, "default", "name of the experiment; results go to SAVE_DIR/EXPNAME_SEQUENCE"),
         ("save_dir", str, "out", "folder of all results"),
-        ("ckpt_path", str, "", "checkpoint to start from or to look at, instead of the newest of the run's folder"),
+        ("ckpt_path", str, "", "eval, viz: the checkpoint to look at, else the run's newest; "
+         "train: a model that a new run starts from"),
         ("no_reload", bool, False, "start from scratch even if the run's folder has a checkpoint"),
         ("device", ("auto", "cpu", "cuda"), "auto", "where to compute; auto is CUDA where there is one"),
         ("seed", int, 1234, "seed of everything random"),
@@ -67,13 +68,15 @@ OPTIONS = {
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
+        ("recompute_above", int, 32_768, "on the CPU: samples a step (pairs x points x samples on a ray) above which "
+         "activations are computed again in the backward pass instead of stored"),
         ("max_padding", float, 0.0, "predictions farther than this outside the frame have no flow loss, in pixels"),
         ("mask_near", bool, False, "hide the nearest fifth of the samples for the first 4,000 published steps"),
     ],
     "inference": [
         ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
         ("occlusion_th", float, 0.99, "a point is occluded when more light than this is absorbed in front of it"),
-        ("chunk_size", int, 10_000, "pixels computed at a time; less needs less memory"),
+        ("chunk_size", int, 2_048, "pixels computed at a time; less needs less memory"),
     ],
     "logging": [
         ("i_print", int, 100, "steps between TensorBoard scalars"),
@@ -99,6 +102,15 @@ OPTIONS = {
     ],
 }
 
+AT_LEAST = {  # smallest values that make sense
+    **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
+                     "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
+                     "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps"), 1),
+    **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1,
+    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
+                     "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above"), 0),
+}
+
 
 class _Parser(configargparse.ArgumentParser):
     """Errors are one line and exit code 2."""
@@ -110,7 +122,8 @@ class _Parser(configargparse.ArgumentParser):
 
 def parser(driver: str) -> configargparse.ArgumentParser:
     """The option table as a parser; all three drivers read the same config files."""
-    out = _Parser(prog=f"{driver}.py", config_file_parser_class=configargparse.DefaultConfigFileParser,
+    out = _Parser(prog=f"{driver}.py", allow_abbrev=False,
+                  config_file_parser_class=configargparse.DefaultConfigFileParser,
                   formatter_class=configargparse.ArgumentDefaultsHelpFormatter)
     out.add_argument("--config", is_config_file=True, help="config file, a preset of configs/ or your own")
     for group, options in OPTIONS.items():
@@ -128,7 +141,12 @@ def parser(driver: str) -> configargparse.ArgumentParser:
 
 def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names."""
-    return parser(driver).parse_args(argv)
+    reader = parser(driver)
+    options = reader.parse_args(argv)
+    for name, low in AT_LEAST.items():
+        if not getattr(options, name) >= low:
+            reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
+    return options
 
 
 def run_dir(options: Namespace) -> Path:

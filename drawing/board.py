@@ -14,14 +14,14 @@ FOLDER = "pictures"
 
 class Board:
     """Scalars and pictures of a run: TensorBoard files in `run_dir`/tensorboard unless switched off, PNG files in
-    `run_dir`/pictures."""
+    `run_dir`/pictures. What an earlier run showed after `step` is dropped from the curves."""
 
-    def __init__(self, run_dir: Path, tensorboard: bool = True):
+    def __init__(self, run_dir: Path, tensorboard: bool = True, step: int = 0):
         self.dir, self.writer = run_dir, None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-            self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """One point of each curve."""

@@ -32,7 +32,7 @@ def load_checkpoint(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}: train first, or give --ckpt_path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: delete it, or give another --ckpt_path") from error
 
 
@@ -58,3 +58,18 @@ def check_length(checkpoint_frames: int, num_frames: int, path: Path) -> None:
     if checkpoint_frames != num_frames:
         raise UserError(f"{path} was trained on {checkpoint_frames} frames, the sequence has {num_frames}: "
                         "give the sequence it was trained on, or the same --num_imgs")
+
+
+def check_frames(checkpoint: dict, size: tuple[int, int], hashes: list[str], path: Path) -> None:
+    """UserError unless the checkpoint was trained on frames of `size` (H, W) with these contents. OmniMotion's
+    checkpoints do not say what they were trained on and pass."""
+    frames = checkpoint.get("frames")
+    if frames is None:
+        return
+    again = "give its own --data_dir, another --expname, or train again with --no_reload"
+    if tuple(frames["size"]) != tuple(size):
+        raise UserError(f"{path} was trained on frames of {frames['size'][1]}x{frames['size'][0]}, these are "
+                        f"{size[1]}x{size[0]}: {again}")
+    changed = sum(a != b for a, b in zip(frames["hashes"], hashes, strict=False))
+    if changed:
+        raise UserError(f"{path} was trained on other frames ({changed} of {len(hashes)} differ): {again}")

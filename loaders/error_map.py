@@ -7,6 +7,8 @@ Notation
     mean     sums / counts; a cell that was never hit takes its frame's mean, a frame the map's
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,12 +40,14 @@ class ErrorMap:
         if self.mode == "accumulated":
             self._add(frames, pixels, errors, weights)
 
-    def add_evaluation(self, frames: Tensor, pixels: Tensor, errors: Tensor, weights: Tensor) -> None:
-        """Add a full evaluation, arguments as `add_points`; in mode "last" it replaces what was there."""
+    def add_evaluation(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """Add a full evaluation, the arguments of `add_points` part by part; in mode "last" it replaces what was
+        there."""
         if self.mode == "last":
             self.sums.zero_()
             self.counts.zero_()
-        self._add(frames, pixels, errors, weights)
+        for part in parts:
+            self._add(*part)
         self.evaluations += 1
 
     def _add(self, frames: Tensor, pixels: Tensor, errors: Tensor, weights: Tensor) -> None:

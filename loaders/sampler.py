@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errors import UserError
+
 
 @dataclass
 class Batch:
@@ -61,6 +63,9 @@ class PairSampler:
         """`count` pairs (i, j) as `(count, 2)`."""
         partners = self.pair_probabilities(max_interval)
         frame = self.frame_weights * (partners.sum(-1) > 0)
+        if not frame.any():
+            raise UserError(f"no frame has a valid correspondence to one at most {max_interval} frames away: look at "
+                            "the frames and at what preprocessing printed")
         i = torch.multinomial(frame, count, replacement=True, generator=self.generator)
         j = torch.multinomial(partners[i], 1, generator=self.generator)[:, 0]
         return torch.stack([i, j], dim=-1)

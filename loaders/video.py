@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -44,7 +44,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
         stream.options = {"crf": "18"}  # visually lossless
-        for image in (first, *frames):
+        for image in chain([first], frames):
             padded = np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
         container.mux(stream.encode())

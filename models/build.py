@@ -2,10 +2,12 @@
 
 from argparse import Namespace
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from errors import UserError
 from models.omnimotion import ModelConfig, OmniMotion
 from models.published import is_published, published_config, published_state
 
@@ -33,9 +35,14 @@ def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Name
     return model_from_state(asdict(config), published_state(checkpoint))
 
 
-def checkpoint_num_frames(checkpoint: dict) -> int:
-    """Length of the sequence that a loaded checkpoint was trained on."""
-    return checkpoint["num_imgs"] if is_published(checkpoint) else checkpoint["config"]["num_frames"]
+def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
+    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model."""
+    if isinstance(checkpoint, dict):
+        if is_published(checkpoint):
+            return checkpoint["num_imgs"]
+        if {"config", "model"} <= checkpoint.keys():
+            return checkpoint["config"]["num_frames"]
+    raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
 
 
 def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
@@ -61,5 +68,8 @@ def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.opt
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    """`auto` is CUDA where there is one. UserError if CUDA is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; say --device cpu, or install a CUDA build")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")

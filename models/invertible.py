@@ -10,6 +10,7 @@ Notation
     affine   (x, y) -> A(t, z) (x, y) + b(t, z), before layer 0 on the way forward
 """
 
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from models.encoding import periodic_encoding
 from models.fused import NEGATIVE_SLOPE, S_MAX, couple
+from models.recompute import stored
 
 
 def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -121,12 +123,13 @@ class FrameMaps:
 
     def __init__(self, network: InvertibleNetwork, f: Tensor, t: Tensor):
         self.network, self.f, self.t = network, f, t
+        self.call = stored  # or models.recompute.recomputed: how the backward pass gets at each layer's activations
         self.chains = [layer.fuse(f) for layer in network.layers] if network.fused else None
 
     def select(self, index: Tensor) -> "FrameMaps":
         """The maps of some of the frames, `index` `(B',)` into the bound ones; repeats are free of new fusing."""
         out = FrameMaps.__new__(FrameMaps)
-        out.network, out.f, out.t = self.network, self.f[index], self.t[index]
+        out.network, out.f, out.t, out.call = self.network, self.f[index], self.t[index], self.call
         out.chains = self.chains and [
             [chain[0], (chain[1][0], chain[1][1][index]), *chain[2:]] for chain in self.chains]
         return out
@@ -134,21 +137,21 @@ class FrameMaps:
     def to_canonical(self, x: Tensor) -> Tensor:
         """Local points to canonical ones (forward)."""
         if self.network.affine is not None:
-            x = self.network.affine(self.t, x)
+            x = self.call(self.network.affine, self.t, x)
         x = list(x.unbind(-1))
         for k, layer in enumerate(self.network.layers):
-            x[layer.coordinate] = self._couple(k, layer, x, inverse=False)
+            x[layer.coordinate] = self.call(partial(self._couple, k, layer, False), *x)
         return torch.stack(x, dim=-1)
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
         u = list(u.unbind(-1))
         for k, layer in reversed(list(enumerate(self.network.layers))):
-            u[layer.coordinate] = self._couple(k, layer, u, inverse=True)
+            u[layer.coordinate] = self.call(partial(self._couple, k, layer, True), *u)
         u = torch.stack(u, dim=-1)
-        return u if self.network.affine is None else self.network.affine.inverse(self.t, u)
+        return u if self.network.affine is None else self.call(self.network.affine.inverse, self.t, u)
 
-    def _couple(self, k: int, layer: CouplingLayer, x: list[Tensor], inverse: bool) -> Tensor:
+    def _couple(self, k: int, layer: CouplingLayer, inverse: bool, *x: Tensor) -> Tensor:
         """The coordinate that layer k changes, after it, from the three before it, `(B, M)` each."""
         changed, kept = x[layer.coordinate], torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M), (B, M, 2)
         if self.chains is not None:

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from models.canonical import CanonicalField
 from models.coords import denormalise_pixels, normalise_pixels
 from models.invertible import FrameMaps, InvertibleNetwork
+from models.recompute import recomputed
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
+
+FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class OmniMotion(nn.Module):
             config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
             config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers)
         self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
+        self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
 
     @property
     def sample_spacing(self) -> float:
@@ -90,12 +94,22 @@ class OmniMotion(nn.Module):
         """Colours `(..., K, 3)` and compositing weights `(..., K)` of canonical samples `(..., K, 3)`.
 
         The nearest `near_share` of the samples is transparent (OmniMotion's remedy for a wrong surface order)."""
-        rgb, sigma = self.field(canonical)
+        rgb, sigma = self._field(canonical)
         alpha = 1 - torch.exp(-sigma)
         if near_share:
             hidden = int(near_share * alpha.shape[-1])
             alpha = torch.cat([torch.zeros_like(alpha[..., :hidden]), alpha[..., hidden:]], dim=-1)
         return rgb, compositing_weights(alpha)
+
+    def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
+        """The field's colours and densities; in pieces whose activations are not kept at inference, and in training
+        if there are many points."""
+        points = canonical.reshape(-1, 3)
+        if torch.is_grad_enabled() and len(points) <= self.recompute_above:
+            return self.field(canonical)
+        rgb, sigma = zip(*(recomputed(self.field, piece) for piece in points.split(FIELD_PIECE)), strict=True)
+        shape = canonical.shape[:-1]
+        return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
     def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | bool = False,
                       near_share: float = 0.0) -> PairPrediction:
@@ -104,6 +118,8 @@ class OmniMotion(nn.Module):
         both = self.maps(torch.cat([ids1, ids2]))
         order = torch.arange(2 * B, device=p1.device)
         local = self.lift(p1, jitter)  # (B, N, K, 3)
+        if local[..., 0].numel() > self.recompute_above:
+            both.call = recomputed  # `select` hands it on
         canonical = both.select(order[:B]).to_canonical(local.flatten(1, 2))
         target = both.select(order[B:]).to_local(canonical).view_as(local)
         canonical = canonical.view_as(local)
@@ -119,6 +135,8 @@ class OmniMotion(nn.Module):
         `(B, N, K, 3)`: x - x_before and x_after - x (OmniMotion's smoothness term, supplement)."""
         x = local.flatten(1, 2)
         around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
+        if 3 * x[..., 0].numel() > self.recompute_above:
+            around.call = recomputed
         B = len(ids)
         order = torch.arange(3 * B, device=ids.device)
         u = around.select(order[:B]).to_canonical(x)

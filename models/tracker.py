@@ -27,7 +27,7 @@ class Tracker:
     """Inference with a trained model; computes `chunk_size` rays at a time and never keeps gradients."""
 
     def __init__(self, model: OmniMotion, use_max_loc: bool = True, occlusion_th: float = 0.99,
-                 chunk_size: int = 10_000):
+                 chunk_size: int = 2_048):
         self.model, self.use_max_loc, self.occlusion_th, self.chunk_size = model, use_max_loc, occlusion_th, chunk_size
         self.device = next(model.parameters()).device
 
@@ -102,14 +102,6 @@ class Tracker:
             colours.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
             depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
         return np.stack(colours), np.stack(depths)
-
-    def depth_maps(self, ids: list[int]) -> np.ndarray:
-        """Rendered depths `(n, H, W)`."""
-        return self.colours_and_depths(ids)[1]
-
-    def colour_maps(self, ids: list[int]) -> np.ndarray:
-        """Rendered colours `(n, H, W, 3)` in [0, 1]."""
-        return self.colours_and_depths(ids)[0]
 
     def _grid(self) -> np.ndarray:
         """All pixels of a frame, `(H * W, 2)`."""

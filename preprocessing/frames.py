@@ -26,25 +26,25 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     color, partial = data_dir / "color", data_dir / "color.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    size = None
-    for t, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames)):
-        size = size or frame.shape
-        if frame.shape != size:
-            raise UserError(f"frames of different sizes in {video}: the first is {size[1]}x{size[0]}, frame "
-                            f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
-        image = _resized(frame, resize, short_side)
-        cv2.imwrite(str(partial / f"{t:05d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if t == 0:
-        raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
-    if not image_files(color):
-        shutil.rmtree(color, ignore_errors=True)
-        partial.replace(color)
-    elif _contents(color) == _contents(partial):
-        shutil.rmtree(partial)
-    else:
-        shutil.rmtree(partial)
-        raise UserError(f"{color} already has other frames than these of {video}: give another --data_dir, or remove "
-                        "that folder, or leave out --video to use its frames")
+    try:
+        count, size = 0, None
+        for count, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames), 1):
+            size = size or frame.shape
+            if frame.shape != size:
+                raise UserError(f"frames of different sizes in {video}: the first is {size[1]}x{size[0]}, frame "
+                                f"{start + (count - 1) * stride} is {frame.shape[1]}x{frame.shape[0]}")
+            image = _resized(frame, resize, short_side)
+            cv2.imwrite(str(partial / f"{count - 1:05d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if count == 1:
+            raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
+        if not image_files(color):
+            shutil.rmtree(color, ignore_errors=True)
+            partial.replace(color)
+        elif _contents(color) != _contents(partial):
+            raise UserError(f"{color} already has other frames than these of {video}: give another --data_dir, or "
+                            "remove that folder, or leave out --video to use its frames")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     sequence = open_sequence(data_dir, num_imgs=None)
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence

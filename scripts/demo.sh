@@ -3,7 +3,7 @@
 set -eu
 SECONDS=0
 if [ -n "${VIDEO:-}" ]; then
-    NAME=$(basename "${VIDEO%.*}")
+    NAME=my_$(basename "${VIDEO%.*}")
     SEQ=seqs/$NAME
     $PY -m preprocessing --video "$VIDEO" --data_dir "$SEQ" --short_side 192 --max_frames 48 --resume
 else
@@ -14,7 +14,7 @@ else
 fi
 $PY train.py --config configs/demo.txt --data_dir "$SEQ"
 if [ -z "${VIDEO:-}" ]; then
-    $PY eval.py --config configs/demo.txt --data_dir "$SEQ" --annotations "$SEQ/annotations.npz" --baselines static,chain
+    $PY eval.py --config configs/demo.txt --data_dir "$SEQ" --annotations "$SEQ/annotations.npz" --query_mode first --baselines static,chain
 fi
 $PY viz.py --config configs/demo.txt --data_dir "$SEQ"
 echo "done in $SECONDS s; pictures and results are in out/demo_$NAME/"

@@ -1,6 +1,7 @@
 """train.py, eval.py and viz.py as a user runs them, and what they say about bad input."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from loaders.annotations import load_annotations, load_tracks, sample_queries, save_annotations
 
@@ -63,7 +65,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 0 and "goes on from here" in errors
+    assert process.returncode == 130 and "goes on from here" in errors
     (checkpoint,) = (tmp_path / "default_small").glob("model_*.pth")
     steps = int(checkpoint.stem[6:])
     assert steps >= 12
@@ -126,6 +128,11 @@ def bad(kind, trained, small_sequence, tmp_path):
         (tmp_path / "q.csv").write_text("t,y,x\n8,3,3\n")
     if kind == "unknown option in the config":
         (tmp_path / "c.txt").write_text("num_itres = 5\n")
+    if kind == "a checkpoint of something else":
+        torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    if kind == "store for other frames":
+        shutil.copytree(small_sequence, tmp_path / "seq")
+        shutil.copy(tmp_path / "seq/color/00002.png", tmp_path / "seq/color/00001.png")
     if kind == "damaged checkpoint":
         (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 nothing")
     return {
@@ -135,6 +142,10 @@ def bad(kind, trained, small_sequence, tmp_path):
         "unknown option": ("viz", *run, "--colour", "red"),
         "value of a wrong type": ("train", "--num_pairs", "many"),
         "checkpoint of another length": ("eval", *run, "--num_imgs", 5, "--annotations", annotations),
+        "training on a checkpoint of another length": ("train", *run, *QUICK, "--num_imgs", 5),
+        "a checkpoint of something else": ("viz", *run, "--ckpt_path", tmp_path / "other.pth"),
+        "store for other frames": ("train", "--data_dir", tmp_path / "seq", "--save_dir", tmp_path),
+        "number out of range": ("train", *run, "--i_print", 0),
         "damaged checkpoint": ("viz", *run, "--ckpt_path", tmp_path / "model.pth"),
         "no checkpoint": ("viz", "--data_dir", small_sequence, "--save_dir", tmp_path),
         "no data_dir": ("train",),
@@ -152,7 +163,10 @@ def bad(kind, trained, small_sequence, tmp_path):
     ("annotation of another length", "has 5 frames, the sequence 8"), ("query after the last frame", "row 0"),
     ("unknown option in the config", "num_itres"), ("unknown option", "--colour"),
     ("value of a wrong type", "many"), ("checkpoint of another length", "trained on 8 frames, the sequence has 5"),
-    ("damaged checkpoint", "cannot be read as a checkpoint"), ("no checkpoint", "no checkpoint"),
+    ("training on a checkpoint of another length", "trained on 8 frames, the sequence has 5"),
+    ("a checkpoint of something else", "not a checkpoint"), ("store for other frames", "other frames: 1 changed"),
+    ("number out of range", "at least 1"), ("damaged checkpoint", "cannot be read as a checkpoint"),
+    ("no checkpoint", "no checkpoint"),
     ("no data_dir", "--data_dir"), ("no such folder", "no folder"), ("no such config", "nowhere.txt"),
     ("nothing to do", "nothing to do"), ("unknown picture", "sound"), ("unknown baseline", "best"),
     ("frame outside the clip", "frames 0 to 7"), ("no such mask", "cannot be read")])

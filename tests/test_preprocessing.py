@@ -1,5 +1,6 @@
 """Store, filters, chains and the preprocessing command."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,13 +75,14 @@ def test_count_maps_count_the_valid_targets(small_sequence):
                                                               ).sum() for j in range(8)]
 
 
-def test_an_interrupted_store_ends_up_the_same(small_sequence, tmp_path):
-    import shutil
-
+@pytest.mark.parametrize("chain,stop", [(False, 23), (True, 40), (True, 75)])
+def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_path):
+    """Stopped among the 56 direct pairs, or among the chains after them."""
+    method = Method(chain=chain)
     folder = tmp_path / "again"
     shutil.copytree(small_sequence / "color", folder / "color")
     sequence = open_sequence(folder)
-    build_store(sequence, Method())
+    build_store(sequence, method)
     whole = {path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()}
 
     class StopError(Exception):
@@ -90,17 +92,17 @@ def test_an_interrupted_store_ends_up_the_same(small_sequence, tmp_path):
 
     def failing(self, *arguments, **options):
         writes.append(1)
-        if len(writes) > 23:
+        if len(writes) > stop:
             raise StopError
         write(self, *arguments, **options)
 
     shutil.rmtree(folder / "correspondences")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
         patch.setattr(StoreWriter, "write", failing)
-        build_store(sequence, Method())
+        build_store(sequence, method)
     with pytest.raises(UserError, match="unfinished"):
         open_correspondences(sequence)
-    build_store(sequence, Method(), resume=True)
+    build_store(sequence, method, resume=True)
     assert {path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()} == whole
 
 

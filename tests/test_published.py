@@ -16,7 +16,7 @@ RAYS = SimpleNamespace(num_samples_ray=32, min_depth=0.0, max_depth=2.0)
 def published(request, shared):
     checkpoint = torch.load(shared("reference/omnimotion_000030.pth"), map_location="cpu", weights_only=True)
     outputs = np.load(shared("reference/omnimotion_outputs.npz"))
-    assert checkpoint_num_frames(checkpoint) == 6
+    assert checkpoint_num_frames(checkpoint, "published") == 6
     model = model_from_checkpoint(checkpoint, outputs["frame_0"].shape[:2], RAYS)
     model.deform.fused = request.param
     return model, {k: torch.from_numpy(np.asarray(outputs[k])) for k in outputs}

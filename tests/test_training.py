@@ -18,6 +18,8 @@ from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
 from losses import schedules
 from losses.objective import distortion_loss
+from preprocessing.pipeline import Method, build_store
+from preprocessing.synthetic import write_scene
 from trainer import Trainer
 
 QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupling_width 48 --affine_width 32 "
@@ -48,7 +50,11 @@ def flow_error(trainer):
 
 def add(error_map, frame, pixels, errors, method="add_points"):
     pixels, errors = torch.tensor([pixels], dtype=torch.float32), torch.tensor([errors], dtype=torch.float32)
-    getattr(error_map, method)(torch.tensor([frame]), pixels, errors, torch.ones_like(errors))
+    part = torch.tensor([frame]), pixels, errors, torch.ones_like(errors)
+    if method == "add_evaluation":
+        error_map.add_evaluation([part])
+    else:
+        error_map.add_points(*part)
 
 
 def test_two_evaluations_add():
@@ -205,18 +211,21 @@ def test_sixty_steps_halve_the_flow_error(small_sequence, tmp_path):
     assert trainer.model.time_latent.frozen is not None and "feature" not in trainer.parameter_groups()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(small_sequence, tmp_path):
-    """Stopped before and after the first error map and the freezing."""
-    whole = Trainer(options(small_sequence, tmp_path / "whole"))
+@pytest.mark.parametrize("more", [
+    [], ["--optimiser", "muon", "--mask_near"],
+    ["--error_map", "last", "--error_map_cell", "2", "--error_map_random", "0.5", "--grad_clip", "1"]])
+def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
+    """Stopped before and after the first error map (step 12) and the freezing (step 24)."""
+    whole = Trainer(options(small_sequence, tmp_path / "whole", *more))
     for _ in range(40):
         whole.train_step()
     for stop in (7, 20, 33):
-        first = Trainer(options(small_sequence, tmp_path / "parts"))
+        first = Trainer(options(small_sequence, tmp_path / "parts", *more))
         while first.step < stop:
             first.train_step()
         first.save()
         del first
-    last = Trainer(options(small_sequence, tmp_path / "parts"))
+    last = Trainer(options(small_sequence, tmp_path / "parts", *more))
     assert last.step == 33
     while last.step < 40:
         last.train_step()
@@ -289,6 +298,37 @@ def test_a_checkpoint_of_another_length_is_refused(small_sequence, tmp_path):
     trainer.save()
     with pytest.raises(UserError, match="trained on 8 frames, the sequence has 5"):
         Trainer(options(small_sequence, tmp_path, "--num_imgs", "5"))
+
+
+@pytest.mark.parametrize("more,words", [
+    (["--num_samples_ray", "9"], "num_samples_ray 8, now it is 9"), (["--error_map_cell", "4"], "error_map_cell"),
+    (["--optimiser", "muon"], "optimiser")])
+def test_other_settings_on_resume_are_refused(more, words, small_sequence, tmp_path):
+    Trainer(options(small_sequence, tmp_path)).save()
+    with pytest.raises(UserError, match=words):
+        Trainer(options(small_sequence, tmp_path, *more))
+
+
+def test_a_checkpoint_of_other_frames_is_refused(small_sequence, tmp_path):
+    write_scene(tmp_path / "small", "easy", (64, 64), 8, seed=1, num_points=8)
+    Trainer(options(small_sequence, tmp_path)).save()
+    build_store(open_sequence(tmp_path / "small"), Method())
+    with pytest.raises(UserError, match="other frames"):
+        Trainer(options(tmp_path / "small", tmp_path))
+
+
+def test_a_published_checkpoint_can_be_the_start(shared, tmp_path):
+    write_scene(tmp_path / "six", "easy", (60, 108), 6, seed=1, num_points=8)
+    build_store(open_sequence(tmp_path / "six"), Method())
+    published = str(shared("reference/omnimotion_000030.pth"))
+    trainer = Trainer(options(tmp_path / "six", tmp_path, "--ckpt_path", published))
+    assert trainer.step == 0 and torch.isfinite(trainer.train_step()[0]["total"])
+
+
+def test_frames_without_correspondences_cannot_train(sampler):
+    sampler.counts.zero_()
+    with pytest.raises(UserError, match="no frame has a valid correspondence"):
+        sampler.draw_pairs(4, 7)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_sequence, tmp_path):
