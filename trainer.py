@@ -43,7 +43,6 @@ class Trainer:
     """One video's model, optimiser, sampler and error map. `step` counts the steps taken."""
 
     def __init__(self, options: Namespace):
-        torch.set_flush_denormal(True)  # vanishing filters and moments would make CPU steps several times slower
         self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
         self.sequence = open_sequence(options.data_dir, options.num_imgs)
         self.hashes = self.sequence.hashes()

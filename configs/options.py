@@ -95,7 +95,7 @@ OPTIONS = {
     "visualisation": [
         ("what", str, "tracks,depth", "comma-separated: tracks, depth"),
         ("query_frame_id", int, 0, "frame whose points are drawn"),
-        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 30 points along the longer side"),
+        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 20 points along the longer side"),
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
         ("fps", float, 10.0, "frames a second of the videos"),

@@ -33,7 +33,7 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     Points outside the frame are not drawn. Discs lie over rings."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
-    radius = max(3.0, min(picture.shape[:2]) / 130)
+    radius = max(4.0, min(picture.shape[:2]) / 130)
     centres = (points + 0.5) * zoom - 0.5
     for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
         colour = tuple(int(c) for c in colours[n])
@@ -73,9 +73,9 @@ def write_caption(picture: np.ndarray, text: str) -> None:
 
 
 def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
-    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W); `interval` 0 puts about 30 along its longer
+    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W); `interval` 0 puts about 20 along its longer
     side."""
-    interval = interval or max(1, round(max(size) / 30))
+    interval = interval or max(1, round(max(size) / 20))
     y, x = np.mgrid[interval // 2: size[0]: interval, interval // 2: size[1]: interval]
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
 

@@ -72,3 +72,5 @@ class TimeLatent(nn.Module):
         """Evaluate the network once for all frames and keep the result instead of the network."""
         self.frozen = self.network(self.t)
         self.network.requires_grad_(False)
+        for parameter in self.network.parameters():
+            parameter.grad = None  # a stale gradient would count in the norm that clipping looks at
