@@ -41,8 +41,8 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
             _circle(picture, centres[n], radius + 1, DARK, cv2.FILLED)
             _circle(picture, centres[n], radius, colour, cv2.FILLED)
         else:
-            _circle(picture, centres[n], radius, DARK, 3)
-            _circle(picture, centres[n], radius, colour, 1)
+            _circle(picture, centres[n], radius + 1, DARK, 3)
+            _circle(picture, centres[n], radius + 1, colour, 1)
 
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
