@@ -5,9 +5,9 @@ Prints a table with one row an initialisation:
     gradient  root mean square of |d sigma / d u|: how roughly the density pulls at canonical points before training
     PSNR      of a picture that a field of width 128 fits in 300 steps of 4096 pixels with Adam (1e-3), dB; the picture
               is a frame of the synthetic demo, or --image
-    flow      with --train: mean flow error in pixels of the last 40 of 120 training steps (demo preset, 8 pairs,
-              900-step schedule, Adam at 1e-3 for the deformation) on a small rendered sequence; it starts near 4. A run whose
-              loss is no longer finite shows as inf
+    flow      with --train: mean flow error in pixels of the last 40 of 120 training steps (demo preset with 8 pairs,
+              900-step schedule, Adam at 1e-3 for the deformation) on a small rendered sequence. A run whose loss is no
+              longer finite shows as inf
 """
 
 import argparse
