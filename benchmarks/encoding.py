@@ -5,26 +5,16 @@ Prints a table with one row an initialisation:
     gradient  root mean square of |d sigma / d u|: how roughly the density pulls at canonical points before training
     PSNR      of a picture that a field of width 128 fits in 300 steps of 4096 pixels with Adam (1e-3), dB; the picture
               is a frame of the synthetic demo, or --image
-    flow      with --train: mean flow error in pixels of the last 40 of 120 training steps (demo preset with 8 pairs,
-              900-step schedule, Adam at 1e-3 for the deformation) on a small rendered sequence. A run whose loss is no
-              longer finite shows as inf
 """
 
 import argparse
-import math
-import tempfile
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from configs.options import parse
-from errors import UserError
-from loaders.sequence import open_sequence, read_image
+from loaders.sequence import read_image
 from models.canonical import FALLOFF, GAMMA_SCALE, CanonicalField, initialise_for_code
-from preprocessing.pipeline import Method, build_store
-from preprocessing.synthetic import render_scene, write_scene
-from trainer import Trainer
+from preprocessing.synthetic import render_scene
 
 STEPS, POINTS, WIDTH = 300, 4096, 128
 
@@ -74,23 +64,9 @@ def psnr(model: CanonicalField, image: torch.Tensor) -> float:
     return -10 * error.mean().log10().item()
 
 
-def flow_error(model: CanonicalField, folder: Path) -> float:
-    """Of a training run whose field starts as `model`."""
-    run = Trainer(parse("train", ["--config", "configs/demo.txt", "--data_dir", str(folder), "--save_dir",
-                                  str(folder / "out"), "--optimiser", "adam", "--lr_deform", "1e-3", "--num_iters",
-                                  "900", "--error_map", "off", "--num_pairs", "8", "--field_encoding", model.encoding]))
-    run.model.field.load_state_dict(model.state_dict())
-    try:
-        errors = [float(run.train_step()[1]) for _ in range(120)]
-    except UserError:
-        return math.inf
-    return sum(errors[-40:]) / 40
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", help="picture to fit instead of the synthetic frame")
-    parser.add_argument("--train", action="store_true", help="train with each of them too")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     frame = read_image(args.image) if args.image else render_scene("demo", (192, 192), 2, 0, 1)[0][0]
@@ -99,17 +75,11 @@ def main() -> None:
             *((f"66-d code, gamma x{g:g}, falloff {f:g}" + (" (chosen)" if (g, f) == (GAMMA_SCALE, FALLOFF) else ""),
                "ours", {"gamma_scale": g, "falloff": f})
               for g, f in ((1.0, 0.5), (1.0, 1.0), (0.1, 0.5), (0.1, 1.0)))]
-    print("| initialisation | alive | gradient | PSNR | flow |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "small"
-        if args.train:
-            write_scene(folder, "demo", (128, 128), 12, 0, 16)
-            build_store(open_sequence(folder), Method())
-        for title, name, constants in tqdm(rows, "fields"):
-            flow = f"{flow_error(field(name, **constants), folder):.2f}" if args.train else "-"
-            model = field(name, **constants)
-            numbers = alive(model), density_gradient(model), psnr(model, image)
-            tqdm.write("| {} | {:.0%} | {:.2g} | {:.1f} | {} |".format(title, *numbers, flow))
+    print("| initialisation | alive | gradient | PSNR |\n|---|---|---|---|")
+    for title, name, constants in tqdm(rows, "fields"):
+        model = field(name, **constants)
+        numbers = alive(model), density_gradient(model), psnr(model, image)
+        tqdm.write("| {} | {:.0%} | {:.2g} | {:.1f} |".format(title, *numbers))
 
 
 if __name__ == "__main__":
