@@ -10,6 +10,9 @@ The canonical field's code has D = 3, L = 11, scale 1 and no identity: 3 x 2 x 1
 The coupling layers' code has D = 2, L = 4, scale pi and the identity: 18 columns (OmniMotion's order).
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,25 +41,42 @@ class _PeriodicEncoding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v, num_octaves, scale, identity):
         D = v.shape[-1]
-        w = frequencies(num_octaves, scale, v)
-        start = D if identity else 0
-        e = v.new_empty(*v.shape[:-1], start + 2 * D * num_octaves)
-        waves = e[..., start:].unflatten(-1, (D, 2, num_octaves))  # (..., D, 2, L), a view of e
-        torch.mul(v[..., None], w, out=waves[..., 0, :])
-        torch.add(waves[..., 0, :], torch.pi / 2, out=waves[..., 1, :])
-        e[..., start:].sin_()
+        columns = _columns(D, num_octaves, scale, identity, v.dtype, v.device)
+        e = torch.addcmul(columns.phase, v[..., columns.coordinate], columns.frequency).sin_()
         if identity:
             e[..., :D] = v
-        ctx.save_for_backward(e, w)
-        ctx.start, ctx.D = start, D
+        ctx.save_for_backward(e)
+        ctx.columns, ctx.D = columns, D if identity else 0
         return e
 
     @staticmethod
     def backward(ctx, grad):
-        e, w = ctx.saved_tensors
-        shape = (ctx.D, 2, len(w))
-        waves, g = (a[..., ctx.start:].unflatten(-1, shape) for a in (e, grad))
-        grad_v = (g[..., 0, :] * waves[..., 1, :] - g[..., 1, :] * waves[..., 0, :]) @ w  # (..., D)
-        if ctx.start:
-            grad_v = grad_v + grad[..., :ctx.start]
+        (e,) = ctx.saved_tensors
+        grad_v = (grad * e[..., ctx.columns.partner]) @ ctx.columns.slope  # (..., D)
+        if ctx.D:
+            grad_v += grad[..., :ctx.D]
         return grad_v, None, None, None
+
+
+class _Columns(NamedTuple):
+    """Of each of C columns of a code: what its sine is taken of, and what its derivative is."""
+    coordinate: Tensor  # (C,) index of the coordinate
+    frequency: Tensor   # (C,)
+    phase: Tensor       # (C,) pi/2 for a cosine
+    partner: Tensor     # (C,) index of the column that is its derivative up to a factor
+    slope: Tensor       # (C, D) that factor, in the row of its coordinate; 0 for the identity
+
+
+@cache
+def _columns(D: int, L: int, scale: float, identity: bool, dtype: torch.dtype, device: torch.device) -> _Columns:
+    waves = [(d, wave, k) for d in range(D) for wave in (0, 1) for k in range(L)]  # wave 0: sine, 1: cosine
+    start = D if identity else 0
+    own = [(d, 1.0, 0.0) for d in range(start)] + [(d, scale * 2.0**k, wave * torch.pi / 2) for d, wave, k in waves]
+    coordinate, frequency, phase = zip(*own, strict=True)
+    partner = list(range(start)) + [start + (2 * d + 1 - wave) * L + k for d, wave, k in waves]
+    slope = torch.zeros(len(own), D, dtype=dtype)
+    for column, (d, wave, k) in enumerate(waves, start):
+        slope[column, d] = scale * 2.0**k * (-1 if wave else 1)
+    floats = (torch.tensor(values, dtype=dtype, device=device) for values in (frequency, phase))
+    return _Columns(torch.tensor(coordinate, device=device), *floats, torch.tensor(partner, device=device),
+                    slope.to(device))

@@ -10,8 +10,10 @@ Notation
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.gabor_fused import gabor
+from models.products import Products
 
 
 class GaborFilter(nn.Module):
@@ -51,22 +53,13 @@ class GaborNet(nn.Module):
             nn.init.uniform_(layer.weight, -math.sqrt(1 / width), math.sqrt(1 / width))
 
         self.fused = True  # False: filter by filter, the twin that tests and benchmarks compare with
+        self.products = Products()
 
     def forward(self, v: Tensor) -> Tensor:
         """`(M, in_dim)` -> `(M, out_dim)`."""
-        filters = self._filters(v) if self.fused else [filter_(v) for filter_ in self.filters]  # (M, F) each
-        h = filters[0]
-        for g, linear in zip(filters[1:], self.linear, strict=True):
-            h = g * linear(h)
+        if self.fused:
+            return gabor(self, v, self.products)
+        h = self.filters[0](v)  # (M, F)
+        for filter_, linear in zip(self.filters[1:], self.linear, strict=True):
+            h = filter_(v) * linear(h)
         return self.output_linear(h)  # (M, out_dim)
-
-    def _filters(self, v: Tensor) -> list[Tensor]:
-        """All filters by one matrix product: the exponent -gamma |v - mu|^2 / 2 is linear in (v, |v|^2)."""
-        phase = torch.cat([f.linear.weight for f in self.filters])
-        gamma = torch.cat([f.gamma for f in self.filters])
-        mu = torch.cat([f.mu for f in self.filters])  # (L F, D)
-        weight = torch.cat([phase, gamma[:, None] * mu])
-        bias = torch.cat([*(f.linear.bias for f in self.filters), -0.5 * gamma * mu.square().sum(-1)])
-        phase, exponent = F.linear(v, weight, bias).chunk(2, dim=-1)  # (M, L F) each
-        exponent = exponent - 0.5 * v.square().sum(-1, keepdim=True) * gamma
-        return (phase.sin() * exponent.exp()).chunk(len(self.filters), dim=-1)

@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.chain import NEGATIVE_SLOPE, Layers, chain
 from models.encoding import periodic_encoding
-from models.fused import NEGATIVE_SLOPE, S_MAX, couple
+from models.products import Products
 from models.recompute import stored
+
+S_MAX = 8.0  # clamp of the log-scale, as published
 
 
 def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -56,17 +59,24 @@ class CouplingLayer(nn.Module):
         s, o = self.mlp(torch.cat([latent, projected], dim=-1)).unbind(-1)
         return s.clamp(-S_MAX, S_MAX), o
 
-    def fuse(self, f: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Weights and biases of the equivalent chain of layers for latents `(B, C)`: the bias of the layer that meets
-        the latent is `(B, 1, width)`, one a frame; P's last Linear and the MLP's first are one matrix."""
+    def scale_shift(self, a: Tensor, layers: Layers, products: Products) -> tuple[Tensor, Tensor]:
+        """The same by the chain of `fuse`, with `products`."""
+        code = periodic_encoding(a.flatten(0, 1), self.octaves, torch.pi, identity=True)  # (B M, 2 + 4 octaves)
+        slopes = [self.first_slope] + [NEGATIVE_SLOPE] * (len(layers) - 2)
+        s, o = chain(code, layers, slopes, products).view(*a.shape[:2], 2).unbind(-1)
+        return s.clamp(-S_MAX, S_MAX), o
+
+    def fuse(self, f: Tensor) -> Layers:
+        """The equivalent chain of layers for latents `(B, C)`: the bias of the layer that meets the latent is
+        `(B, 1, width)`, one a frame; P's last Linear and the MLP's first are one matrix."""
         first = self.mlp[0]
         C = f.shape[-1]
         weight, bias = first.weight[:, C:], F.linear(self.latent(f), first.weight[:, :C], first.bias)  # (B, width)
         if len(self.projection) > 1:
             bias = bias + weight @ self.projection[2].bias
             weight = weight @ self.projection[2].weight
-        chain = [(self.projection[0].weight, self.projection[0].bias), (weight, bias[:, None])]
-        return chain + [(layer.weight, layer.bias) for layer in self.mlp[2::2]]
+        layers = [(self.projection[0].weight, self.projection[0].bias), (weight, bias[:, None])]
+        return layers + [(layer.weight, layer.bias) for layer in self.mlp[2::2]]
 
 
 class Affine(nn.Module):
@@ -77,28 +87,45 @@ class Affine(nn.Module):
         self.octaves = octaves
         self.mlp = mlp([2 + 2 * octaves] + [width] * (num_layers - 1) + [5], nn.ReLU)
 
-    def coefficients(self, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """(a, b, c, d, tx, ty), each `(B, M)`, of x' = a x + b y + tx, y' = c x + d y + ty at times `(B, 1)`, depths
-        `(B, M)`."""
+    def theta_plain(self, t: Tensor, z: Tensor) -> Tensor:
+        """(angle, log-scale x, shift x, log-scale y, shift y), `(B, M, 5)`, at times `(B, 1)`, depths `(B, M)`."""
         code = periodic_encoding(z[..., None], self.octaves, torch.pi)  # (B, M, 2L), sines then cosines
         code = code.unflatten(-1, (2, self.octaves)).transpose(-1, -2).flatten(-2)  # published order: octave by octave
-        theta = self.mlp(torch.cat([code, t[..., None].expand(*z.shape, 1), z[..., None]], dim=-1))  # (B, M, 5)
-        angle, log_scale_x, tx, log_scale_y, ty = theta.unbind(-1)
-        cos, sin, sx, sy = angle.cos(), angle.sin(), log_scale_x.exp(), log_scale_y.exp()
-        return cos * sx, -sin * sx, sin * sy, cos * sy, tx, ty
+        return self.mlp(torch.cat([code, t[..., None].expand(*z.shape, 1), z[..., None]], dim=-1))
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Local `(B, M, 3)` to the couplings' input."""
-        px, py, z = x.unbind(-1)
-        a, b, c, d, tx, ty = self.coefficients(t, z)
-        return torch.stack([a * px + b * py + tx, c * px + d * py + ty, z], dim=-1)
+    def theta(self, z: Tensor, layers: Layers, products: Products) -> Tensor:
+        """The same by the chain of `fuse`, with `products`."""
+        code = periodic_encoding(z.reshape(-1, 1), self.octaves, torch.pi, identity=True)  # (B M, 1 + 2L)
+        return chain(code, layers, [0.0] * (len(layers) - 1), products).view(*z.shape, 5)
 
-    def inverse(self, t: Tensor, y: Tensor) -> Tensor:
-        """Inverse of `forward`: z is unchanged by it, so that the same coefficients are inverted in closed form."""
-        px, py, z = y.unbind(-1)
-        a, b, c, d, tx, ty = self.coefficients(t, z)
-        px, py, determinant = px - tx, py - ty, a * d - b * c
-        return torch.stack([(d * px - b * py) / determinant, (a * py - c * px) / determinant, z], dim=-1)
+    def fuse(self, t: Tensor) -> Layers:
+        """The MLP on (z, sines, cosines) for times `(B, 1)`: the time's share of the first layer is a bias."""
+        first, L = self.mlp[0], self.octaves
+        order = [2 * L + 1, *range(0, 2 * L, 2), *range(1, 2 * L, 2)]  # of the columns: z, sines, cosines
+        layers = [(first.weight[:, order], (first.bias + t * first.weight[:, 2 * L])[:, None])]
+        return layers + [(layer.weight, layer.bias) for layer in self.mlp[2::2]]
+
+
+def affine_matrix(theta: Tensor) -> tuple[Tensor, ...]:
+    """(a, b, c, d, tx, ty), each `(...)`, of x' = a x + b y + tx, y' = c x + d y + ty from `(..., 5)`."""
+    angle, log_scale_x, tx, log_scale_y, ty = theta.unbind(-1)
+    cos, sin, sx, sy = angle.cos(), angle.sin(), log_scale_x.exp(), log_scale_y.exp()
+    return cos * sx, -sin * sx, sin * sy, cos * sy, tx, ty
+
+
+def apply_affine(theta: Tensor, x: Tensor) -> Tensor:
+    """Local points `(..., 3)` to the couplings' input."""
+    px, py, z = x.unbind(-1)
+    a, b, c, d, tx, ty = affine_matrix(theta)
+    return torch.stack([a * px + b * py + tx, c * px + d * py + ty, z], dim=-1)
+
+
+def invert_affine(theta: Tensor, y: Tensor) -> Tensor:
+    """Inverse of `apply_affine`: z is unchanged by it, so that the same coefficients are inverted in closed form."""
+    px, py, z = y.unbind(-1)
+    a, b, c, d, tx, ty = affine_matrix(theta)
+    px, py, determinant = px - tx, py - ty, a * d - b * c
+    return torch.stack([(d * px - b * py) / determinant, (a * py - c * px) / determinant, z], dim=-1)
 
 
 class InvertibleNetwork(nn.Module):
@@ -112,36 +139,41 @@ class InvertibleNetwork(nn.Module):
             CouplingLayer(c, latent_dim, width, hidden_layers, projection_layers, octaves) for c in coordinates)
         self.affine = Affine(affine_width, affine_layers, octaves) if affine else None
         self.fused = True  # False: every layer by its definition, the twin that tests and benchmarks compare with
+        self.products = Products()  # of the fused layers
 
     def bind(self, f: Tensor, t: Tensor) -> "FrameMaps":
         """The maps of the frames with latents `(B, C)` and times `(B, 1)`; weights are fused once, here."""
-        return FrameMaps(self, f, t)
+        chains = [layer.fuse(f) for layer in self.layers] if self.fused else None
+        return FrameMaps(self, f, t, chains, self.affine.fuse(t) if self.fused and self.affine is not None else None)
 
 
 class FrameMaps:
     """Maps of B frames between their local volumes and the canonical one, `(B, M, 3)` -> `(B, M, 3)`."""
 
-    def __init__(self, network: InvertibleNetwork, f: Tensor, t: Tensor):
-        self.network, self.f, self.t = network, f, t
+    def __init__(self, network: InvertibleNetwork, f: Tensor, t: Tensor, chains: list[Layers] | None,
+                 affine: Layers | None):
+        self.network, self.f, self.t, self.chains, self.affine = network, f, t, chains, affine
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at each layer's activations
-        self.chains = [layer.fuse(f) for layer in network.layers] if network.fused else None
 
     def select(self, index: Tensor) -> "FrameMaps":
         """The maps of some of the frames, `index` `(B',)` into the bound ones; repeats are free of new fusing."""
-        out = FrameMaps.__new__(FrameMaps)
-        out.network, out.f, out.t, out.call = self.network, self.f[index], self.t[index], self.call
-        out.chains = self.chains and [
-            [chain[0], (chain[1][0], chain[1][1][index]), *chain[2:]] for chain in self.chains]
+        chains = self.chains and [_select(layers, index) for layers in self.chains]
+        out = FrameMaps(self.network, self.f[index], self.t[index], chains, self.affine and _select(self.affine, index))
+        out.call = self.call
         return out
 
     def to_canonical(self, x: Tensor) -> Tensor:
         """Local points to canonical ones (forward)."""
         if self.network.affine is not None:
-            x = self.call(self.network.affine, self.t, x)
-        x = list(x.unbind(-1))
-        for k, layer in enumerate(self.network.layers):
-            x[layer.coordinate] = self.call(partial(self._couple, k, layer, False), *x)
-        return torch.stack(x, dim=-1)
+            x = self.call(lambda x: apply_affine(self._theta(x[..., 2]), x), x)
+        return self._couplings(x)
+
+    def rays_to_canonical(self, x: Tensor) -> Tensor:
+        """`to_canonical` of samples `(B, N, K, 3)` whose depths are those of the first ray, on every ray of a frame:
+        the affine map, which depends on time and depth alone, is evaluated on one ray a frame."""
+        if self.network.affine is not None:
+            x = apply_affine(self._theta(x[:, 0, :, 2])[:, None], x)  # (B, 1, K, 5) meets (B, N, K, 3)
+        return self._couplings(x.flatten(1, 2)).view_as(x)
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
@@ -149,12 +181,33 @@ class FrameMaps:
         for k, layer in reversed(list(enumerate(self.network.layers))):
             u[layer.coordinate] = self.call(partial(self._couple, k, layer, True), *u)
         u = torch.stack(u, dim=-1)
-        return u if self.network.affine is None else self.call(self.network.affine.inverse, self.t, u)
+        if self.network.affine is None:
+            return u
+        return self.call(lambda u: invert_affine(self._theta(u[..., 2]), u), u)
+
+    def _couplings(self, x: Tensor) -> Tensor:
+        """All coupling layers, forward, `(B, M, 3)`."""
+        x = list(x.unbind(-1))
+        for k, layer in enumerate(self.network.layers):
+            x[layer.coordinate] = self.call(partial(self._couple, k, layer, False), *x)
+        return torch.stack(x, dim=-1)
+
+    def _theta(self, z: Tensor) -> Tensor:
+        """The affine map's parameters `(B, M, 5)` at depths `(B, M)`."""
+        if self.affine is not None:
+            return self.network.affine.theta(z, self.affine, self.network.products)
+        return self.network.affine.theta_plain(self.t, z)
 
     def _couple(self, k: int, layer: CouplingLayer, inverse: bool, *x: Tensor) -> Tensor:
         """The coordinate that layer k changes, after it, from the three before it, `(B, M)` each."""
         changed, kept = x[layer.coordinate], torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M), (B, M, 2)
         if self.chains is not None:
-            return couple(changed, kept, self.chains[k], layer.octaves, layer.first_slope, inverse)
-        s, o = layer.scale_shift_plain(kept, self.f)
+            s, o = layer.scale_shift(kept, self.chains[k], self.network.products)
+        else:
+            s, o = layer.scale_shift_plain(kept, self.f)
         return changed * torch.exp(s) + o if inverse else (changed - o) * torch.exp(-s)
+
+
+def _select(layers: Layers, index: Tensor) -> Layers:
+    """A chain whose biases are those of frames `index` where they are one a frame."""
+    return [(weight, bias[index] if bias.dim() == 3 else bias) for weight, bias in layers]

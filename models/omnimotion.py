@@ -82,11 +82,14 @@ class OmniMotion(nn.Module):
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
     def lift(self, pixels: Tensor, jitter: torch.Generator | bool = False) -> Tensor:
-        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only."""
+        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only.
+
+        All rays of a frame get the same depths, also jittered ones: what depends on time and depth alone is then
+        evaluated once a frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
         shape = pixels.shape[:-1]
         if jitter:
-            z = jitter_depths(z, shape, jitter if isinstance(jitter, torch.Generator) else None)
+            z = jitter_depths(z, (shape[0], 1), jitter if isinstance(jitter, torch.Generator) else None)  # (B, 1, K)
         xy = normalise_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
         return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
 
@@ -120,9 +123,8 @@ class OmniMotion(nn.Module):
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         if local[..., 0].numel() > self.recompute_above:
             both.call = recomputed  # `select` hands it on
-        canonical = both.select(order[:B]).to_canonical(local.flatten(1, 2))
-        target = both.select(order[B:]).to_local(canonical).view_as(local)
-        canonical = canonical.view_as(local)
+        canonical = both.select(order[:B]).rays_to_canonical(local)
+        target = both.select(order[B:]).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
         rendered = composite(weights, rgb)
         depth = target[..., 2]
@@ -150,7 +152,7 @@ class OmniMotion(nn.Module):
 
         `use_max_loc` maps the sample of the largest weight only, else all samples are composited as in training."""
         x1 = self.lift(p1)
-        u = self.maps(ids1).to_canonical(x1.flatten(1, 2)).view_as(x1)
+        u = self.maps(ids1).rays_to_canonical(x1)
         weights = self.render(u)[1]
         return self.target_position(u, weights, ids2, use_max_loc)
 
@@ -167,12 +169,12 @@ class OmniMotion(nn.Module):
         """How much of the light is absorbed in front of depth `(B, N)` at pixels `(B, N, 2)` of frames `ids2`:
         sum of the weights nearer by more than 1.1 sample spacings, `(B, N)` (OmniMotion, section 4.3)."""
         x2 = self.lift(p2)
-        weights = self.render(self.maps(ids2).to_canonical(x2.flatten(1, 2)).view_as(x2))[1]
+        weights = self.render(self.maps(ids2).rays_to_canonical(x2))[1]
         in_front = x2[..., 2] < depth[..., None] - 1.1 * self.sample_spacing
         return (weights * in_front).sum(-1)
 
     def colour_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rendered colours `(B, N, 3)` and depths `(B, N)` at pixels `(B, N, 2)` of frames `(B,)`."""
         x = self.lift(pixels)
-        rgb, weights = self.render(self.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x))
+        rgb, weights = self.render(self.maps(ids).rays_to_canonical(x))
         return composite(weights, rgb), (weights * x[..., 2]).sum(-1)

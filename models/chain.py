@@ -1,0 +1,120 @@
+"""A chain of linear layers with LeakyReLUs between them as one differentiable function, the core of the fast paths.
+
+Notation
+    B, M     frames, points of each; n = B M rows
+    e        input (n, D)                    x_k  operand of layer k: e or an activation, in the dtype of the products
+    W_k, b_k weight (out, in) and bias of layer k; b_k is (out,), or (B, 1, out): one a frame
+    slope_k  of the LeakyReLU after layer k (0: ReLU); the last layer has none
+    g        gradient of what a layer gives
+
+Autograd would keep and pass over more than twice as many arrays of n rows; here every activation is stored once,
+changed in place, and its sign is read from the stored result in the backward pass.
+
+With bfloat16 products the operands are rounded and the sums are float32. Coordinates must not lose their 24 bits: e
+enters as two bfloat16 halves, its rounded value and the rest, and the last layer is float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import native
+from models.products import Products
+
+NEGATIVE_SLOPE = 0.01  # LeakyReLU, torch's default
+
+FULL = Products()
+
+Layers = list[tuple[Tensor, Tensor]]  # [(W_k, b_k)]
+
+
+def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = FULL) -> Tensor:
+    """`(n, D)` -> `(n, out)`. Twin: `chain_plain`."""
+    tensors = [tensor for layer in layers for tensor in layer]
+    if products.native is not None and native.fits(layers):
+        return _NativeChain.apply(e, slopes, products.native, *tensors)
+    return _Chain.apply(e, slopes, products.dtype or e.dtype, *tensors)
+
+
+def chain_plain(e: Tensor, layers: Layers, slopes: list[float]) -> Tensor:
+    """`chain` by the definition."""
+    for (weight, bias), slope in zip(layers, [*slopes, None], strict=True):
+        e = F.linear(e, weight)
+        e = (e.view(len(bias), -1, e.shape[-1]) + bias).flatten(0, 1) if bias.dim() == 3 else e + bias
+        e = e if slope is None else F.leaky_relu(e, slope)
+    return e
+
+
+class _NativeChain(torch.autograd.Function):
+    """The C++ kernel: it keeps e alone and computes the activations again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, e, slopes, kernels, *tensors):
+        weights, biases = [w.contiguous() for w in tensors[::2]], [b.contiguous() for b in tensors[1::2]]
+        ctx.arguments = max(len(b) if b.dim() == 3 else 1 for b in biases), slopes
+        ctx.kernels, e = kernels, e.contiguous()
+        ctx.save_for_backward(e, *weights, *biases)
+        return kernels.chain_forward(e, *ctx.arguments, weights, biases)
+
+    @staticmethod
+    def backward(ctx, g):
+        e, *tensors = ctx.saved_tensors
+        half = len(tensors) // 2
+        grad_e, *grads = ctx.kernels.chain_backward(g.contiguous(), e, *ctx.arguments, tensors[:half], tensors[half:])
+        return grad_e, None, None, *grads
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, e, slopes, dtype, *tensors):
+        weights, biases = tensors[::2], tensors[1::2]
+        operands = [_halves(e, dtype)]
+        for k, slope in enumerate(slopes):
+            weight = _doubled(weights[k], e, dtype) if k == 0 else weights[k].to(dtype)
+            operands.append(F.leaky_relu_(_affine(operands[-1], weight, biases[k]), slope))
+        ctx.save_for_backward(*operands, *weights)
+        ctx.slopes, ctx.frames = slopes, [len(b) if b.dim() == 3 else 0 for b in biases]
+        return _affine(operands[-1].to(e.dtype), weights[-1], biases[-1])
+
+    @staticmethod
+    def backward(ctx, g):
+        layers = len(ctx.slopes) + 1
+        saved = ctx.saved_tensors
+        operands, weights = saved[:layers], saved[layers:]
+        dtype, in_dim = operands[0].dtype, weights[0].shape[1]
+        grads, g_exact, g = [], g, g.to(dtype)
+        for k in range(layers - 1, -1, -1):
+            bias = (g_exact if k == layers - 1 else g).view(max(ctx.frames[k], 1), -1, g.shape[-1]).sum(1, keepdim=True)
+            weight = g.T @ operands[k]
+            if weight.shape[1] > in_dim and k == 0:  # the halves of e met the same weights
+                weight = weight[:, :in_dim].float() + weight[:, in_dim:]
+            grads[:0] = [weight.to(g_exact.dtype), (bias if ctx.frames[k] else bias[0, 0]).to(g_exact.dtype)]
+            if k == 0 and not ctx.needs_input_grad[0]:
+                return None, None, None, *grads
+            g = g @ weights[k].to(dtype)
+            if k:
+                torch.ops.aten.leaky_relu_backward.grad_input(g, operands[k], ctx.slopes[k - 1], True, grad_input=g)
+        return g.to(g_exact.dtype), None, None, *grads
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b with a bias for all rows or one a frame."""
+    if bias.dim() < 3:
+        return torch.addmm(bias.to(x.dtype), x, weight.T)
+    out = x @ weight.T
+    out.view(len(bias), -1, out.shape[-1]).add_(bias.to(x.dtype))
+    return out
+
+
+def _halves(e: Tensor, dtype: torch.dtype) -> Tensor:
+    """e, or beside each other its value rounded to a shorter dtype and the rest."""
+    if dtype == e.dtype:
+        return e
+    high = e.to(dtype)
+    return torch.cat([high, (e - high).to(dtype)], dim=-1)  # (n, 2D)
+
+
+def _doubled(weight: Tensor, e: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight that `_halves` meets."""
+    weight = weight.to(dtype)
+    return weight if dtype == e.dtype else torch.cat([weight, weight], dim=1)

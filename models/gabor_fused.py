@@ -1,0 +1,107 @@
+"""The Gabor network as one differentiable function: the fast path of `models.gabor.GaborNet`.
+
+Notation (beside that of models.gabor)
+    n        points
+    v        input and its squared norm, (v, |v|^2)                              (n, D + 1)
+    P, b     weight and bias of a filter: v -> its phases and exponents          (2F, D + 1), (2F,)
+    s, c     exp(exponent) sin(phase) and exp(exponent) cos(phase) of a filter   (n, F)
+    z, h     of a hidden layer: z_i = W_i h_{i-1} + c_i, h_i = s_i z_i           (n, F)
+
+A filter's exponent -gamma |v - mu|^2 / 2 is linear in (v, |v|^2), so that a filter is one matrix product. It is made in
+float32: phases and exponents must keep their digits. With bfloat16 products, s, c, z, h are bfloat16, and so are the
+operands of the hidden layers' products and of all products of the backward pass.
+"""
+
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from models import native
+from models.products import Products
+
+FULL = Products()
+
+
+def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
+    """`net(v)` of a `GaborNet`, `(n, D)` -> `(n, out)`."""
+    v = torch.cat([v, v.square().sum(-1, keepdim=True)], dim=-1)
+    filters = [_as_linear(filter_) for filter_ in net.filters]
+    hidden = [(linear.weight, linear.bias) for linear in [*net.linear, net.output_linear]]
+    tensors = [tensor for layer in filters + hidden for tensor in layer]
+    if products.native is not None and native.fits(filters + hidden[-1:]):
+        return _NativeGabor.apply(v, products.native, *tensors)
+    return _Gabor.apply(v, products.dtype or v.dtype, *tensors)
+
+
+def _as_linear(filter_: nn.Module) -> tuple[Tensor, Tensor]:
+    """P and b of a `GaborFilter`."""
+    gamma, mu = filter_.gamma[:, None], filter_.mu
+    phase = torch.cat([filter_.linear.weight, torch.zeros_like(gamma)], dim=1)
+    exponent = torch.cat([gamma * mu, -0.5 * gamma], dim=1)
+    return (torch.cat([phase, exponent]),
+            torch.cat([filter_.linear.bias, -0.5 * filter_.gamma * mu.square().sum(-1)]))
+
+
+class _NativeGabor(torch.autograd.Function):
+    """The C++ kernel: it keeps v alone and computes the rest again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, v, kernels, *tensors):
+        ctx.kernels, tensors = kernels, [tensor.contiguous() for tensor in tensors]
+        ctx.save_for_backward(v, *tensors)
+        return kernels.gabor_forward(v, *_by_kind(tensors))
+
+    @staticmethod
+    def backward(ctx, g):
+        v, *tensors = ctx.saved_tensors
+        grad_v, *grads = ctx.kernels.gabor_backward(g.contiguous(), v, *_by_kind(tensors))
+        L = len(tensors) // 4
+        P, b, W, c = (grads[k * L:(k + 1) * L] for k in range(4))
+        return grad_v, None, *(t for pair in zip(P, b, strict=True) for t in pair), *(
+            t for pair in zip(W, c, strict=True) for t in pair)
+
+
+def _by_kind(tensors: list[Tensor]) -> tuple[list[Tensor], ...]:
+    """Filters' weights, their biases, layers' weights, their biases."""
+    half = len(tensors) // 2
+    return [list(part) for part in (tensors[:half:2], tensors[1:half:2], tensors[half::2], tensors[half + 1::2])]
+
+
+class _Gabor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v, dtype, *tensors):
+        L = len(tensors) // 4  # filters, and as many linear layers
+        filters, weights, biases = tensors[:2 * L], tensors[2 * L::2], tensors[2 * L + 1::2]
+        sines, cosines, z, h = [], [], [], []
+        for i in range(L):
+            phase, exponent = torch.addmm(filters[2 * i + 1], v, filters[2 * i].T).chunk(2, dim=-1)
+            amplitude = exponent.exp_()
+            sines.append((phase.sin() * amplitude).to(dtype))
+            cosines.append(phase.cos_().mul_(amplitude).to(dtype))
+            if i:
+                z.append(torch.addmm(biases[i - 1].to(dtype), h[-1], weights[i - 1].to(dtype).T))
+            h.append(sines[i] * z[-1] if i else sines[0])
+        ctx.save_for_backward(v, *sines, *cosines, *z, *h[1:], *filters[::2], *weights)
+        return torch.addmm(biases[-1], h[-1].to(v.dtype), weights[-1].T)
+
+    @staticmethod
+    def backward(ctx, g):
+        v, *saved = ctx.saved_tensors
+        L = (len(saved) + 2) // 6
+        rest = iter(saved)
+        sines, cosines, z, h, P, weights = (list(islice(rest, k)) for k in (L, L, L - 1, L - 1, L, L))
+        h, dtype = [sines[0], *h], sines[0].dtype
+        rounded_v, grad_v, filter_grads = v.to(dtype), torch.zeros_like(v), []
+        hidden_grads = [(g.to(dtype).T @ h[-1]).to(g.dtype), g.sum(0)]
+        gh = g.to(dtype) @ weights[-1].to(dtype)  # (n, F)
+        for i in range(L - 1, -1, -1):
+            gs = gh * z[i - 1] if i else gh
+            gp = torch.cat([gs * cosines[i], gs * sines[i]], dim=-1)  # (n, 2F) of phases and exponents
+            filter_grads[:0] = [(gp.T @ rounded_v).to(g.dtype), gp.sum(0).to(g.dtype)]
+            grad_v += gp @ P[i].to(dtype)
+            if i:
+                gz = gh.mul_(sines[i])
+                hidden_grads[:0] = [(gz.T @ h[i - 1]).to(g.dtype), gz.sum(0).to(g.dtype)]
+                gh = gz @ weights[i - 1].to(dtype)
+        return grad_v, None, *filter_grads, *hidden_grads
