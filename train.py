@@ -60,8 +60,8 @@ def draw(board: Board, trainer: Trainer) -> None:
     first, second = 0, len(trainer.sequence) // 2
     ids = [first, second]
     colours, depths = tracker.colours_and_depths(ids)
-    board.pictures(trainer.step, ids, trainer.sampler.frames[ids].numpy(), tracker.flow(first, second), depths, colours,
-                   trainer.error_map.mean()[ids].numpy())
+    board.pictures(trainer.step, ids, trainer.sampler.frames[ids].cpu().numpy(), tracker.flow(first, second), depths, colours,
+                   trainer.error_map.mean()[ids].cpu().numpy())
 
 
 def stop_on_signal() -> list:

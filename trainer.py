@@ -20,7 +20,7 @@ from loaders.checkpoint import (
     save_checkpoint,
 )
 from loaders.error_map import ErrorMap
-from loaders.sampler import PairSampler
+from loaders.sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
 from losses import schedules
@@ -33,9 +33,11 @@ from models.build import (
     pick_device,
 )
 from models.omnimotion import OmniMotion
+from models.products import choose_products, set_products
 from models.tracker import Tracker
 
 log = logging.getLogger("train")
+CHECK_EVERY = 50  # steps between looks at the loss where a look makes a GPU wait
 MAP_REFRESH = 1_000  # published steps between looks of the sampler at the accumulated error map
 
 
@@ -51,13 +53,17 @@ class Trainer:
         self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
                            "jitter": torch.Generator(self.device).manual_seed(options.seed + 1)}  # depths on the rays
         self.model = OmniMotion(config_from_options(options, T, size)).to(self.device)
-        self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform)
+        self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform,
+                                  self.device)
+        frames, store = self.sequence.frames(), open_correspondences(self.sequence)
         self.sampler = PairSampler(
-            self.sequence.frames(), open_correspondences(self.sequence), options.num_pairs, options.num_pts,
-            self.generators["sampler"], options.neighbour_weight, bool(options.use_count_map), options.error_map_random)
-        self.step = 0
+            frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbour_weight,
+            bool(options.use_count_map), options.error_map_random, self.device,
+            fits_on(self.device, options.resident, store, frames))
+        self.step, self.loss_sum = 0, torch.zeros((), device=self.device)
         self._new_optimisers()
         self._start_from_checkpoint()
+        set_products(self.model, choose_products(options.precision, options.mlp_backend, self.device))
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -65,7 +71,7 @@ class Trainer:
         o, s = self.options, schedules.published_step(self.step, self.options.num_iters)
         self._scheduled_events(s)
         farthest = schedules.max_interval(s, o.start_interval, len(self.sequence))
-        batch = self.sampler.batch(farthest, lambda d: schedules.pair_weight(d, farthest)).to(self.device)
+        batch = self.sampler.batch(farthest, lambda d: schedules.pair_weight(d, farthest))
 
         near_share = 0.2 if o.mask_near and s < 4_000 else 0.0
         prediction = self.model.predict_pairs(
@@ -81,7 +87,7 @@ class Trainer:
         self.step += 1
 
         error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
-        self.error_map.add_points(batch.ids1.cpu(), batch.pixels1.cpu(), error.cpu(), batch.weights.cpu())
+        self.error_map.add_points(batch.ids1, batch.pixels1, error, batch.weights)
         terms = {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
         return terms, (error * batch.weights).sum() / batch.weights.sum().clamp(min=1e-8)
 
@@ -98,10 +104,17 @@ class Trainer:
                 self.step % max(schedules.own_step(MAP_REFRESH, o.num_iters), 1) == 0):
             self.sampler.use_error_map(self.error_map)
 
-    def _descend(self, total: Tensor, factor: float) -> None:
-        if not torch.isfinite(total):
+    def _check_finite(self) -> None:
+        """UserError if a loss since the last check was not finite. Looking makes the CPU wait for a GPU."""
+        if not torch.isfinite(self.loss_sum):
             raise UserError(f"the loss is not finite at step {self.step}: lower the learning rates or set --grad_clip, "
                             f"and start again from the last checkpoint in {self.dir}")
+        self.loss_sum = torch.zeros((), device=self.device)
+
+    def _descend(self, total: Tensor, factor: float) -> None:
+        self.loss_sum = self.loss_sum + total.detach()
+        if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+            self._check_finite()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -153,6 +166,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint with everything that the next step depends on."""
+        self._check_finite()
         save_checkpoint(checkpoint_path(self.dir, self.step), {
             "format": 1, "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
             "optimizers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},

@@ -22,11 +22,17 @@ OPTIONS = {
          "train: a model that a new run starts from"),
         ("no_reload", bool, False, "start from scratch even if the run's folder has a checkpoint"),
         ("device", ("auto", "cpu", "cuda"), "auto", "where to compute; auto is CUDA where there is one"),
+        ("precision", ("auto", "fp32", "tf32", "bf16"), "auto", "of the networks' matrix products; auto is bf16 where "
+         "the hardware has it, else fp32. Coordinates, depths and losses are float32 always"),
+        ("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: PyTorch; C++ "
+         "for CPUs with AMX; Triton or tiny-cuda-nn for CUDA; auto is native where it can be, else PyTorch"),
         ("seed", int, 1234, "seed of everything random"),
         ("num_iters", int, 100_000, "number of training steps; all schedules are shares of it"),
     ],
     "data": [
         ("num_imgs", int, 250, "use at most this many frames"),
+        ("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences on the GPU; auto: where they fill "
+         "at most half of its free memory"),
         ("num_pairs", int, 8, "pairs of frames a step"),
         ("num_pts", int, 256, "points a pair"),
         ("start_interval", int, 20, "largest distance between the frames of a pair at the start of the curriculum"),

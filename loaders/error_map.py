@@ -51,6 +51,7 @@ class ErrorMap:
         self.evaluations += 1
 
     def _add(self, frames: Tensor, pixels: Tensor, errors: Tensor, weights: Tensor) -> None:
+        frames, pixels, errors, weights = (a.to(self.sums.device) for a in (frames, pixels, errors, weights))
         _, h, w = self.sums.shape
         column, row = (pixels / self.cell + 0.5 / self.cell).floor().long().unbind(-1)  # (B, N)
         column, row = column.clamp(0, w - 1), row.clamp(0, h - 1)  # a matched point may lie just outside its frame

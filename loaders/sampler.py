@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from loaders.store_format import STEPS
 
 
 @dataclass
@@ -25,31 +26,44 @@ class Batch:
     rgb1: Tensor      # (B, N, 3) colours at the query points, in [0, 1]
     weights: Tensor   # (B, N) weight of the flow loss, 0 where the correspondence cannot be trusted
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+@dataclass
+class PairRows:
+    """The stored correspondences of a pair as tensors of one device, in ascending order of their pixels."""
+    pixels: Tensor  # (n,) int64 flat indices y * W + x
+    flow_q: Tensor  # (n, 2) int16, in 1/16 px
+    cycle: Tensor   # (n,) bool
+
+    def flow(self, rows: Tensor) -> Tensor:
+        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        return self.flow_q[rows].float() / STEPS
 
 
 class PairSampler:
     """Draws batches from a video's frames and correspondences; every draw comes from `generator`.
 
+    Random numbers are drawn on the CPU, so that a seed means the same everywhere; what they select is looked up on
+    `device`, without waiting for it. `resident` keeps every pair there that was used once.
     `neighbour_weight` is the share given to each adjacent frame before normalisation (0.5 as published)."""
 
     def __init__(self, frames: np.ndarray, store, num_pairs: int, num_pts: int, generator: torch.Generator,
-                 neighbour_weight: float = 0.5, use_count_map: bool = True, random_share: float = 0.0):
-        self.frames, self.store, self.generator = torch.from_numpy(frames), store, generator
+                 neighbour_weight: float = 0.5, use_count_map: bool = True, random_share: float = 0.0,
+                 device: torch.device | str = "cpu", resident: bool = False):
+        self.frames, self.store, self.generator = torch.from_numpy(frames).to(device), store, generator
         self.num_pairs, self.num_pts, self.neighbour_weight = num_pairs, num_pts, neighbour_weight
         self.use_count_map, self.random_share = use_count_map, random_share
+        self.device, self.resident, self._pairs = torch.device(device), resident, {}
         self.counts = torch.from_numpy(np.asarray(store.counts, dtype=np.float64))  # (T, T)
         T = len(self.counts)
         self.interval = (torch.arange(T)[:, None] - torch.arange(T)).abs()
         self.frame_weights = torch.ones(T, dtype=torch.float64)
-        self.cell_weights, self.cell = None, 1
+        self.cell_weights, self.cell, self._pixel_weights = None, 1, {}
 
     def use_error_map(self, error_map) -> None:
         """Draw frames and pixels by `error_map` (loaders.error_map.ErrorMap) from now on, as it stands now."""
         self.frame_weights = error_map.frame_weights().double().cpu()
         self.cell_weights, self.cell = error_map.cell_weights().cpu(), error_map.cell
+        self._pixel_weights = {}
 
     def pair_probabilities(self, max_interval: int) -> Tensor:
         """P(j | i) `(T, T)`: by the number of valid correspondences, neighbours boosted; zero rows have no partner."""
@@ -70,35 +84,55 @@ class PairSampler:
         j = torch.multinomial(partners[i], 1, generator=self.generator)[:, 0]
         return torch.stack([i, j], dim=-1)
 
-    def pixel_weights(self, i: int, pixels: Tensor) -> Tensor:
-        """Weight of drawing the flat pixels `(n,)` of frame i: the error map's, or 1/sqrt(count + 1) before it."""
-        if self.cell_weights is not None:
-            W = self.frames.shape[2]
-            row, column = pixels // W // self.cell, pixels % W // self.cell
-            return self.cell_weights[i, row, column].double()
-        if self.use_count_map:
-            count = torch.from_numpy(self.store.count_map(i).astype(np.float64)).flatten()
-            return (count[pixels] + 1).rsqrt()
-        return torch.ones(len(pixels), dtype=torch.float64)
+    def rows(self, i: int, j: int) -> PairRows:
+        """The stored correspondences from frame i to frame j."""
+        if (i, j) in self._pairs:
+            return self._pairs[i, j]
+        stored = self.store.stored(i, j)
+        out = PairRows(*(torch.from_numpy(a).to(self.device, non_blocking=True) for a in (
+            stored.pixels, stored.flow_q, stored.cycle)))
+        if self.resident:
+            self._pairs[i, j] = out
+        return out
+
+    def pixel_weights(self, i: int) -> Tensor:
+        """Weight of drawing each pixel of frame i `(H * W,)`: the error map's, or 1/sqrt(count + 1) before it."""
+        if i not in self._pixel_weights:
+            H, W = self.frames.shape[1:3]
+            if self.cell_weights is not None:
+                cells = self.cell_weights[i].repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
+                weights = cells[:H, :W].flatten()
+            elif self.use_count_map:
+                weights = (torch.from_numpy(self.store.count_map(i).astype(np.float32)).flatten() + 1).rsqrt()
+            else:
+                weights = torch.ones(H * W)
+            self._pixel_weights[i] = weights.to(self.device, non_blocking=True)
+        return self._pixel_weights[i]
 
     def draw_rows(self, i: int, pixels: Tensor) -> Tensor:
         """`num_pts` rows of the stored pixels `(n,)` of frame i, by inverse CDF of their weights."""
-        cdf = self.pixel_weights(i, pixels).cumsum(0)
-        u = torch.rand(self.num_pts, dtype=torch.float64, generator=self.generator)
+        cdf = self.pixel_weights(i)[pixels].cumsum(0, dtype=torch.float64)
+        u = self._upload(torch.rand(self.num_pts, dtype=torch.float64, generator=self.generator))
         rows = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(pixels) - 1)
         if self.random_share and self.cell_weights is not None:  # OmniMotion mixes hard pixels with random ones
             random = torch.randint(len(pixels), (self.num_pts,), generator=self.generator)
             swap = torch.rand(self.num_pts, generator=self.generator) < self.random_share
-            rows = torch.where(swap, random, rows)
+            rows = torch.where(self._upload(swap), self._upload(random), rows)
         return rows
+
+    def _upload(self, a: Tensor) -> Tensor:
+        """To the device, from pinned memory so that nothing waits for it."""
+        return a if self.device.type == "cpu" else a.pin_memory().to(self.device, non_blocking=True)
 
     def batch(self, max_interval: int, pair_weight) -> Batch:
         """One batch of pairs at most `max_interval` frames apart; `pair_weight(interval)` weighs a pair's flow."""
         pairs = self.draw_pairs(self.num_pairs, max_interval)
         flips = torch.rand(self.num_pairs, generator=self.generator) < 0.5
-        rows = [self._pair(i, j, bool(flip), pair_weight(abs(i - j)))
-                for (i, j), flip in zip(pairs.tolist(), flips, strict=True)]
-        return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        rows = [self._pair(i, j, flip, pair_weight(abs(i - j)))
+                for (i, j), flip in zip(pairs.tolist(), flips.tolist(), strict=True)]
+        pixels1, pixels2, rgb1, weights = (torch.stack(column) for column in zip(*rows, strict=True))
+        ids = torch.where(flips[:, None], pairs.flip(1), pairs)
+        return Batch(*self._upload(ids.T.contiguous()), pixels1, pixels2, rgb1, weights)
 
     def pixel_a_cell(self, i: int, error_map) -> tuple[int, Tensor, Tensor, Tensor]:
         """For a full evaluation of frame i: a partner frame j and, for each of the map's M = h * w cells, a random
@@ -133,21 +167,28 @@ class PairSampler:
         """Inverse of `state_dict`."""
         self.frame_weights, self.cell_weights, self.cell = (
             state[name] for name in ("frame_weights", "cell_weights", "cell"))
+        self._pixel_weights = {}
 
     def _pair(self, i: int, j: int, flip: bool, weight: float) -> tuple[Tensor, ...]:
-        stored = self.store.stored(i, j)
-        pixels = torch.from_numpy(stored.pixels)
-        rows = self.draw_rows(i, pixels)
-        chosen = rows.numpy()
-        W = self.frames.shape[2]
-        p1 = torch.stack([pixels[rows] % W, pixels[rows] // W], dim=-1).float()  # (N, 2)
-        p2 = p1 + torch.from_numpy(stored.flow(chosen))
-        weights = torch.full((self.num_pts,), float(weight))
+        """Points in frame i and in frame j, the colours of the first ones, and weights; `flip` exchanges i and j."""
+        stored, W = self.rows(i, j), self.frames.shape[2]
+        rows = self.draw_rows(i, stored.pixels)
+        pixels = stored.pixels[rows]
+        p1 = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (N, 2)
+        p2 = p1 + stored.flow(rows)
         if flip:  # a point that is hidden in frame j cannot be a query there
-            weights = weights * torch.from_numpy(stored.cycle[chosen])
-            i, j, p1, p2 = j, i, p2, p1
-        rgb = bilinear_colours(self.frames[i], p1) if flip else self.frames[i].view(-1, 3)[pixels[rows]] / 255
-        return torch.tensor(i), torch.tensor(j), p1, p2, rgb, weights
+            return p2, p1, bilinear_colours(self.frames[j], p2), weight * stored.cycle[rows].float()
+        rgb = self.frames[i].view(-1, 3)[pixels] / 255
+        return p1, p2, rgb, torch.full((self.num_pts,), float(weight), device=self.device)
+
+
+def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> bool:
+    """Whether all pairs and frames are to be kept on `device`: `choice` "auto" is yes on a GPU of whose free memory
+    they fill at most half; "yes" and "no" are obeyed."""
+    if choice != "auto" or device.type != "cuda":
+        return choice == "yes"
+    needed = int(store.counts.sum()) * 13 + frames.nbytes  # int64 pixel, two int16 components, a flag
+    return needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def bilinear_colours(image: Tensor, p: Tensor) -> Tensor:

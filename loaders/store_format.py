@@ -114,7 +114,7 @@ class Row:
     def __init__(self, path: Path, size: tuple[int, int]):
         if not path.is_file():
             raise UserError(f"{path} is missing: run `python -m preprocessing` again in a fresh folder")
-        self.size, self.data = size, np.memmap(path, np.uint8, mode="r")
+        self.size, self.data = size, np.memmap(path, np.uint8, mode="c")  # private: writable for PyTorch, never written
         pairs = int(self.data[:8].view(np.int64)[0]) if len(self.data) >= ALIGN else 0
         table = self.data[8: 8 + 24 * pairs].view(np.int64).reshape(-1, 3)
         self.targets, self.stored, self.valid = (np.array(column) for column in table.T)  # (P,) each

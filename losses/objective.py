@@ -18,34 +18,43 @@ def in_frame(p: Tensor, size: tuple[int, int], padding: float = 0.0) -> Tensor:
     return (x >= -padding) & (x <= size[1] - 1 + padding) & (y >= -padding) & (y <= size[0] - 1 + padding)
 
 
-def trimmed_mean(error: Tensor, weight: Tensor | None = None, normalise: bool = True) -> Tensor:
-    """Mean of `error` `(M,)` without its largest entry, as published (a trim at quantile 1).
+def front(chosen: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Rows `chosen` `(M,)` of tensors `(M, ...)` moved to the front in their order, and which rows these are: what
+    indexing with the mask gives, without a shape that depends on the data (a GPU would have to wait for it)."""
+    order = torch.argsort(~chosen, stable=True)
+    return (chosen[order], *(tensor[order] for tensor in tensors))
+
+
+def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, normalise: bool = True) -> Tensor:
+    """Mean of the `counted` entries of `error` `(M,)` without the largest, as published (a trim at quantile 1).
 
     `weight` `(M,)` multiplies the errors; `normalise` divides by the weights' sum instead of their number."""
-    kept = error < error.max() if len(error) else torch.ones_like(error, dtype=torch.bool)
+    largest = error.detach().masked_fill(~counted, -torch.inf).amax() if len(error) else torch.inf
+    kept = counted & (error < largest)
     if weight is None:
-        return _ratio((error * kept).sum(), kept.sum())
+        return (error * kept).sum() / kept.sum().clamp(min=1)
     if normalise:
         return (error * weight * kept).sum() / ((weight * kept).sum() + 1e-8)
-    return _ratio((error * weight * kept).sum(), kept.sum())
+    return (error * weight * kept).sum() / kept.sum().clamp(min=1)
 
 
-def flow_loss(p: Tensor, q: Tensor, v: Tensor) -> Tensor:
-    """Weighted mean absolute flow error in pixels over the selected points `(M, 2)`, `(M, 2)`, `(M,)`."""
-    return trimmed_mean((p - q).abs().mean(-1), v, normalise=False)
+def flow_loss(p: Tensor, q: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Weighted mean absolute flow error in pixels over the points `seen` `(M,)` of `(M, 2)`, `(M, 2)`, `(M,)`."""
+    return trimmed_mean((p - q).abs().mean(-1), seen, v, normalise=False)
 
 
-def gradient_loss(a: Tensor, b: Tensor, v: Tensor | None = None) -> Tensor:
-    """Mean absolute difference of the differences between consecutive points, `(M, C)` each; for colours and flow.
+def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of the differences between consecutive points `(M, C)`, of which the first ones are
+    `seen` `(M,)`; for colours and flow.
 
     Points are drawn at random, so that consecutive ones are random pairs: relative motion is compared, as published."""
     error = (a.diff(dim=0) - b.diff(dim=0)).abs().mean(-1)  # (M-1,)
-    return trimmed_mean(error, None if v is None else v[1:] * v[:-1])
+    return trimmed_mean(error, seen[1:] & seen[:-1], None if v is None else v[1:] * v[:-1])
 
 
-def rgb_loss(rendered: Tensor, observed: Tensor) -> Tensor:
-    """Mean squared colour error of `(M, 3)`."""
-    return _ratio((rendered - observed).square().sum(), observed.numel())
+def rgb_loss(rendered: Tensor, observed: Tensor, seen: Tensor) -> Tensor:
+    """Mean squared colour error of the points `seen` `(M,)` of `(M, 3)`."""
+    return ((rendered - observed).square().mean(-1) * seen).sum() / seen.sum().clamp(min=1)
 
 
 def depth_range_loss(depth: Tensor, near: float, far: float) -> Tensor:
@@ -70,7 +79,8 @@ def distortion_loss(z: Tensor, w: Tensor) -> Tensor:
 
 def smoothness_loss(flow_in: Tensor, flow_out: Tensor) -> Tensor:
     """Mean absolute change of scene flow, `(..., 3)` each (OmniMotion only; pruned from the default)."""
-    return trimmed_mean((flow_in - flow_out).abs().mean(-1).flatten())
+    error = (flow_in - flow_out).abs().mean(-1).flatten()
+    return trimmed_mean(error, torch.ones_like(error, dtype=torch.bool))
 
 
 def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int], depth_range: tuple[float, float],
@@ -78,20 +88,17 @@ def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int
     """Total loss and its terms (detached, unweighted) of a `models.omnimotion.PairPrediction` against a
     `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them. The smoothness term needs two
     more mappings and is added by the caller."""
-    seen = in_frame(prediction.pixels.detach(), size, padding)  # a prediction outside the frame has no flow loss
-    p, q, v = prediction.pixels[seen], batch.pixels2[seen], batch.weights[seen]
-    real = in_frame(batch.pixels1, size)
-    rgb, rgb_seen = prediction.rgb[real], batch.rgb1[real]
-    terms = {"flow": flow_loss(p, q, v), "rgb": rgb_loss(rgb, rgb_seen), "rgb_gradient": gradient_loss(rgb, rgb_seen)}
+    seen, p, q, v = front(  # a prediction outside the frame has no flow loss
+        in_frame(prediction.pixels.detach(), size, padding).flatten(), prediction.pixels.flatten(0, 1),
+        batch.pixels2.flatten(0, 1), batch.weights.flatten())
+    real, rgb, rgb_seen = front(
+        in_frame(batch.pixels1, size).flatten(), prediction.rgb.flatten(0, 1), batch.rgb1.flatten(0, 1))
+    terms = {"flow": flow_loss(p, q, v, seen), "rgb": rgb_loss(rgb, rgb_seen, real),
+             "rgb_gradient": gradient_loss(rgb, rgb_seen, real)}
     if weights["flow_gradient"]:
-        terms["flow_gradient"] = gradient_loss(p, q, v)
+        terms["flow_gradient"] = gradient_loss(p, q, seen, v)
     terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range)
     if weights["distortion"]:
         terms["distortion"] = distortion_loss(prediction.depths, prediction.weights)
     total = sum(weights[name] * value for name, value in terms.items())
     return total, {name: value.detach() for name, value in terms.items()}
-
-
-def _ratio(total: Tensor, count: Tensor | int) -> Tensor:
-    """total / count, 0 where nothing was counted."""
-    return total / max(count, 1) if isinstance(count, int) else total / count.clamp(min=1)

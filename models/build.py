@@ -60,7 +60,7 @@ def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.opt
               {"params": list(model.field.parameters()), "lr": options.lr_color, "name": "color"}]
     if model.time_latent.frozen is None:
         groups.append({"params": list(model.time_latent.parameters()), "lr": options.lr_feature, "name": "feature"})
-    out = {"adam": torch.optim.Adam(groups)}
+    out = {"adam": torch.optim.Adam(groups, fused=True)}
     if matrices:
         out["muon"] = torch.optim.Muon([{"params": matrices, "lr": options.lr_deform, "name": "deform_matrices"}],
                                        weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
