@@ -60,8 +60,8 @@ def draw(board: Board, trainer: Trainer) -> None:
     first, second = 0, len(trainer.sequence) // 2
     ids = [first, second]
     colours, depths = tracker.colours_and_depths(ids)
-    board.pictures(trainer.step, ids, trainer.sampler.frames[ids].cpu().numpy(), tracker.flow(first, second), depths, colours,
-                   trainer.error_map.mean()[ids].cpu().numpy())
+    frames, errors = (a[ids].cpu().numpy() for a in (trainer.sampler.frames, trainer.error_map.mean()))
+    board.pictures(trainer.step, ids, frames, tracker.flow(first, second), depths, colours, errors)
 
 
 def stop_on_signal() -> list:
