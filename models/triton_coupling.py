@@ -1,4 +1,4 @@
-"""The whole stack of coupling layers as one kernel: the GPU twin of `models.fused.couple` layer by layer.
+"""The whole stack of coupling layers as one kernel: the GPU twin of `models.invertible.FrameMaps` layer by layer.
 
 Notation
     B, M     frames, points of each                                             x, y: (B, M, 3)

@@ -15,8 +15,10 @@ A product of W x W goes over BN columns of one operand at a time, so that no who
 import triton
 import triton.language as tl
 
-SLOPE = tl.constexpr(0.01)  # LeakyReLU
-S_MAX = tl.constexpr(8.0)   # clamp of the log-scale
+from models import invertible
+
+SLOPE = tl.constexpr(invertible.NEGATIVE_SLOPE)
+S_MAX = tl.constexpr(invertible.S_MAX)
 
 
 @triton.jit

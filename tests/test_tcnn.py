@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from errors import UserError
+from models.invertible import mlp
 from models.time_latent import HashLatent, frame_times
 from third_party import tcnn
 
@@ -28,6 +29,8 @@ def network(params, x, config, n_in, n_out):
     act = {"ReLU": torch.relu, "LeakyReLU": lambda v: nn.functional.leaky_relu(v, 0.01)}[config["activation"]]
     width, offset = config["n_neurons"], 0
     columns = up16(n_in)
+    x = torch.cat([x, x.new_ones(*x.shape[:-1], columns - n_in)], dim=-1)
+    n_in = columns
     for _ in range(config["n_hidden_layers"]):
         rows = [params[offset + r * columns:offset + r * columns + n_in] for r in range(width)]
         x = act(torch.stack([x @ row for row in rows], dim=-1))
@@ -120,11 +123,23 @@ def test_time_latents_load_each_others_checkpoints(stand_in, dim):
     assert error(fresh(t), other(t)) < 1e-2
 
 
-def test_params_keep_through_the_conversion():
-    state = HashLatent(20).state_dict()
-    params = tcnn.hash_latent_params(state)
-    assert len(params) % 8 == 0
-    assert torch.equal(tcnn.hash_latent_params(tcnn.hash_latent_state(params, 20)), params)
+@pytest.mark.parametrize("in_dim,width,hidden", [(48, 32, 2), (37, 48, 1), (384, 256, 3)])
+def test_coupling_mlps_are_read_without_tcnn(stand_in, in_dim, width, hidden):
+    """A checkpoint that was trained with tiny-cuda-nn works on a machine without it."""
+    torch.manual_seed(1)
+    theirs, x = tcnn.TcnnMlp(in_dim, width, hidden, 2), torch.randn(3, 4, in_dim)
+    ours = mlp([in_dim] + [width] * hidden + [2], nn.LeakyReLU)
+    ours.load_state_dict(theirs.state_dict())
+    assert theirs(x).shape == (3, 4, 2) and theirs(x).dtype == torch.float32
+    assert error(theirs(x), ours(x)) < 2e-3  # results are half precision
+    other = tcnn.TcnnMlp(in_dim, width, hidden, 2)
+    other.load_state_dict(theirs.state_dict())
+    assert error(other(x), theirs(x)) < 2e-3
+
+
+def test_biases_have_no_place_in_tcnn(stand_in):
+    with pytest.raises(UserError, match="biases"):
+        tcnn.TcnnMlp(48, 32, 2, 2).load_state_dict(mlp([48, 32, 32, 2], nn.LeakyReLU).state_dict())
 
 
 def test_missing_parameters_are_named(stand_in):
@@ -134,20 +149,16 @@ def test_missing_parameters_are_named(stand_in):
         tcnn.TcnnHashLatent(16).load_state_dict(state)
 
 
-@pytest.mark.parametrize("width,kind", [(32, "FullyFusedMLP"), (48, "CutlassMLP"), (128, "FullyFusedMLP"),
-                                        (256, "CutlassMLP")])
-def test_coupling_mlp(stand_in, width, kind):
+@pytest.mark.parametrize("width,kind", [(32, "FullyFusedMLP"), (48, "CutlassMLP"), (256, "CutlassMLP")])
+def test_kind_and_initialisation_of_coupling_mlps(stand_in, width, kind):
+    """Fully fused where it can be; initialised as nn.Linear, from PyTorch's seed."""
     torch.manual_seed(1)
-    net = tcnn.TcnnMlp(width + 16, width, 2, 2)
+    net = tcnn.TcnnMlp(width, width, 2, 2)
     assert net.network.config["otype"] == kind
-    x = torch.randn(2, 3, width + 16)
-    y = net(x)
-    assert y.shape == (2, 3, 2) and y.dtype == torch.float32
-    first, hidden, last, rest = tcnn.split_params(net.network.params, tcnn.matrix_shapes(width + 16, width, 2, 2))
-    assert len(rest) == 0
-    h = nn.functional.leaky_relu(nn.functional.leaky_relu(x @ first.T, 0.01) @ hidden.T, 0.01)
-    assert torch.allclose(y, (h @ last[:2].T), atol=2e-3)  # results are half precision
+    hidden = net.state_dict()["2.weight"]
     assert hidden.abs().max() <= width**-0.5 and hidden.std() > 0.5 * width**-0.5
+    torch.manual_seed(1)
+    assert torch.equal(tcnn.TcnnMlp(width, width, 2, 2).network.params, net.network.params)
 
 
 def test_one_line_says_how_to_get_it(monkeypatch):

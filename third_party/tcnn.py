@@ -11,6 +11,7 @@ Layout of `params` of NetworkWithInputEncoding, which the conversion relies on. 
                                        and out rounded up to multiples of 16
     grid.h                             levels in order, of min(resolution^dims rounded up to 8, 2^log2_hashmap_size)
                                        entries; an entry's features side by side
+    identity.h                         inputs of a network without an encoding; those that pad it are 1
     modules.py (PyTorch bindings)      float32; rounded to float16 for each call, and so are the results
 grid.h computes a level's scale in single precision, which moves points by up to 0.003 of a cell at the finest level of
 our grid against its PyTorch twin.
@@ -61,67 +62,101 @@ def split_params(params: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
     return [*(matrix.view(shape) for matrix, shape in zip(matrices, shapes, strict=True)), rest]
 
 
-class TcnnHashLatent(nn.Module):
-    """`models.time_latent.HashLatent` as `tcnn.NetworkWithInputEncoding`.
+class _AsPyTorch(nn.Module):
+    """A tiny-cuda-nn module whose state dict is its PyTorch twin's, names and values, so that a checkpoint of either
+    loads into the other. Not so an optimiser's state: it has one vector here and an array a layer there."""
 
-    Its state dict is HashLatent's, names and values, so that a checkpoint of either loads into the other. Not so an
-    optimiser's: it has one vector here and four arrays there."""
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.register_state_dict_post_hook(_save)
+        self.register_load_state_dict_pre_hook(_load)
+
+    def to_state(self, params: Tensor) -> dict[str, Tensor]:
+        """The twin's state dict from `params`."""
+        raise NotImplementedError
+
+    def to_params(self, state: dict[str, Tensor]) -> Tensor:
+        """The inverse of `to_state`."""
+        raise NotImplementedError
+
+
+def _save(module: _AsPyTorch, state: dict, prefix: str, metadata: dict) -> None:
+    params = state.pop(f"{prefix}network.params")
+    state.update({prefix + name: value for name, value in module.to_state(params.detach()).items()})
+
+
+def _load(module: _AsPyTorch, state: dict, prefix: str, *_) -> None:
+    names = module.to_state(module.network.params.detach()).keys()
+    if all(prefix + name in state for name in names):  # else load_state_dict says what is missing
+        state[f"{prefix}network.params"] = module.to_params({name: state.pop(prefix + name) for name in names})
+
+
+class TcnnHashLatent(_AsPyTorch):
+    """`models.time_latent.HashLatent` as `tcnn.NetworkWithInputEncoding`."""
 
     def __init__(self, dim: int = 128):
-        super().__init__()
+        super().__init__(require_tcnn().NetworkWithInputEncoding(
+            2, dim, ENCODING, network_config(WIDTH, HIDDEN_LAYERS, "ReLU"), seed=_seed()))
         self.dim = dim
-        self.network = require_tcnn().NetworkWithInputEncoding(
-            2, dim, ENCODING, network_config(WIDTH, HIDDEN_LAYERS, "ReLU"), seed=_seed())
-        self.register_state_dict_post_hook(_save_as_hash_latent)
-        self.register_load_state_dict_pre_hook(_load_from_hash_latent)
 
     def forward(self, t: Tensor) -> Tensor:
         """`(T, 1)` -> `(T, dim)` float32."""
         return self.network(torch.cat([t, torch.log(t + 1)], dim=-1)).float()
 
+    def to_state(self, params: Tensor) -> dict[str, Tensor]:
+        *matrices, table = split_params(params, matrix_shapes(FEATURES, WIDTH, HIDDEN_LAYERS, self.dim))
+        matrices[-1] = matrices[-1][:self.dim]
+        state = {f"mlp.{2 * i}.weight": matrix.clone() for i, matrix in enumerate(matrices)}
+        return {"grid.table": table.view(-1, ENCODING["n_features_per_level"]).clone(), **state}
 
-def hash_latent_state(params: Tensor, dim: int) -> dict[str, Tensor]:
-    """HashLatent's state dict from `params` of its tiny-cuda-nn twin of `dim` outputs."""
-    *matrices, table = split_params(params, matrix_shapes(FEATURES, WIDTH, HIDDEN_LAYERS, dim))
-    matrices[-1] = matrices[-1][:dim]
-    state = {f"mlp.{2 * i}.weight": matrix.clone() for i, matrix in enumerate(matrices)}
-    return {"grid.table": table.view(-1, ENCODING["n_features_per_level"]).clone(), **state}
-
-
-def hash_latent_params(state: dict[str, Tensor]) -> Tensor:
-    """`params` from HashLatent's state dict: the inverse of `hash_latent_state`; rows of padding are 0."""
-    matrices = [state[f"mlp.{2 * i}.weight"] for i in range(HIDDEN_LAYERS + 1)]
-    padding = matrices[-1].new_zeros(-len(matrices[-1]) % 16, WIDTH)
-    return torch.cat([part.flatten() for part in (*matrices, padding, state["grid.table"])])
+    def to_params(self, state: dict[str, Tensor]) -> Tensor:
+        matrices = [state[f"mlp.{2 * i}.weight"] for i in range(HIDDEN_LAYERS + 1)]
+        padding = matrices[-1].new_zeros(-self.dim % 16, WIDTH)
+        return torch.cat([part.flatten() for part in (*matrices, padding, state["grid.table"])])
 
 
-def _save_as_hash_latent(module: TcnnHashLatent, state: dict, prefix: str, metadata: dict) -> None:
-    params = state.pop(f"{prefix}network.params")
-    state.update({prefix + name: value for name, value in hash_latent_state(params.detach(), module.dim).items()})
+class TcnnMlp(_AsPyTorch):
+    """MLP with LeakyReLUs, `(..., in_dim)` -> `(..., out_dim)` float32, as `tcnn.Network`: the twin of an
+    `nn.Sequential` of Linear layers whose biases are 0, initialised like it.
 
-
-def _load_from_hash_latent(module: TcnnHashLatent, state: dict, prefix: str, *_) -> None:
-    names = ["grid.table", *(f"mlp.{2 * i}.weight" for i in range(HIDDEN_LAYERS + 1))]
-    if all(prefix + name in state for name in names):  # else load_state_dict says what is missing
-        state[f"{prefix}network.params"] = hash_latent_params({name: state.pop(prefix + name) for name in names})
-
-
-class TcnnMlp(nn.Module):
-    """MLP with LeakyReLUs and without biases, `(..., in_dim)` -> `(..., out_dim)` float32, as `tcnn.Network`.
-
-    Products and results are float16, so that a result has 11 significant bits. Initialised as `nn.Linear`."""
+    Products and results are float16, so that a result has 11 significant bits. Padding inputs are 1, so that a first
+    layer whose inputs are no multiple of 16 does have a bias."""
 
     def __init__(self, in_dim: int, width: int, hidden_layers: int, out_dim: int):
-        super().__init__()
-        self.network = require_tcnn().Network(
-            in_dim, out_dim, network_config(width, hidden_layers, "LeakyReLU"), seed=_seed())
+        super().__init__(require_tcnn().Network(
+            in_dim, out_dim, network_config(width, hidden_layers, "LeakyReLU"), seed=_seed()))
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.shapes = matrix_shapes(in_dim, width, hidden_layers, out_dim)
         with torch.no_grad():
-            shapes = matrix_shapes(in_dim, width, hidden_layers, out_dim)
-            for matrix in split_params(self.network.params, shapes)[:-1]:
+            for matrix in split_params(self.network.params, self.shapes)[:-1]:
                 matrix.uniform_(-1, 1).mul_(matrix.shape[1] ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.flatten(0, -2)).float().unflatten(0, x.shape[:-1])
+
+    def to_state(self, params: Tensor) -> dict[str, Tensor]:
+        matrices = split_params(params, self.shapes)[:-1]
+        biases = [matrix.new_zeros(len(matrix)) for matrix in matrices]
+        biases[0] = matrices[0][:, self.in_dim:].sum(1)
+        matrices[0] = matrices[0][:, :self.in_dim]
+        matrices[-1], biases[-1] = matrices[-1][:self.out_dim], biases[-1][:self.out_dim]
+        return {f"{2 * i}.{name}": value.clone() for i, layer in enumerate(zip(matrices, biases, strict=True))
+                for name, value in zip(("weight", "bias"), layer, strict=True)}
+
+    def to_params(self, state: dict[str, Tensor]) -> Tensor:
+        """UserError if there are biases, which have no place in `params`."""
+        first, padded = state["0.weight"], self.shapes[0][1] > self.in_dim
+        if any(state[f"{2 * i}.bias"].any() for i in range(padded, len(self.shapes))):
+            raise UserError("--mlp_backend tcnn: this checkpoint's coupling layers have biases, which tiny-cuda-nn's "
+                            "cannot have: say --mlp_backend torch, or train with tcnn from the start")
+        parts = [first.new_zeros(shape) for shape in self.shapes]
+        for i, part in enumerate(parts):
+            weight = state[f"{2 * i}.weight"]
+            part[:len(weight), :weight.shape[1]] = weight
+        if padded:
+            parts[0][:, self.in_dim] = state["0.bias"]
+        return torch.cat([part.flatten() for part in parts])
 
 
 def _seed() -> int:
