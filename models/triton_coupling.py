@@ -68,7 +68,7 @@ def coupling_stack(x: Tensor, chains: list[Chain], coordinates: tuple[int, ...],
 
 def unsupported(device: torch.device, width: int) -> str | None:
     """Why the kernels cannot run layers of this width on this device, or None if they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed: pip install triton (Linux), or --mlp_backend torch"
     if device.type != "cuda" and not interpreted():
         return "the Triton kernels need a CUDA device: --mlp_backend torch"
@@ -77,6 +77,11 @@ def unsupported(device: torch.device, width: int) -> str | None:
     if not 16 <= width <= 256 or width & (width - 1):
         return f"the Triton kernels take a power of two from 16 to 256 as --coupling_width, not {width}"
     return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def _forward(x: Tensor, packed: _Packed, stack: Stack) -> Tensor:
     programs = -(-M // tiles.points)
     room = packed.hidden.new_empty(B * programs * tiles.points if D > 2 else 0, W)
     y = torch.empty_like(x)
-    coordinates = torch.tensor(stack.coordinates, dtype=torch.int32).to(x.device, non_blocking=True)
+    coordinates = sum(c << 2 * k for k, c in enumerate(stack.coordinates))
     _kernels().stack_kernel[programs, B](
         x, y, coordinates, packed.first, packed.hidden, packed.bias, packed.last, packed.last_bias, room, M, L, B,
         stack.first_slope, INVERSE=stack.inverse, **stack.constants(W, D, tiles), **tiles.launch())

@@ -120,7 +120,8 @@ def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, insi
 def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, L, B, first_slope,
                  INVERSE: tl.constexpr, D: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr,
                  BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
-    """All layers on BM points of one frame; x and y are `(B, M, 3)`, `coordinates` `(L,)`. h is room for `(BM, W)` a
+    """All layers on BM points of one frame; x and y are `(B, M, 3)`, `coordinates` has two bits a
+    layer, the first layer's lowest. h is room for `(BM, W)` a
     program if D > 2. Grid: tiles of points, frames."""
     frame = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -134,7 +135,7 @@ def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, 
         k = step
         if INVERSE:
             k = L - 1 - step
-        c = tl.load(coordinates + k)
+        c = (coordinates >> 2 * k) & 3
         v = tl.where(c == 0, x0, tl.where(c == 1, x1, x2))
         e = _code(tl.where(c == 0, x1, x0), tl.where(c == 2, x1, x2), False, OCTAVES, CODE)
         s, o = _scale_offset(e, first + k * W * CODE, hidden + k * D * W * W, bias + (k * B + frame) * D * W,
