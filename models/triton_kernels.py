@@ -116,7 +116,7 @@ def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, insi
     return s, o
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["coordinates"])
 def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, L, B, first_slope,
                  INVERSE: tl.constexpr, D: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr,
                  BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
