@@ -6,13 +6,11 @@ from errors import UserError
 from models.triton_coupling import unsupported
 from third_party.tcnn import require_tcnn
 
-BACKENDS = ("auto", "torch", "triton", "tcnn")
-
 
 def pick_backend(name: str, device: torch.device, width: int) -> str:
-    """"torch", "triton" or "tcnn" for coupling layers of this width on this device.
+    """"triton" or "tcnn" if asked for, else "torch", for coupling layers of this width on this device.
 
-    `auto` is torch everywhere until the kernels have been measured on a GPU. UserError where a backend that is asked
+    `auto` is not triton until the kernels have been measured on a GPU. UserError where a backend that is asked
     for cannot run; its line says what to do."""
     if name == "triton":
         reason = unsupported(device, width)
@@ -22,4 +20,4 @@ def pick_backend(name: str, device: torch.device, width: int) -> str:
         if device.type != "cuda":
             raise UserError("--mlp_backend tcnn needs a CUDA device: say --device cuda, or --mlp_backend torch")
         require_tcnn()
-    return "torch" if name == "auto" else name
+    return name if name in ("triton", "tcnn") else "torch"  # other names choose among PyTorch's products

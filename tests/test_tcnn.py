@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from errors import UserError
+from models.build import model_from_state
 from models.invertible import mlp
+from models.omnimotion import ModelConfig, OmniMotion
 from models.time_latent import HashLatent, frame_times
 from third_party import tcnn
 
@@ -140,6 +143,26 @@ def test_coupling_mlps_are_read_without_tcnn(stand_in, in_dim, width, hidden):
 def test_biases_have_no_place_in_tcnn(stand_in):
     with pytest.raises(UserError, match="biases"):
         tcnn.TcnnMlp(48, 32, 2, 2).load_state_dict(mlp([48, 32, 32, 2], nn.LeakyReLU).state_dict())
+
+
+def test_whole_model_on_tcnn(stand_in):
+    """It maps there and back, all of it learns, and its checkpoint is an ordinary one, before and after freezing."""
+    torch.manual_seed(0)
+    config = ModelConfig(num_frames=3, height=12, width=16, num_samples_ray=4, coupling_width=16, affine_width=16,
+                         affine_layers=2, field_width=16, latent_dim=16)
+    model, p, ids = OmniMotion(config, "tcnn"), torch.rand(2, 3, 2) * 10, torch.tensor([0, 2])
+    out = model.predict_pairs(p, ids, ids.flip(0))
+    (out.pixels.sum() + out.rgb.sum()).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in (*model.deform.layers[0].parameters(),
+                                                                *model.time_latent.parameters()))
+    maps = model.maps(ids)
+    assert (maps.to_local(maps.to_canonical(out.local.flatten(1, 2))) - out.local.flatten(1, 2)).abs().max() < 1e-4
+    for _ in range(2):
+        plain = model_from_state(asdict(config), model.state_dict())
+        ours, theirs = (m.predict_pairs(p, ids, ids.flip(0)).target for m in (plain, model))
+        assert error(theirs, ours) < 1e-2
+        assert model_from_state(asdict(config), model.state_dict(), "tcnn").deform.backend == "tcnn"
+        model.time_latent.freeze()
 
 
 def test_missing_parameters_are_named(stand_in):

@@ -15,7 +15,7 @@ from torch import nn
 
 from errors import UserError
 from models.backends import pick_backend
-from models.invertible import NEGATIVE_SLOPE, S_MAX
+from models.invertible import NEGATIVE_SLOPE, S_MAX, InvertibleNetwork
 from models.triton_coupling import coupling_stack, unsupported
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -178,6 +178,26 @@ def test_backends_that_cannot_run_say_so_in_one_line(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def through_network(backend):
+    """Points through a whole network and back in other frames, and all its gradients."""
+    torch.manual_seed(3)
+    network = InvertibleNetwork(width=16, latent_dim=8, affine_width=16, affine_layers=2, coordinates=(0, 1, 2),
+                                backend=backend)
+    f, x = torch.randn(3, 8, requires_grad=True), (torch.rand(2, 9, 3) * 2 - 1).requires_grad_()
+    maps = network.bind(f, torch.rand(3, 1))
+    u = maps.select(torch.tensor([0, 2])).to_canonical(x)
+    back = maps.select(torch.tensor([1, 1])).to_local(u)
+    inputs = [x, f, *network.parameters()]
+    return [u.detach(), back.detach(), *torch.autograd.grad(back.square().sum() + u.sum(), inputs)]
+
+
+@needs_triton
+def test_network_with_the_kernels(interpreted):
+    for found, expected in zip(interpreted["network"], through_network("torch"), strict=True):
+        assert error(found, expected) < 1e-5
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.save({case: results(case, coupling_stack) for case in CASES}, sys.argv[1])
+    torch.save({"network": through_network("triton"), **{case: results(case, coupling_stack) for case in CASES}},
+               sys.argv[1])
