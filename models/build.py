@@ -18,9 +18,9 @@ def config_from_options(options: Namespace, num_frames: int, size: tuple[int, in
     return ModelConfig(**named, num_frames=num_frames, height=size[0], width=size[1])
 
 
-def model_from_state(config: dict, state: dict[str, Tensor]) -> OmniMotion:
+def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = "torch") -> OmniMotion:
     """The model of a checkpoint of ours: `config` is `asdict(ModelConfig)`, `state` its parameters."""
-    model = OmniMotion(ModelConfig(**{**config, "coordinates": tuple(config["coordinates"])}))
+    model = OmniMotion(ModelConfig(**{**config, "coordinates": tuple(config["coordinates"])}), mlp_backend)
     if "time_latent.frozen" in state:
         model.time_latent.freeze()  # makes room for the stored latents
     model.load_state_dict(state)

@@ -21,6 +21,8 @@ from models.chain import NEGATIVE_SLOPE, Layers, chain
 from models.encoding import periodic_encoding
 from models.products import Products
 from models.recompute import stored
+from models.triton_coupling import coupling_stack
+from third_party.tcnn import TcnnMlp
 
 S_MAX = 8.0  # clamp of the log-scale, as published
 
@@ -41,14 +43,15 @@ class CouplingLayer(nn.Module):
     """
 
     def __init__(self, coordinate: int, latent_dim: int, width: int, hidden_layers: int, projection_layers: int,
-                 octaves: int):
+                 octaves: int, backend: str = "torch"):
         super().__init__()
         self.octaves, self.kept = octaves, [d for d in range(3) if d != coordinate]
         self.coordinate, self.first_slope = coordinate, NEGATIVE_SLOPE if projection_layers == 1 else 0.0
         sizes = [2 + 2 * 2 * octaves] + [width] * projection_layers
         self.projection = mlp(sizes, nn.ReLU)
         self.latent = mlp([latent_dim] * 3, nn.LeakyReLU)
-        self.mlp = mlp([latent_dim + width] + [width] * hidden_layers + [2], nn.LeakyReLU)
+        self.mlp = (TcnnMlp(latent_dim + width, width, hidden_layers, 2) if backend == "tcnn" else
+                    mlp([latent_dim + width] + [width] * hidden_layers + [2], nn.LeakyReLU))
 
     def scale_shift_plain(self, a: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         """s and o `(B, M)` for kept coordinates `(B, M, 2)` and latents `(B, C)`, by the definition."""
@@ -133,17 +136,19 @@ class InvertibleNetwork(nn.Module):
 
     def __init__(self, coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2), latent_dim: int = 128, width: int = 256,
                  hidden_layers: int = 2, projection_layers: int = 2, octaves: int = 4, affine: bool = True,
-                 affine_width: int = 256, affine_layers: int = 8):
+                 affine_width: int = 256, affine_layers: int = 8, backend: str = "torch"):
         super().__init__()
         self.layers = nn.ModuleList(
-            CouplingLayer(c, latent_dim, width, hidden_layers, projection_layers, octaves) for c in coordinates)
+            CouplingLayer(c, latent_dim, width, hidden_layers, projection_layers, octaves, backend)
+            for c in coordinates)
         self.affine = Affine(affine_width, affine_layers, octaves) if affine else None
         self.fused = True  # False: every layer by its definition, the twin that tests and benchmarks compare with
+        self.backend = backend  # of the coupling layers (models.backends); torch and triton may be exchanged
         self.products = Products()  # of the fused layers
 
     def bind(self, f: Tensor, t: Tensor) -> "FrameMaps":
         """The maps of the frames with latents `(B, C)` and times `(B, 1)`; weights are fused once, here."""
-        chains = [layer.fuse(f) for layer in self.layers] if self.fused else None
+        chains = [layer.fuse(f) for layer in self.layers] if self.fused and self.backend != "tcnn" else None
         return FrameMaps(self, f, t, chains, self.affine.fuse(t) if self.fused and self.affine is not None else None)
 
 
@@ -166,30 +171,32 @@ class FrameMaps:
         """Local points to canonical ones (forward)."""
         if self.network.affine is not None:
             x = self.call(lambda x: apply_affine(self._theta(x[..., 2]), x), x)
-        return self._couplings(x)
+        return self._couplings(x, inverse=False)
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
         """`to_canonical` of samples `(B, N, K, 3)` whose depths are those of the first ray, on every ray of a frame:
         the affine map, which depends on time and depth alone, is evaluated on one ray a frame."""
         if self.network.affine is not None:
             x = apply_affine(self._theta(x[:, 0, :, 2])[:, None], x)  # (B, 1, K, 5) meets (B, N, K, 3)
-        return self._couplings(x.flatten(1, 2)).view_as(x)
+        return self._couplings(x.flatten(1, 2), inverse=False).view_as(x)
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
-        u = list(u.unbind(-1))
-        for k, layer in reversed(list(enumerate(self.network.layers))):
-            u[layer.coordinate] = self.call(partial(self._couple, k, layer, True), *u)
-        u = torch.stack(u, dim=-1)
+        u = self._couplings(u, inverse=True)
         if self.network.affine is None:
             return u
         return self.call(lambda u: invert_affine(self._theta(u[..., 2]), u), u)
 
-    def _couplings(self, x: Tensor) -> Tensor:
-        """All coupling layers, forward, `(B, M, 3)`."""
-        x = list(x.unbind(-1))
-        for k, layer in enumerate(self.network.layers):
-            x[layer.coordinate] = self.call(partial(self._couple, k, layer, False), *x)
+    def _couplings(self, x: Tensor, inverse: bool) -> Tensor:
+        """All coupling layers, `(B, M, 3)`; Triton's are one kernel and keep no activations, whatever `call` is."""
+        layers = self.network.layers
+        if self.network.backend == "triton" and self.chains is not None:
+            precision = "bf16" if self.network.products.dtype == torch.bfloat16 else "fp32"
+            return coupling_stack(x, self.chains, tuple(layer.coordinate for layer in layers), layers[0].octaves,
+                                  layers[0].first_slope, inverse, precision)
+        x, order = list(x.unbind(-1)), list(enumerate(layers))
+        for k, layer in reversed(order) if inverse else order:
+            x[layer.coordinate] = self.call(partial(self._couple, k, layer, inverse), *x)
         return torch.stack(x, dim=-1)
 
     def _theta(self, z: Tensor) -> Tensor:

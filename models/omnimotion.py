@@ -61,14 +61,16 @@ class PairPrediction:
 class OmniMotion(nn.Module):
     """Time latents, invertible network and canonical field of one video."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, mlp_backend: str = "torch"):
+        """`mlp_backend` is that of models.backends; state dicts do not depend on it."""
         super().__init__()
         self.config = config
         self.size = (config.height, config.width)
-        self.time_latent = TimeLatent(config.num_frames, config.time_latent, config.latent_dim)
+        self.time_latent = TimeLatent(config.num_frames, config.time_latent, config.latent_dim, mlp_backend)
         self.deform = InvertibleNetwork(
             config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
-            config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers)
+            config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
+            mlp_backend)
         self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
         self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.gabor import GaborNet
 from models.hash_grid import HashGrid
+from third_party.tcnn import TcnnHashLatent
 
 
 def frame_times(num_frames: int) -> Tensor:
@@ -56,9 +57,10 @@ class TableLatent(nn.Module):
 class TimeLatent(nn.Module):
     """Latents of all frames; after `freeze()` they are a constant buffer and the network stands idle."""
 
-    def __init__(self, num_frames: int, kind: str = "hash", dim: int = 128):
+    def __init__(self, num_frames: int, kind: str = "hash", dim: int = 128, backend: str = "torch"):
         super().__init__()
-        kinds = {"hash": HashLatent, "gabor": GaborLatent, "table": lambda dim: TableLatent(num_frames, dim)}
+        hashed = TcnnHashLatent if backend == "tcnn" else HashLatent
+        kinds = {"hash": hashed, "gabor": GaborLatent, "table": lambda dim: TableLatent(num_frames, dim)}
         self.network = kinds[kind](dim)
         self.register_buffer("t", frame_times(num_frames), persistent=False)
         self.register_buffer("frozen", None)

@@ -1,0 +1,86 @@
+"""What the Triton kernels need of a GPU, without one: python -m benchmarks.kernels
+
+Compiles the kernels of the coupling stack for compute capabilities 8.0 (A100) and 9.0 (H100) at width 256 with the
+tiles of models/triton_coupling.py and prints what the assembler reports: registers a thread, spilled bytes a thread and
+shared memory a block. A block may have 163 KiB on an A100, 227 on an H100.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+from models import triton_coupling as coupling
+
+SHARED_LIMIT = {80: 163, 90: 227}  # KiB a block
+
+
+@dataclass
+class Usage:
+    """Of one kernel."""
+    registers: int  # a thread
+    spilled: int    # bytes a thread
+    shared: float   # KiB a block
+
+
+def compile_kernel(kernel, constants: dict, tiles: coupling.Tiles, precision: str, arch: int) -> Usage:
+    """Compile one of models/triton_kernels.py for compute capability `arch` / 10; no GPU is needed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    operand = "*bf16" if precision == "bf16" else "*fp32"
+    special = {"hidden": operand, "h": operand, "g": operand, "coordinates": "i32", "first_slope": "fp32",
+               **dict.fromkeys(("M", "L", "B", "N", "slot"), "i32"), **dict.fromkeys(constants, "constexpr")}
+    signature = {name: special.get(name, "*fp32") for name in kernel.arg_names}
+    if kernel.arg_names[0] == "g":
+        signature["out"] = "*fp32"
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    compiled = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", arch, 32),
+                              tiles.launch())
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(compiled.asm["ptx"])
+        file.flush()
+        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
+        report = subprocess.run([get_ptxas(arch).path, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"],
+                                capture_output=True, text=True, check=True).stderr
+    registers = max(int(n) for n in re.findall(r"Used (\d+) registers", report))
+    spilled = max(int(n) for n in re.findall(r"(\d+) bytes spill stores", report))
+    return Usage(registers, spilled, compiled.metadata.shared / 1024)
+
+
+def usages(precision: str, arch: int, width: int = 256, depth: int = 2, octaves: int = 4) -> dict[str, Usage]:
+    """Usage of the three kernels by name."""
+    from models import triton_kernels as kernels
+
+    stack = coupling.Stack((0, 1, 2), octaves, 0.0, False, precision)
+    forward, gradient = coupling.FORWARD[precision], coupling.GRADIENT[precision]
+    backward = coupling.backward_tiles(precision, depth, (arch // 10, arch % 10))
+    product = {"D": depth, "W": width, "BW": min(gradient.columns, width), "BK": gradient.points,
+               "PRODUCT": coupling.product(precision)}
+    jobs = {"stack": (kernels.stack_kernel, {"INVERSE": False, **stack.constants(width, depth, forward)}, forward),
+            "layer backward": (kernels.layer_backward_kernel, {
+                "COORDINATE": 0, "INVERSE": False, **stack.constants(width, depth, backward)}, backward),
+            "weight gradient": (kernels.weight_gradient_kernel, product, gradient)}
+    return {name: compile_kernel(kernel, constants, tiles, precision, arch)
+            for name, (kernel, constants, tiles) in jobs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, times ten")
+    parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
+    parser.add_argument("--depth", type=int, default=2, help="hidden layers of a coupling's MLP")
+    args = parser.parse_args()
+    print("| compute capability | precision | kernel | registers | spilled, bytes | shared, KiB |")
+    print("|---|---|---|---|---|---|")
+    for arch in args.arch:
+        for precision in args.precision:
+            for name, use in usages(precision, arch, depth=args.depth).items():
+                print(f"| {arch / 10} | {precision} | {name} | {use.registers} | {use.spilled} | {use.shared:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The whole stack of coupling layers as one kernel: the GPU twin of `models.invertible.FrameMaps` layer by layer.
+
+Notation
+    B, M     frames, points of each                                             x, y: (B, M, 3)
+    L        coupling layers; W their width; D their W x W matrices, one a hidden layer of the MLP
+    chain    [(W, b)] of `CouplingLayer.fuse`, D + 2 entries; entry 1 meets the latent, its bias is (B, 1, W)
+    h_j, g_j hidden activations, and gradients before the activation, as in `models.triton_kernels`
+"""
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Chain = list[tuple[Tensor, Tensor]]
+SHARES = 32  # of the points; a weight's gradient is the sum over them, always in the same order
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a program works on: `points` of a frame, `columns` of a W x W matrix at a time, by `warps` warps with
+    `stages` pieces of a matrix under way."""
+    points: int
+    columns: int
+    warps: int = 8
+    stages: int = 2
+
+    def launch(self) -> dict:
+        """Triton's launch options."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+# Chosen at W = 256, D = 2 by what ptxas reports (python -m benchmarks.kernels): hardly a spilled register and at most
+# 99 KiB of shared memory, so that an A100 (163 KiB a block), an H100 (227) and a consumer card (99) all take them. A
+# (points, W) float32 sum is the largest thing that a program holds: 64 points are 64 of the 255 registers of its 256
+# threads. Hopper's tensor cores want 64 rows, for which the backward kernel spills 19 registers at D = 2 and many at
+# D = 3; elsewhere it has 32.
+FORWARD = {"bf16": Tiles(64, 32, stages=3), "fp32": Tiles(32, 32)}
+BACKWARD = {"bf16": Tiles(32, 32), "fp32": Tiles(32, 16)}
+BACKWARD_HOPPER = {**BACKWARD, "bf16": Tiles(64, 32)}
+GRADIENT = {"bf16": Tiles(64, 128, stages=3), "fp32": Tiles(32, 64, stages=3)}
+
+
+def backward_tiles(precision: str, depth: int, capability: tuple[int, int]) -> Tiles:
+    """Tiles of the backward kernel for D = `depth` on a GPU of this compute capability."""
+    return (BACKWARD_HOPPER if capability[0] == 9 and depth <= 2 else BACKWARD)[precision]
+
+
+def coupling_stack(x: Tensor, chains: list[Chain], coordinates: tuple[int, ...], octaves: int, first_slope: float,
+                   inverse: bool, precision: str = "fp32") -> Tensor:
+    """`(B, M, 3)` float32 through all coupling layers, or back through them if `inverse`; differentiable in x and in
+    every weight and bias of `chains` (one chain a layer).
+
+    `precision`: "bf16" rounds the operands of the W x W products and adds up in float32; "fp32" leaves them as they
+    are, which is exact and, without tensor cores, many times slower. Coordinates, their code and (s, o) are float32 in
+    both; a gradient goes through the code in TF32 with "bf16". The result is once differentiable.
+    ValueError where `unsupported` has a reason."""
+    reason = unsupported(x.device, chains[0][0][0].shape[0])
+    if reason:
+        raise ValueError(reason)
+    stack = Stack(tuple(coordinates), octaves, first_slope, inverse, precision)
+    return _CouplingStack.apply(x, stack, *(tensor for chain in chains for layer in chain for tensor in layer))
+
+
+def unsupported(device: torch.device, width: int) -> str | None:
+    """Why the kernels cannot run layers of this width on this device, or None if they can."""
+    if not _has_triton():
+        return "triton is not installed: pip install triton (Linux), or --mlp_backend torch"
+    if device.type != "cuda" and not interpreted():
+        return "the Triton kernels need a CUDA device: --mlp_backend torch"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need a GPU with bf16 tensor cores (compute capability 8.0): --mlp_backend torch"
+    if not 16 <= width <= 256 or width & (width - 1):
+        return f"the Triton kernels take a power of two from 16 to 256 as --coupling_width, not {width}"
+    return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What a call has beside tensors."""
+    coordinates: tuple[int, ...]
+    octaves: int
+    first_slope: float
+    inverse: bool
+    precision: str
+
+    @property
+    def code(self) -> int:
+        """Columns of the code with its column of ones, padded as tensor cores want it."""
+        return max(16, 1 << (2 + 4 * self.octaves).bit_length())
+
+    @property
+    def operand(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def constants(self, width: int, depth: int, tiles: Tiles) -> dict:
+        """Compile-time constants of the kernels, but for COORDINATE and INVERSE."""
+        return {"D": depth, "OCTAVES": self.octaves, "CODE": self.code, "W": width, "BM": tiles.points,
+                "BN": min(tiles.columns, width), "PRODUCT": product(self.precision)}
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+
+
+def product(precision: str) -> str:
+    """The kernels' PRODUCT: Triton's name of an input precision. With bf16 it is that of the gradient's way through
+    the code; the interpreter has float32 only (operands are rounded to bf16 all the same)."""
+    return "tf32" if precision == "bf16" and not interpreted() else "ieee"
+
+
+@dataclass
+class _Packed:
+    """Weights of all layers, as the kernels want them."""
+    first: Tensor      # (L, W, CODE), the bias in column 2 + 4 octaves
+    hidden: Tensor     # (L, D, W, W) of the operands' type
+    bias: Tensor       # (L, B, D, W)
+    last: Tensor       # (L, 2, W)
+    last_bias: Tensor  # (L, 2)
+
+    def of_layer(self, k: int) -> tuple[Tensor, ...]:
+        return self.first[k], self.hidden[k], self.bias[k], self.last[k], self.last_bias[k]
+
+
+def _pack(chains: list[Chain], B: int, stack: Stack) -> _Packed:
+    L, W, used = len(chains), chains[0][0][0].shape[0], 2 + 4 * stack.octaves
+    first = chains[0][0][0].new_zeros(L, W, stack.code)
+    first[:, :, :used] = torch.stack([chain[0][0] for chain in chains])
+    first[:, :, used] = torch.stack([chain[0][1] for chain in chains])
+    hidden = torch.stack([torch.stack([weight for weight, _ in chain[1:-1]]) for chain in chains])
+    bias = torch.stack([torch.stack([bias.reshape(-1, W).expand(B, W) for _, bias in chain[1:-1]], 1)
+                        for chain in chains])
+    last, last_bias = (torch.stack([chain[-1][i] for chain in chains]) for i in (0, 1))
+    return _Packed(first, hidden.to(stack.operand), bias, last, last_bias)
+
+
+@functools.cache
+def _kernels():
+    from models import triton_kernels  # needs triton
+
+    return triton_kernels
+
+
+def _forward(x: Tensor, packed: _Packed, stack: Stack) -> Tensor:
+    (B, M, _), (L, D, W) = x.shape, packed.hidden.shape[:3]
+    tiles = FORWARD[stack.precision]
+    programs = -(-M // tiles.points)
+    room = packed.hidden.new_empty(B * programs * tiles.points if D > 2 else 0, W)
+    y = torch.empty_like(x)
+    coordinates = sum(c << 2 * k for k, c in enumerate(stack.coordinates))
+    _kernels().stack_kernel[programs, B](
+        x, y, coordinates, packed.first, packed.hidden, packed.bias, packed.last, packed.last_bias, room, M, L, B,
+        stack.first_slope, INVERSE=stack.inverse, **stack.constants(W, D, tiles), **tiles.launch())
+    return y
+
+
+def _layer_backward(y: Tensor, grad: Tensor, k: int, packed: _Packed, stack: Stack) -> list[Tensor]:
+    """Take `y` and `grad` back through layer k, in place; returns the gradients of its chain, weight and bias in turn.
+    The activations that the weights' gradients need live here and only until the end of this function."""
+    (B, M, _), (D, W) = y.shape, packed.hidden.shape[1:3]
+    N, capability = B * M, torch.cuda.get_device_capability(y.device) if y.is_cuda else (0, 0)
+    tiles = backward_tiles(stack.precision, D, capability)
+    programs = -(-M // tiles.points)
+    h, g = packed.hidden.new_empty(D + 1, N, W), packed.hidden.new_empty(D, N, W)
+    sums, first_sums = y.new_empty(B, programs, D + 2, W), y.new_empty(B * programs, W, stack.code)
+    last_bias_sums = y.new_empty(B * programs, 2)
+    _kernels().layer_backward_kernel[programs, B](
+        y, grad, *packed.of_layer(k), h, g, sums, first_sums, last_bias_sums, M, N * W, stack.first_slope,
+        COORDINATE=stack.coordinates[k], INVERSE=stack.inverse, **stack.constants(W, D, tiles), **tiles.launch())
+
+    tiles = GRADIENT[stack.precision]
+    side = min(tiles.columns, W)
+    shares = min(SHARES, -(-N // tiles.points))
+    hidden = y.new_empty(shares, D, W, W)
+    _kernels().weight_gradient_kernel[(W // side) ** 2, D, shares](
+        g, h, hidden, N, N * W, D=D, W=W, BW=side, BK=tiles.points, PRODUCT=product(stack.precision),
+        **tiles.launch())
+    hidden, first, sums, used = hidden.sum(0), first_sums.sum(0), sums.sum(1), 2 + 4 * stack.octaves
+    shared = sums.sum(0)  # (D + 2, W)
+    out = [first[:, :used], first[:, used], hidden[0], sums[:, :1]]
+    for j in range(1, D):
+        out += [hidden[j], shared[j]]
+    return [*out, shared[D:], last_bias_sums.sum(0)]
+
+
+class _CouplingStack(torch.autograd.Function):
+    """Keeps its result and no activation: the stack is invertible, so each layer's input follows from its output."""
+
+    @staticmethod
+    def forward(ctx, x, stack, *tensors):
+        entries = len(tensors) // len(stack.coordinates)
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        chains = [pairs[i:i + entries // 2] for i in range(0, len(pairs), entries // 2)]
+        packed = _pack(chains, len(x), stack)
+        y = _forward(x.contiguous(), packed, stack)
+        ctx.save_for_backward(y, *vars(packed).values())
+        ctx.stack = stack
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        y, *packed = ctx.saved_tensors
+        packed, stack = _Packed(*packed), ctx.stack
+        y, grad = y.clone(), grad.clone(memory_format=torch.contiguous_format)
+        order = range(len(stack.coordinates))
+        grads = {k: _layer_backward(y, grad, k, packed, stack) for k in (order if stack.inverse else reversed(order))}
+        return grad, None, *(tensor for k in order for tensor in grads[k])

@@ -1,0 +1,267 @@
+"""Triton kernels of the fused coupling stack; only `models.triton_coupling` imports this module (it needs triton).
+
+Notation
+    B, M     frames, points of each; a program has BM points of one frame, `points` are their rows among B M
+    W, D     width of the hidden layers, number of W x W matrices a layer; L coupling layers
+    e        code of the kept coordinates: identity, sines, cosines, then a column of ones; CODE columns  (BM, CODE)
+    h_0..h_D hidden activations after the first matrix and each of the D others                           (BM, W)
+    g_j      gradient before the activation of h_(j+1): it meets h_j in the gradient of hidden matrix j   (BM, W)
+    s, o     log-scale and offset of the changed coordinate                                               (BM,)
+Weights of one layer: first (W, CODE), its bias in the column of ones; hidden (D, W, W); bias (B, D, W), as matrix 0
+meets the frame's latent; last (2, W) and last_bias (2,). Matrices are stored as PyTorch has them, (out, in).
+A product of W x W goes over BN columns of one operand at a time, so that no whole matrix has to be on the chip.
+"""
+
+import triton
+import triton.language as tl
+
+from models import invertible
+
+SLOPE = tl.constexpr(invertible.NEGATIVE_SLOPE)
+S_MAX = tl.constexpr(invertible.S_MAX)
+
+
+@triton.jit
+def _leaky(v, slope):
+    return tl.where(v > 0, v, v * slope)
+
+
+@triton.jit
+def _slope_of(h, slope):
+    """Derivative of a LeakyReLU from its result."""
+    return tl.where(h.to(tl.float32) > 0, 1.0, slope)
+
+
+@triton.jit
+def _dot(a, b, total, PRODUCT: tl.constexpr):
+    """total + a b. "ieee" is for operands of any type, as Triton's interpreter knows no bf16 product."""
+    if PRODUCT == "ieee":
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRODUCT)
+
+
+@triton.jit
+def _belongs_to_first(OCTAVES: tl.constexpr, CODE: tl.constexpr):
+    """Which columns of the code belong to the first kept coordinate."""
+    column = tl.arange(0, CODE)
+    return (column == 0) | ((column >= 2) & (column < 2 + 2 * OCTAVES))
+
+
+@triton.jit
+def _code(a0, a1, DERIVATIVE: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr):
+    """The code e of kept coordinates, or its derivative. Angles are reduced in turns, where it is exact: a coordinate
+    times a power of two."""
+    column = tl.arange(0, CODE)
+    wave = tl.maximum(column - 2, 0)
+    quarters = (wave // OCTAVES) % 2 + DERIVATIVE  # cos v = sin(v + a quarter turn), and so is a derivative
+    half_frequency = tl.exp2((wave % OCTAVES - 1).to(tl.float32))  # turns a unit
+    v = tl.where(_belongs_to_first(OCTAVES, CODE)[None, :], a0[:, None], a1[:, None])
+    turns = v * half_frequency[None, :]
+    turns = turns - tl.floor(turns + 0.5) + 0.25 * quarters[None, :]
+    waves = tl.sin(6.283185307179586 * turns)
+    if DERIVATIVE:
+        waves *= 6.283185307179586 * half_frequency[None, :]
+    identity = 1.0 if DERIVATIVE else v
+    rest = 0.0 if DERIVATIVE else tl.where(column == 2 + 4 * OCTAVES, 1.0, 0.0)[None, :]
+    return tl.where(column[None, :] < 2, identity, tl.where(column[None, :] < 2 + 4 * OCTAVES, waves, rest))
+
+
+@triton.jit
+def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, inside, first_slope, KEEP: tl.constexpr,
+                  D: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                  PRODUCT: tl.constexpr):
+    """s (not clamped) and o of one layer. KEEP writes every h_j to row `points` of h + j slot; else only what lies
+    between hidden matrices 1 and D - 1 goes there, which is nothing for D <= 2."""
+    operand = hidden.dtype.element_ty
+    n, c, w = tl.arange(0, BN), tl.arange(0, CODE), tl.arange(0, W)
+    row, mask = points[:, None] * W, inside[:, None]
+    total = tl.zeros((BM, W), tl.float32)
+    for start in range(0, W, BN):
+        columns = start + n
+        weight = tl.load(first + columns[None, :] * CODE + c[:, None])  # (CODE, BN)
+        piece = tl.dot(e, weight, input_precision="ieee" if PRODUCT == "ieee" else "tf32x3")
+        piece = _leaky(piece, first_slope).to(operand)
+        if KEEP:
+            tl.store(h + row + columns[None, :], piece, mask)
+        weight = tl.load(hidden + w[None, :] * W + columns[:, None])  # (BN, W)
+        total = _dot(piece, weight, total, PRODUCT)
+    value = _leaky(total + tl.load(bias + w)[None, :], SLOPE)
+    if KEEP:
+        tl.store(h + slot + row + w[None, :], value.to(operand), mask)
+    for j in tl.static_range(1, D - 1):
+        for start in range(0, W, BN):
+            columns = start + n
+            weight = tl.load(hidden + j * W * W + columns[None, :] * W + w[:, None])  # (W, BN)
+            piece = _dot(value.to(operand), weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
+            piece = _leaky(piece + tl.load(bias + j * W + columns)[None, :], SLOPE)
+            tl.store(h + (j + 1) * slot + row + columns[None, :], piece.to(operand), mask)
+        tl.debug_barrier()
+        value = tl.load(h + (j + 1) * slot + row + w[None, :], mask, other=0.0).to(tl.float32)
+        tl.debug_barrier()
+    s = tl.load(last_bias) + tl.zeros((BM,), tl.float32)
+    o = tl.load(last_bias + 1) + tl.zeros((BM,), tl.float32)
+    if D == 1:
+        s += tl.sum(value * tl.load(last + w)[None, :], 1)
+        o += tl.sum(value * tl.load(last + W + w)[None, :], 1)
+    else:
+        for start in range(0, W, BN):
+            columns = start + n
+            weight = tl.load(hidden + (D - 1) * W * W + columns[None, :] * W + w[:, None])  # (W, BN)
+            piece = _dot(value.to(operand), weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
+            piece = _leaky(piece + tl.load(bias + (D - 1) * W + columns)[None, :], SLOPE)
+            if KEEP:
+                tl.store(h + D * slot + row + columns[None, :], piece.to(operand), mask)
+            s += tl.sum(piece * tl.load(last + columns)[None, :], 1)
+            o += tl.sum(piece * tl.load(last + W + columns)[None, :], 1)
+    return s, o
+
+
+@triton.jit(do_not_specialize=["coordinates"])
+def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, L, B, first_slope,
+                 INVERSE: tl.constexpr, D: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
+    """All layers on BM points of one frame; x and y are `(B, M, 3)`, `coordinates` has two bits a
+    layer, the first layer's lowest. h is room for `(BM, W)` a
+    program if D > 2. Grid: tiles of points, frames."""
+    frame = tl.program_id(1)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = rows < M
+    at = (frame * M + rows) * 3
+    x0 = tl.load(x + at, inside, other=0.0)
+    x1 = tl.load(x + at + 1, inside, other=0.0)
+    x2 = tl.load(x + at + 2, inside, other=0.0)
+    room = (frame * tl.num_programs(0) + tl.program_id(0)) * BM + tl.arange(0, BM)
+    for step in range(L):
+        k = step
+        if INVERSE:
+            k = L - 1 - step
+        c = (coordinates >> 2 * k) & 3
+        v = tl.where(c == 0, x0, tl.where(c == 1, x1, x2))
+        e = _code(tl.where(c == 0, x1, x0), tl.where(c == 2, x1, x2), False, OCTAVES, CODE)
+        s, o = _scale_offset(e, first + k * W * CODE, hidden + k * D * W * W, bias + (k * B + frame) * D * W,
+                             last + k * 2 * W, last_bias + k * 2, h, 0, room, inside, first_slope, False, D, CODE, W,
+                             BM, BN, PRODUCT)
+        s = tl.minimum(tl.maximum(s, -S_MAX), S_MAX)
+        if INVERSE:
+            v = v * tl.exp(s) + o
+        else:
+            v = (v - o) * tl.exp(-s)
+        x0 = tl.where(c == 0, v, x0)
+        x1 = tl.where(c == 1, v, x1)
+        x2 = tl.where(c == 2, v, x2)
+    tl.store(y + at, x0, inside)
+    tl.store(y + at + 1, x1, inside)
+    tl.store(y + at + 2, x2, inside)
+
+
+@triton.jit
+def _hidden_backward(gs, go, hidden, last, h, g, sums, slot, points, inside, D: tl.constexpr, W: tl.constexpr,
+                     BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
+    """From the gradients of s and o to g_0, by way of all g_j, and this program's sums over points: of the last
+    matrix's gradient (rows D, D + 1 of `sums`) and of g_j (rows 0..D-1)."""
+    operand = hidden.dtype.element_ty
+    n, w = tl.arange(0, BN), tl.arange(0, W)
+    row, mask = points[:, None] * W, inside[:, None]
+    for start in range(0, W, BN):
+        columns = start + n
+        piece = tl.load(h + D * slot + row + columns[None, :], mask, other=0.0).to(tl.float32)
+        tl.store(sums + D * W + columns, tl.sum(gs[:, None] * piece, 0))
+        tl.store(sums + (D + 1) * W + columns, tl.sum(go[:, None] * piece, 0))
+        piece_s = gs[:, None] * tl.load(last + columns)[None, :]
+        piece_o = go[:, None] * tl.load(last + W + columns)[None, :]
+        gradient = (piece_s + piece_o) * _slope_of(piece, SLOPE)
+        tl.store(sums + (D - 1) * W + columns, tl.sum(gradient, 0))
+        tl.store(g + (D - 1) * slot + row + columns[None, :], gradient.to(operand), mask)
+    tl.debug_barrier()
+    for step in tl.static_range(1, D):
+        j = D - step
+        total = tl.zeros((BM, W), tl.float32)
+        for start in range(0, W, BN):
+            columns = start + n
+            piece = tl.load(g + j * slot + row + columns[None, :], mask, other=0.0)
+            weight = tl.load(hidden + j * W * W + columns[:, None] * W + w[None, :])  # (BN, W)
+            total = _dot(piece, weight, total, PRODUCT)
+        total *= _slope_of(tl.load(h + j * slot + row + w[None, :], mask, other=0.0), SLOPE)
+        tl.store(sums + (j - 1) * W + w, tl.sum(total, 0))
+        tl.store(g + (j - 1) * slot + row + w[None, :], total.to(operand), mask)
+        tl.debug_barrier()
+
+
+@triton.jit
+def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, sums, first_sums, last_bias_sums, M,
+                          slot, first_slope, COORDINATE: tl.constexpr, INVERSE: tl.constexpr, D: tl.constexpr,
+                          OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr,
+                          BN: tl.constexpr, PRODUCT: tl.constexpr):
+    """One layer: y and grad `(B, M, 3)`, its output and the gradient of it, become its input and the gradient of that.
+    Leaves h_j in h `(D + 1, B M, W)` and g_j in g `(D, B M, W)` for `weight_gradient_kernel`, and a program's sums over
+    its points in sums `(programs, D + 2, W)`, first_sums `(programs, W, CODE)`, last_bias_sums `(programs, 2)`.
+    Grid: tiles of points, frames."""
+    frame = tl.program_id(1)
+    program = frame * tl.num_programs(0) + tl.program_id(0)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = rows < M
+    points = frame * M + rows
+    KEPT0: tl.constexpr = 1 if COORDINATE == 0 else 0
+    KEPT1: tl.constexpr = 1 if COORDINATE == 2 else 2
+    a0 = tl.load(y + points * 3 + KEPT0, inside, other=0.0)
+    a1 = tl.load(y + points * 3 + KEPT1, inside, other=0.0)
+    after = tl.load(y + points * 3 + COORDINATE, inside, other=0.0)
+    g_after = tl.load(grad + points * 3 + COORDINATE, inside, other=0.0)
+
+    e = _code(a0, a1, False, OCTAVES, CODE)
+    raw, o = _scale_offset(e, first, hidden, bias + frame * D * W, last, last_bias, h, slot, points, inside,
+                           first_slope, True, D, CODE, W, BM, BN, PRODUCT)
+    s = tl.minimum(tl.maximum(raw, -S_MAX), S_MAX)
+    if INVERSE:  # after = before exp(s) + o
+        before = (after - o) * tl.exp(-s)
+        g_before = g_after * tl.exp(s)
+        gs, go = g_before * before, g_after
+    else:  # after = (before - o) exp(-s)
+        before = after * tl.exp(s) + o
+        g_before = g_after * tl.exp(-s)
+        gs, go = -g_after * after, -g_before
+    gs = tl.where(tl.abs(raw) < S_MAX, gs, 0.0)
+    tl.store(last_bias_sums + program * 2, tl.sum(gs, 0))
+    tl.store(last_bias_sums + program * 2 + 1, tl.sum(go, 0))
+    tl.debug_barrier()
+    _hidden_backward(gs, go, hidden, last, h, g, sums + program * (D + 2) * W, slot, points, inside, D, W, BM, BN,
+                     PRODUCT)
+
+    n, c, w = tl.arange(0, BN), tl.arange(0, CODE), tl.arange(0, W)
+    row, mask = points[:, None] * W, inside[:, None]
+    top = tl.load(g + row + w[None, :], mask, other=0.0)
+    g_code = tl.zeros((BM, CODE), tl.float32)
+    for start in range(0, W, BN):
+        columns = start + n
+        weight = tl.load(hidden + w[:, None] * W + columns[None, :])  # (W, BN)
+        piece = _dot(top, weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
+        piece *= _slope_of(tl.load(h + row + columns[None, :], mask, other=0.0), first_slope)
+        weight = tl.load(first + columns[:, None] * CODE + c[None, :])  # (BN, CODE)
+        g_code = _dot(piece, weight, g_code, PRODUCT)
+        piece = _dot(tl.trans(piece), e, tl.zeros((BN, CODE), tl.float32), PRODUCT)
+        tl.store(first_sums + (program * W + columns[:, None]) * CODE + c[None, :], piece)
+    g_code *= _code(a0, a1, True, OCTAVES, CODE)
+    of_first = _belongs_to_first(OCTAVES, CODE)[None, :]
+    at0, at1 = grad + points * 3 + KEPT0, grad + points * 3 + KEPT1
+    tl.store(at0, tl.load(at0, inside, other=0.0) + tl.sum(tl.where(of_first, g_code, 0.0), 1), inside)
+    tl.store(at1, tl.load(at1, inside, other=0.0) + tl.sum(tl.where(of_first, 0.0, g_code), 1), inside)
+    tl.store(grad + points * 3 + COORDINATE, g_before, inside)
+    tl.store(y + points * 3 + COORDINATE, before, inside)
+
+
+@triton.jit
+def weight_gradient_kernel(g, h, out, N, slot, D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
+                           PRODUCT: tl.constexpr):
+    """A share of sum_p g_j(p) h_j(p)^T over the N points, for all j: out `(shares, D, W, W)`. Always in the same
+    order, so that a seed gives the same run. Grid: tiles of a matrix, matrices, shares."""
+    i = tl.program_id(0) // (W // BW) * BW + tl.arange(0, BW)
+    k = tl.program_id(0) % (W // BW) * BW + tl.arange(0, BW)
+    j, share, shares = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    total = tl.zeros((BW, BW), tl.float32)
+    for start in range(share * BK, N, shares * BK):
+        points = start + tl.arange(0, BK)
+        mask = points < N
+        gradient = tl.load(g + j * slot + points[None, :] * W + i[:, None], mask[None, :], other=0.0)  # (BW, BK)
+        value = tl.load(h + j * slot + points[:, None] * W + k[None, :], mask[:, None], other=0.0)  # (BK, BW)
+        total = _dot(gradient, value, total, PRODUCT)
+    tl.store(out + ((share * D + j) * W + i[:, None]) * W + k[None, :], total)
