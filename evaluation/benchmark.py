@@ -49,7 +49,7 @@ def run_benchmark(options: Namespace) -> None:
     compared = [Path(folder) for folder in options.compare.split(",") if folder]
     tables = collect(results, names, compared)
     write_reports(results, benchmark, tables, names, options)
-    draw_plots(results, tables)
+    draw_plots(results, tables, f"{benchmark}, query mode {options.query_mode}")
     print_tables(tables, benchmark, options.query_mode, names)
     log.info("%s", results / "results.md")
     failed = {job.name for job in jobs for tracker in trackers if job.failure(tracker).is_file()}

@@ -6,25 +6,28 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from evaluation.report import Table
 from loaders.files import atomic_path
 from losses.metrics import THRESHOLDS
 
 COLOURS = ("#0b5fa5", "#d1661c", "#3f8f4f", "#8a5aa8", "#7a7a7a", "#b03a48")
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 MAX_BARS = 40  # videos whose names fit under bars; of more, the sorted values are drawn
 
 
-def draw_plots(results: Path, tables: list[Table]) -> None:
+def draw_plots(results: Path, tables: list[Table], title: str) -> None:
     """curves.png, videos.png and since_query.png of tables that have results; nothing without any."""
     tables = [table for table in tables if table.videos]
     if not tables:
         return
-    plots = {"curves": (draw_curves, (9, 3.8)), "videos": (draw_videos, _videos_size(tables)),
-             "since_query": (draw_since_query, (7, 4))}
+    plots = {"curves": (draw_curves, (9, 4.1)), "videos": (draw_videos, _videos_size(tables)),
+             "since_query": (draw_since_query, (7, 4.3))}
     for name, (draw, size) in plots.items():
-        with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        with matplotlib.rc_context(STYLE):
             figure = Figure(size, dpi=150, layout="constrained")
+            figure.suptitle(title, fontsize=10)
             draw(figure, tables)
             with atomic_path(results / f"{name}.png") as temporary:
                 figure.savefig(temporary)
@@ -64,7 +67,7 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
         axes.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
     axes.set(ylabel="average Jaccard", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
 
 def draw_since_query(figure: Figure, tables: list[Table]) -> None:
@@ -81,7 +84,7 @@ def draw_since_query(figure: Figure, tables: list[Table]) -> None:
                   markersize=3, color=colour, label=_label(table))
     _log_pixels(axes)
     axes.set(xlabel="frames since the query", ylabel="median error (pixels at 256x256)")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
 
@@ -89,8 +92,9 @@ def _log_pixels(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low, max(high, 4 * low))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high / low < 30 else "")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _coloured(tables: list[Table]) -> list[tuple[str, Table]]:

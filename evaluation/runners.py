@@ -93,7 +93,8 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
 
 
 def _in_process(job: Job) -> None:
-    """A video in a process of its own, which stops as on Ctrl-C if its parent is gone."""
+    """A video in a process of its own. SIGTERM is like a Ctrl-C, and comes by itself when the parent is gone."""
+    signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_outlive_no_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
