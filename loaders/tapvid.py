@@ -105,7 +105,8 @@ def read_pickle(path: Path) -> object:
         if str(error).startswith("it asks for "):
             raise UserError(f"{path} is refused: a TAP-Vid file holds arrays and plain containers only, and {error}; "
                             "do not trust this file") from error
-        raise UserError(f"{path} cannot be read as a TAP-Vid pickle ({error}): download it again") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a TAP-Vid pickle ({why}): download it again") from error
     except (EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, MemoryError,
             OverflowError, RecursionError) as error:
         why = str(error) or type(error).__name__
