@@ -23,8 +23,10 @@ from preprocessing.cli import main_parser
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimisation")  # groups of options that a model depends on
-NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options in them that change no result
-FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")  # of python -m preprocessing
+NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options of eval.py that change no result
+# options of `python -m preprocessing` that are about frames, and those that say where and how fast
+FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
+NO_METHOD = {"data_dir", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline", "batch"}
 
 
 def run_benchmark(options: Namespace) -> None:
@@ -106,7 +108,8 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
             continue
         video_options = Namespace(**{**vars(options), "data_dir": str(folder / name), "save_dir": str(root / "runs"),
                                      "num_imgs": sys.maxsize, "predictions": _absolute(options.predictions)})
-        job = Job(name, folder / name, root / options.query_mode, trackers, video_options, torch.get_num_threads())
+        job = Job(name, folder / name, root / options.query_mode, trackers, video_options, torch.get_num_threads(),
+                  Path.cwd())
         jobs.append(job)
         try:
             write_sequence(job.sequence, read(), options.tapvid_size)
@@ -152,8 +155,8 @@ def preprocessing_settings(options: Namespace) -> dict:
     if changed := [name for name in FRAME_OPTIONS if method[name] != parser.get_default(name)]:
         raise UserError(f"--preprocessing {options.preprocessing}: the frames are the benchmark's, leave out "
                         f"--{changed[0]}")
-    left_out = {"data_dir", "num_workers", "resume", *FRAME_OPTIONS}
-    return {"tapvid_size": options.tapvid_size, **{k: v for k, v in method.items() if k not in left_out}}
+    return {"tapvid_size": options.tapvid_size,
+            **{k: v for k, v in method.items() if k not in NO_METHOD and k not in FRAME_OPTIONS}}
 
 
 def check_settings(folder: Path, evidence: str, settings: dict) -> None:

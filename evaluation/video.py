@@ -66,6 +66,7 @@ class Job:
     trackers: tuple[str, ...]  # "model", "static", "chain", or the name of a folder of predictions
     options: Namespace         # the options of eval.py, with the video's own data_dir and save_dir
     threads: int               # PyTorch threads: sums on the CPU depend on it in the last digit
+    cwd: Path                  # what relative paths in the options are relative to
 
     def result(self, tracker: str) -> Path:
         """The tracker's result file."""
@@ -119,6 +120,7 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
 def run_video(job: Job) -> None:
     """All trackers on one video, each to its result file. What is wrong becomes its failure file, and never stops the
     others. SystemExit 130 if a signal stopped the training."""
+    os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
     try:
         for tracker in job.trackers:

@@ -21,7 +21,7 @@ from errors import UserError
 from evaluation.benchmark import run_benchmark
 from evaluation.report import PUBLISHED, published_rows
 from loaders.annotations import load_tracks, save_tracks
-from loaders.tapvid import TapVideo, save_tapvid
+from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from losses.metrics import THRESHOLDS
 from preprocessing.synthetic import render_scene
 
@@ -66,7 +66,7 @@ def small_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(small_file):
     """Exit code and results folder of a finished benchmark of these scenes and three bad videos."""
-    good = pickle.loads(small_file.read_bytes())
+    good = read_pickle(small_file)
     bad = {"outside": {**good["easy"], "points": good["easy"]["points"] + 1},
            "invisible": {**good["easy"], "occluded": np.ones_like(good["easy"]["occluded"])},
            "keyless": {"video": good["easy"]["video"]}}
@@ -127,7 +127,7 @@ def test_other_settings_need_another_name(done, tmp_path):
     with pytest.raises(UserError, match="num_iters 24, now it is 25: give another --expname"):
         benchmark(*again, "--num_iters", 25)
     shutil.copy(path, tmp_path / "mixed_davis.pkl")
-    data = pickle.loads(path.read_bytes())
+    data = read_pickle(path)
     data["easy"]["video"][0] = 0
     (tmp_path / "mixed_davis.pkl").write_bytes(pickle.dumps(data))
     assert benchmark("--tapvid", tmp_path / "mixed_davis.pkl", "--save_dir", tmp_path, *QUICK, "--baseline", "static",
