@@ -112,7 +112,11 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
                 save_queries(partial / f"queries_{mode}.npz", sample_queries(truth, mode)[0], size)
         write_text(partial / "source.json", json.dumps(source))
         _add_seconds(partial, "frames", time.monotonic() - before)
-        partial.replace(root)
+        try:
+            partial.replace(root)
+        except OSError:
+            if not path.is_file():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
