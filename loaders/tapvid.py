@@ -48,7 +48,7 @@ def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVide
     path: a TAP-Vid pickle, a folder of its shards, or a folder of annotated clips: sub-folders (or the folder itself)
     with annotations.npz beside frames in color/, image files or one video file.
     Names are made safe for file names, and unique. UserError if a file is missing, cannot be read, or has no videos;
-    the functions raise it for what is wrong with one video."""
+    the functions raise it for what is wrong with one video, or with one of several shards."""
     path = Path(path)
     taken: set[str] = set()
     for name, read in _open(path):
@@ -118,7 +118,12 @@ def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
         yield from _open_pickle(path, "")
     elif shards := sorted(path.glob("*.pkl")):
         for shard in shards:
-            yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "")
+            try:
+                yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "")
+            except UserError as error:
+                if len(shards) == 1:
+                    raise
+                yield shard.stem, _raises(error)  # the other shards are read
     else:
         folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
         for folder in folders:
@@ -136,6 +141,13 @@ def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], Ta
         raise UserError(f"{path} holds a {type(data).__name__}: a TAP-Vid file holds a dict or a list of videos")
     for name, example in examples:
         yield name, lambda name=name, example=example: read_example(example, f"{path}, video {name}")
+
+
+def _raises(error: UserError) -> Callable[[], TapVideo]:
+    """What is wrong with a file, told when its videos are read."""
+    def read() -> TapVideo:
+        raise error
+    return read
 
 
 def read_example(example: object, where: str) -> TapVideo:

@@ -23,6 +23,13 @@ def example(**changes):
     return {key: value for key, value in entries.items() if value is not None}
 
 
+class Command:
+    """Unpickled by pickle itself, this would write a file."""
+
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
 def write(path, data, protocol=None):
     path.write_bytes(pickle.dumps(data, protocol))
     return path
@@ -74,6 +81,17 @@ def test_a_folder_of_shards_is_one_benchmark(tmp_path):
     for i in range(2):
         write(tmp_path / f"000{i}_of_0002.pkl", [example(), example()])
     assert list(read_all(tmp_path)) == [f"000{i}_of_0002_000{k}" for i in range(2) for k in range(2)]
+
+
+def test_a_bad_shard_is_one_line_and_the_others_are_read(tmp_path):
+    for i in range(4):
+        write(tmp_path / f"000{i}_of_0004.pkl", [example()])
+    write(tmp_path / "0001_of_0004.pkl", [Command()])
+    (tmp_path / "0002_of_0004.pkl").write_bytes((tmp_path / "0003_of_0004.pkl").read_bytes()[:9000])
+    videos = read_all(tmp_path)
+    assert list(videos) == ["0000_of_0004_0000", "0001_of_0004", "0002_of_0004", "0003_of_0004_0000"]
+    assert "refused" in videos["0001_of_0004"] and "cannot be read" in videos["0002_of_0004"]
+    assert isinstance(videos["0003_of_0004_0000"], TapVideo)
 
 
 def test_names_cannot_leave_the_folder(tmp_path):
@@ -128,13 +146,6 @@ def test_occluded_points_may_be_anywhere(tmp_path):
     points[1, 1] = 1.01  # visible, just over the edge: TAP-Vid's own code takes it
     video = read_all(write(tmp_path / "a.pkl", {"v": example(points=points, occluded=occluded)}))["v"]
     assert np.isfinite(video.annotations.points).all() and len(sample_queries(video.annotations, "first")[0]) == N
-
-
-class Command:
-    """Unpickled by pickle itself, this would write a file."""
-
-    def __reduce__(self):
-        return os.system, ("touch hacked",)
 
 
 @pytest.mark.parametrize("data,words", [
