@@ -98,6 +98,23 @@ OPTIONS = {
         ("baselines", str, "", "comma-separated baselines in the table: static,chain"),
         ("out", str, "", "file to write, instead of the default in the run's folder"),
     ],
+    "benchmark": [
+        ("tapvid", str, "", "benchmark: a TAP-Vid pickle, a folder of its shards, or a folder of clips with "
+         "annotations.npz; every video is preprocessed, trained, tracked and scored; --predictions is then a folder of "
+         "NAME.npz"),
+        ("videos", str, "", "comma-separated names: these videos only"),
+        ("baseline", ("", "static", "chain"), "", "score this baseline instead of the model"),
+        ("compare", str, "", "comma-separated folders of other results, shown beside in the plots and in results.md"),
+        ("tapvid_size", int, 256, "side of the square frames that are tracked, TAP-Vid's is 256; 0: as in the file, "
+         "which TAP-Vid counts as another category"),
+        ("preprocessing", str, "--chain", "options of `python -m preprocessing` for every video"),
+        ("sequences", str, "", "folder of the videos' sequence folders, shared by experiments; "
+         "default SAVE_DIR/sequences/BENCHMARK"),
+        ("shard", str, "", "I/N: only every N-th video, from the I-th on (0 to N-1), as for job arrays"),
+        ("ray", "optional", "", "run one video a task on Ray: `--ray` starts it here, `--ray ADDRESS` joins a cluster"),
+        ("num_cpus", float, 1, "Ray: CPUs that a task asks for"),
+        ("num_gpus", float, -1, "Ray: GPUs that a task asks for; fractions share one; -1: 1 where there is CUDA"),
+    ],
     "visualisation": [
         ("what", str, "tracks,depth", "comma-separated: tracks, depth"),
         ("query_frame_id", int, 0, "frame whose points are drawn"),
@@ -114,7 +131,8 @@ AT_LEAST = {  # smallest values that make sense
                      "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps"), 1),
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
-                     "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above"), 0),
+                     "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
+                     "num_cpus"), 0),
 }
 
 
@@ -137,6 +155,8 @@ def parser(driver: str) -> configargparse.ArgumentParser:
         for name, kind, default, text in options:
             if kind is bool:
                 section.add_argument(f"--{name}", action="store_true", help=text)
+            elif kind == "optional":  # a flag that may have a value
+                section.add_argument(f"--{name}", nargs="?", const="local", default=default, help=text)
             elif isinstance(kind, tuple):
                 section.add_argument(f"--{name}", choices=kind, default=default, help=text)
             else:

@@ -124,6 +124,12 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
     return _checked_queries(queries, path, num_frames, size)
 
 
+def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -> None:
+    """Write query points `(M, 3)` of frames of `size` as .npz."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, query_points=queries, frame_size=size)
+
+
 def save_tracks(path: str | Path, tracks: PointTracks) -> None:
     """Write tracks.npz; fields that are None are left out."""
     _save(path, tracks)

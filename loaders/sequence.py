@@ -116,7 +116,15 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def file_hash(path: Path) -> str:
     """Hash of a file's bytes, 32 hexadecimal digits."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return data_hash(path.read_bytes())
+
+
+def data_hash(*parts) -> str:
+    """Hash of bytes or contiguous arrays, one after the other, 32 hexadecimal digits."""
+    out = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        out.update(part)
+    return out.hexdigest()
 
 
 def _size(size: tuple[int, ...]) -> str:

@@ -93,6 +93,24 @@ def temporal_coherence(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tra
     return float(np.linalg.norm(acceleration, axis=-1)[triples].mean())
 
 
+def error_since_query(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks: np.ndarray,
+                      pred_tracks: np.ndarray, query_mode: str, frame_size: tuple[int, int],
+                      evaluated: np.ndarray | None = None) -> dict[str, list]:
+    """How the error grows with the time since the query; arguments and errors as in `tapvid_metrics`.
+
+    Of the counted, truly visible frames at each distance of `frames` frames from the query (before or after it):
+    their `count` and the `median` distance to the truth, scaled pixels. Distances without any are left out."""
+    _check_shapes(query_points, gt_occluded, gt_tracks, gt_occluded, pred_tracks, evaluated)
+    used = counted_frames(query_points, gt_occluded.shape[1], query_mode) & ~gt_occluded
+    if evaluated is not None:
+        used &= evaluated
+    error = np.linalg.norm((np.asarray(pred_tracks, np.float64) - gt_tracks)[used] * _scale(frame_size), axis=-1)
+    since = np.abs(np.arange(gt_occluded.shape[1]) - _query_frames(query_points)[:, None])[used]  # (n,)
+    frames, counts = np.unique(since, return_counts=True)
+    return {"frames": frames.tolist(), "count": counts.tolist(),
+            "median": [float(np.median(error[since == t])) for t in frames]}
+
+
 def counted_frames(query_points: np.ndarray, num_frames: int, query_mode: str) -> np.ndarray:
     """Frames `(M, T)` bool that count for each query: 'first', those after it; 'strided', all but it.
 

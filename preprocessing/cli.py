@@ -51,7 +51,8 @@ def main_parser() -> Parser:
     """Options of the command that makes a sequence folder."""
     out = Parser(prog="python -m preprocessing", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                  description="Video -> sequence folder with correspondences. Other commands: `synthetic` renders a "
-                             "sequence with ground truth, `flow` computes the flow of one pair (each has --help).")
+                             "sequence with ground truth, `tapvid` a benchmark file of such scenes, `flow` computes "
+                             "the flow of one pair (each has --help).")
     add = out.add_argument
     add("--data_dir", required=True, help="sequence folder to make, or one that has color/ already")
     frames = out.add_argument_group("frames (with --video)")
@@ -94,6 +95,13 @@ def main(argv: list[str]) -> None:
                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         synthetic.add_arguments(parser)
         synthetic.main(parser.parse_args(argv[1:]))
+    elif argv[:1] == ["tapvid"]:
+        from preprocessing import synthetic_tapvid
+
+        parser = Parser(prog="python -m preprocessing tapvid", description="A synthetic benchmark as a TAP-Vid file.",
+                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        synthetic_tapvid.add_arguments(parser)
+        synthetic_tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
     else:

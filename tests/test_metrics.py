@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import UserError
-from losses.metrics import THRESHOLDS, counted_frames, tapvid_metrics, temporal_coherence
+from losses.metrics import THRESHOLDS, counted_frames, error_since_query, tapvid_metrics, temporal_coherence
 
 SIZE = (256, 256)
 
@@ -189,6 +189,20 @@ def test_temporal_coherence_needs_three_frames_in_a_row():
     assert temporal_coherence(queries, occluded, tracks, tracks, "strided", SIZE, sparse) is None
     assert "temporal_coherence" not in tapvid_metrics(queries, occluded & ~sparse, tracks, occluded, tracks, "strided",
                                                       SIZE, sparse)
+
+
+def test_error_since_the_query_by_hand():
+    """Two points queried at frames 1 and 2 of 5, off by 4 px and by 1 px a frame; the second is hidden in frame 0."""
+    queries, tracks = np.array([[1, 0, 0], [2, 0, 0]], np.float32), np.zeros((2, 5, 2), np.float32)
+    predicted = tracks.copy()
+    predicted[0, :, 0] = 4
+    predicted[1, :, 1] = [2, 1, 0, 1, 2]
+    hidden = np.zeros((2, 5), bool)
+    hidden[1, 0] = True
+    whole = error_since_query(queries, hidden, tracks, predicted, "strided", SIZE)
+    assert whole == {"frames": [1, 2, 3], "count": [4, 2, 1], "median": [2.5, 3, 4]}
+    first = error_since_query(queries, hidden, tracks, predicted, "first", (512, 256))  # half the scale along y
+    assert first == {"frames": [1, 2, 3], "count": [2, 2, 1], "median": [2.25, 2.5, 4]}
 
 
 def test_nothing_to_score_is_an_error():

@@ -1,0 +1,182 @@
+"""A whole benchmark: eval.py --tapvid FILE. Frames of every video, then every video's stages, then the report."""
+
+import json
+import logging
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from configs.options import OPTIONS
+from errors import UserError
+from evaluation.plots import draw_plots
+from evaluation.report import collect, one_line, print_tables, write_reports
+from evaluation.runners import run_here, run_on_ray
+from evaluation.scoring import BASELINES
+from evaluation.video import Job, record_failure, write_sequence
+from loaders.files import write_text
+from loaders.tapvid import benchmark_name, open_benchmark
+from preprocessing.cli import main_parser
+
+log = logging.getLogger("eval")
+TRAINING = ("data", "model", "optimisation")  # groups of options that a model depends on
+NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options of eval.py that change no result
+# options of `python -m preprocessing` that are about frames, and those that say where and how fast
+FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
+NO_METHOD = {"data_dir", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline", "batch"}
+
+
+def run_benchmark(options: Namespace) -> None:
+    """Do what is missing and report on all there is. UserError for a user's mistake; SystemExit 1 if a video failed,
+    130 if a signal stopped the work."""
+    check_options(options)
+    benchmark = benchmark_name(options.tapvid)
+    root = Path(options.save_dir).resolve() / f"{options.expname}_{benchmark}"
+    results = root / options.query_mode
+    trackers = chosen_trackers(options)
+    for tracker in trackers:
+        check_settings(results / tracker, "*.npz", tracker_settings(options, tracker))
+    if "model" in trackers:
+        check_settings(root / "runs", "*/model_*.pth", training_settings(options))
+    names, jobs, unreadable = prepare(options, root, trackers)
+    todo = [job for job in jobs if job.name not in unreadable and not job.is_done()]
+    log.info("%s: %d of %d videos to do", benchmark, len(todo), len(jobs))
+    if todo and options.ray:
+        run_on_ray(todo, log_result, options.ray, options.num_cpus, options.num_gpus)
+    elif todo:
+        run_here(todo, log_result)
+    compared = [Path(folder) for folder in options.compare.split(",") if folder]
+    tables = collect(results, names, compared)
+    write_reports(results, benchmark, tables, names, options)
+    draw_plots(results, tables, f"{benchmark}, query mode {options.query_mode}")
+    print_tables(tables, benchmark, options.query_mode, names)
+    log.info("%s", results / "results.md")
+    failed = {job.name for job in jobs for tracker in trackers if job.failure(tracker).is_file()}
+    if failed:
+        log.error("%d of %d videos failed: %s", len(failed), len(jobs), ", ".join(sorted(failed)))
+        sys.exit(1)
+
+
+def check_options(options: Namespace) -> None:
+    """UserError for options that do not go together, or with --preprocessing options that do not exist."""
+    if options.ckpt_path:
+        raise UserError("--ckpt_path is one video's model, --tapvid trains one for each video: give one of them")
+    if options.baseline and options.predictions:
+        raise UserError("--baseline and --predictions are two trackers: give one of them")
+    if options.predictions and not Path(options.predictions).is_dir():
+        raise UserError(f"no folder {options.predictions}: with --tapvid, --predictions is a folder of NAME.npz")
+    if unknown := set(filter(None, options.baselines.split(","))) - set(BASELINES):
+        raise UserError(f"no baseline '{min(unknown)}': choose among {', '.join(BASELINES)}")
+    shard_of(options.shard)
+    for folder in filter(None, options.compare.split(",")):
+        if not Path(folder).is_dir():
+            raise UserError(f"no folder {folder}: --compare takes results folders, as out/EXPNAME_BENCHMARK/first")
+
+
+def chosen_trackers(options: Namespace) -> tuple[str, ...]:
+    """The trackers of this command: the model, a baseline or predictions, then the baselines beside it."""
+    main = options.baseline or "model"
+    if options.predictions:
+        main = Path(options.predictions).resolve().name
+        if main in ("model", *BASELINES):
+            raise UserError(f"{options.predictions}: rename this folder, '{main}' is a name of this project's own")
+    return tuple(dict.fromkeys([main, *filter(None, options.baselines.split(","))]))
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(I, N) of 'I/N'; (0, 1) if it is empty. UserError unless 0 <= I < N."""
+    index, _, count = (text or "0/1").partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard {text}: give I/N with I from 0 to N-1, as 0/8 ... 7/8")
+    return int(index), int(count)
+
+
+def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[list[str], list[Job], set[str]]:
+    """Names of all videos of the benchmark, the jobs of those asked for, their sequence folders written, and the names
+    of those that cannot be read, whose failure files say why.
+
+    UserError if a name of --videos is not in the benchmark."""
+    folder = sequences_folder(options)
+    wanted, (index, count) = set(filter(None, options.videos.split(","))), shard_of(options.shard)
+    names, jobs, unreadable = [], [], set()
+    for name, read in tqdm(open_benchmark(options.tapvid), desc="frames", unit="video"):
+        names.append(name)
+        if (wanted and name not in wanted) or (len(names) - 1) % count != index:
+            continue
+        video_options = Namespace(**{**vars(options), "data_dir": str(folder / name), "save_dir": str(root / "runs"),
+                                     "num_imgs": sys.maxsize, "predictions": _absolute(options.predictions)})
+        job = Job(name, folder / name, root / options.query_mode, trackers, video_options, torch.get_num_threads(),
+                  Path.cwd())
+        jobs.append(job)
+        try:
+            write_sequence(job.sequence, read(), options.tapvid_size)
+        except UserError as error:
+            unreadable.add(name)
+            for tracker in trackers:
+                record_failure(job, tracker, str(error))
+            log.error("%s: %s", name, error)
+    if unknown := wanted - set(names):
+        raise UserError(f"{options.tapvid} has no video '{min(unknown)}': it has {', '.join(names[:40])}")
+    return names, jobs, unreadable
+
+
+def sequences_folder(options: Namespace) -> Path:
+    """Where the videos' sequence folders are."""
+    if options.sequences:
+        return Path(options.sequences).resolve()
+    return Path(options.save_dir).resolve() / "sequences" / benchmark_name(options.tapvid)
+
+
+def training_settings(options: Namespace) -> dict:
+    """Everything that a trained model depends on."""
+    names = [name for group in TRAINING for name, *_ in OPTIONS[group]]
+    return {"seed": options.seed, "num_iters": options.num_iters, **preprocessing_settings(options),
+            **{name: getattr(options, name) for name in names if name not in NO_MATTER}}
+
+
+def tracker_settings(options: Namespace, tracker: str) -> dict:
+    """Everything that a tracker's tracks depend on beside the trained model."""
+    if tracker == "model":
+        names = [name for name, *_ in OPTIONS["inference"] if name not in NO_MATTER]
+        return training_settings(options) | {name: getattr(options, name) for name in names}
+    if tracker == "chain":
+        return preprocessing_settings(options)
+    return {"tapvid_size": options.tapvid_size}
+
+
+def preprocessing_settings(options: Namespace) -> dict:
+    """The method of the correspondences. UserError for an option about frames, which are the benchmark's; SystemExit 2
+    for one that `python -m preprocessing` does not have."""
+    parser = main_parser()
+    method = vars(parser.parse_args(["--data_dir", "", *shlex.split(options.preprocessing)]))
+    if changed := [name for name in FRAME_OPTIONS if method[name] != parser.get_default(name)]:
+        raise UserError(f"--preprocessing {options.preprocessing}: the frames are the benchmark's, leave out "
+                        f"--{changed[0]}")
+    return {"tapvid_size": options.tapvid_size,
+            **{k: v for k, v in method.items() if k not in NO_METHOD and k not in FRAME_OPTIONS}}
+
+
+def check_settings(folder: Path, evidence: str, settings: dict) -> None:
+    """Remember in `folder` the settings of what it holds (files like `evidence`). UserError if they were others."""
+    path, settings = folder / "settings.json", json.loads(json.dumps(settings))
+    if not path.is_file() or not any(folder.glob(evidence)):
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    for name in settings:
+        if before.get(name) != settings[name]:
+            raise UserError(f"{folder} was made with {name} {before.get(name)}, now it is {settings[name]}: give "
+                            "another --expname, or remove that folder")
+
+
+def log_result(job: Job) -> None:
+    """What came out for a video, a line a tracker."""
+    for tracker in job.trackers:
+        log.info("%s", one_line(job, tracker))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if path else ""

@@ -1,0 +1,204 @@
+"""The results of a benchmark as tables: on the screen, results.csv, results.json, results.md.
+
+Notation
+    tracker  the model, a baseline, or somebody's predictions: a folder of NAME.json beside the reports
+    mean     plain mean over the videos, as TAP-Vid's; of temporal coherence over those in which it is defined
+"""
+
+import csv
+import io
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import UserError
+from evaluation.scoring import COLUMNS, UNITS
+from evaluation.video import Job, versions
+from loaders.files import write_text
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+STAGES = ("frames", "preprocess", "train", "track")
+WIDTH = 28  # of a video's name on the screen
+
+
+@dataclass
+class Table:
+    """One tracker's results."""
+    tracker: str
+    videos: dict[str, dict] = field(default_factory=dict)  # name -> what NAME.json holds, in the benchmark's order
+    failed: dict[str, str] = field(default_factory=dict)   # name -> one line
+    own: bool = True                                       # of this results folder, not of --compare
+
+    def mean(self) -> dict[str, float]:
+        """Mean of every metric over the videos; empty without any."""
+        metrics = [record["metrics"] for record in self.videos.values()]
+        keys = list(dict.fromkeys(key for row in metrics for key in row))
+        return {key: sum(row[key] for row in metrics if key in row) / sum(key in row for row in metrics)
+                for key in keys}
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of every stage, added up over the videos."""
+        return {stage: round(sum(record["seconds"].get(stage, 0) for record in self.videos.values()), 1)
+                for stage in STAGES if any(stage in record["seconds"] for record in self.videos.values())}
+
+
+def collect(results: Path, names: list[str], compared: list[Path]) -> list[Table]:
+    """The tables of all trackers in a results folder, the model first, then those of other results folders.
+
+    UserError if a compared folder has no results."""
+    tables = _tables(results, names)
+    for folder in compared:
+        other = _tables(folder, names)
+        if not other:
+            raise UserError(f"{folder} has no results: --compare takes results folders, as out/EXPNAME_BENCHMARK/first")
+        prefix = folder.resolve().parent.name
+        tables += [Table(f"{prefix}/{table.tracker}", table.videos, table.failed, own=False) for table in other]
+    return tables
+
+
+def _tables(results: Path, names: list[str]) -> list[Table]:
+    order = {"model": 0, "chain": 2, "static": 3}
+    folders = [path.parent for path in results.glob("*/settings.json")]
+    tables = []
+    for folder in sorted(folders, key=lambda path: (order.get(path.name, 1), path.name)):
+        table = Table(folder.name)
+        for name in names:
+            failure, result = folder / f"{name}.failed.json", folder / f"{name}.json"
+            if failure.is_file():
+                table.failed[name] = json.loads(failure.read_text())["error"]
+            elif result.is_file():
+                table.videos[name] = json.loads(result.read_text())
+        if table.videos or table.failed:
+            tables.append(table)
+    return tables
+
+
+def one_line(job: Job, tracker: str) -> str:
+    """What came out for one video."""
+    if job.failure(tracker).is_file():
+        return f"{job.name}: {tracker} failed: {json.loads(job.failure(tracker).read_text())['error']}"
+    if not job.result(tracker).is_file():
+        return f"{job.name}: {tracker} has no result"
+    record = json.loads(job.result(tracker).read_text())
+    cells = [f"{title} {record['metrics'][key]:.3f}" for key, title in COLUMNS.items() if key in record["metrics"]]
+    return f"{job.name}: {tracker} {', '.join(cells)}; {sum(record['seconds'].values()):.0f} s"
+
+
+def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: list[str]) -> None:
+    """The per-video table of the first tracker, and the means of all."""
+    print(f"{benchmark}, query mode {query_mode}; {UNITS}")
+    print(f"{'':{WIDTH}}" + "".join(f"{title:>11}" for title in (*COLUMNS.values(), "seconds")))
+    first = tables[0] if tables else Table("model")
+    for name in (name for name in names if name in first.videos or name in first.failed):
+        if name in first.failed:
+            print(f"{name[:WIDTH - 1]:{WIDTH}}failed: {first.failed[name]}")
+        else:
+            record = first.videos[name]
+            print(f"{name[:WIDTH - 1]:{WIDTH}}{_cells(record['metrics'])}{sum(record['seconds'].values()):11.0f}")
+    for table in tables:
+        title = f"mean of {len(table.videos)}, {table.tracker}"
+        print(f"{title:{WIDTH}}{_cells(table.mean())}{sum(table.seconds().values()):11.0f}")
+    if missing := len(names) - len(first.videos) - len(first.failed):
+        print(f"{missing} of {len(names)} videos are not done yet")
+
+
+def write_reports(results: Path, benchmark: str, tables: list[Table], names: list[str], options: Namespace) -> None:
+    """results.csv, results.json and results.md in the results folder, from whatever results there are."""
+    own = [table for table in tables if table.own]
+    write_text(results / "results.csv", _csv(own))
+    write_text(results / "results.json", json.dumps({
+        "benchmark": benchmark, "query_mode": options.query_mode, "num_videos": len(names),
+        "trackers": {table.tracker: {
+            "mean": table.mean(), "num_videos": len(table.videos), "seconds": table.seconds(),
+            "videos": table.videos, "failed": table.failed,
+            "missing": [name for name in names if name not in table.videos and name not in table.failed],
+            "settings": json.loads((results / table.tracker / "settings.json").read_text()),
+        } for table in own},
+        "config": vars(options), "versions": versions(), "seed": options.seed}, indent=1) + "\n")
+    write_text(results / "results.md", _markdown(results, benchmark, tables, names, options))
+
+
+def _csv(tables: list[Table]) -> str:
+    metrics = list(dict.fromkeys([*COLUMNS, *(key for table in tables for key in table.mean())]))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["tracker", "video", "num_queries", "num_frames", *metrics,
+                     *(f"seconds_{stage}" for stage in STAGES), "error"])
+    for table in tables:
+        for name, record in table.videos.items():
+            writer.writerow([table.tracker, name, record["num_queries"], record["num_frames"],
+                             *(record["metrics"].get(key, "") for key in metrics),
+                             *(record["seconds"].get(stage, "") for stage in STAGES), ""])
+        for name, error in table.failed.items():
+            writer.writerow([table.tracker, name, *[""] * (2 + len(metrics) + len(STAGES)), error])
+        mean, seconds = table.mean(), table.seconds()
+        writer.writerow([table.tracker, f"mean of {len(table.videos)}", "", "", *(mean.get(key, "") for key in metrics),
+                         *(seconds.get(stage, "") for stage in STAGES), ""])
+    return out.getvalue()
+
+
+def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[str], options: Namespace) -> str:
+    H = options.tapvid_size
+    lines = [f"# {benchmark}, query mode {options.query_mode}", "",
+             "Percent, as papers write them, at 256x256; TC (temporal coherence) in pixels a frame squared, 0 is best. "
+             f"Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
+             "| tracker | videos | AJ | delta_avg | OA | TC | hours |", "|---|---|---|---|---|---|---|"]
+    for table in tables:
+        hours = sum(table.seconds().values()) / 3600
+        lines.append(f"| {table.tracker} | {len(table.videos)} of {len(names)} | {_percents(table.mean())} | "
+                     f"{hours:.2f} |")
+    if any(table.own and len(table.videos) < len(names) for table in tables):
+        lines += ["", "Not all videos are in every mean: such a mean is not the benchmark's, and cannot be compared "
+                  "with published ones."]
+    lines += _published_lines(benchmark, options)
+    for table in (table for table in tables if table.own):
+        lines += ["", f"## {table.tracker}, video by video", "",
+                  "| video | queries | AJ | delta_avg | OA | TC | " + " | ".join(f"{s} (s)" for s in STAGES) + " |",
+                  "|---|---|---|---|---|---|" + "---|" * len(STAGES)]
+        for name, record in table.videos.items():
+            seconds = " | ".join(f"{record['seconds'][s]:.0f}" if s in record["seconds"] else "" for s in STAGES)
+            lines.append(f"| {name} | {record['num_queries']} | {_percents(record['metrics'])} | {seconds} |")
+        lines += [f"| {name} | failed: {error.replace('|', '/')} |" for name, error in table.failed.items()]
+    lines += ["", "## How", "", f"Seed {options.seed}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
+              "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
+              "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
+    for table in (table for table in tables if table.own):
+        settings = json.loads((results / table.tracker / "settings.json").read_text())
+        lines += [f"{table.tracker}: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".", ""]
+    lines += ["![](curves.png)", "![](videos.png)", "![](since_query.png)", ""]
+    return "\n".join(lines)
+
+
+def published_rows(benchmark: str, query_mode: str) -> list[dict[str, str]]:
+    """Rows of published.csv for a benchmark (its key is part of the file's name) and query mode.
+
+    UserError if the file lacks a column."""
+    with open(PUBLISHED, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"benchmark", "query_mode", "tracker", "kind", "AJ", "delta_avg", "OA", "TC", "source", "note"}
+    if not rows or columns - rows[0].keys():
+        raise UserError(f"{PUBLISHED} must have the columns {', '.join(sorted(columns))}")
+    return [row for row in rows if row["benchmark"] in benchmark and row["query_mode"] == query_mode]
+
+
+def _published_lines(benchmark: str, options: Namespace) -> list[str]:
+    rows = published_rows(benchmark, options.query_mode)
+    if not rows:
+        return ["", f"No published rows are known for {benchmark} in the query mode {options.query_mode}."]
+    lines = ["", "## Published", "", "Percent. Each row as its source prints it; where two sources "
+             "differ, both are here. Optimised: fitted to each video. Feed-forward: trained on other videos."]
+    if options.tapvid_size != 256:
+        lines += ["", "These are at TAP-Vid's 256x256; the means above are not."]
+    lines += ["", "| tracker | kind | AJ | delta_avg | OA | TC | source | note |", "|---|---|---|---|---|---|---|---|"]
+    keys = ("tracker", "kind", "AJ", "delta_avg", "OA", "TC", "source", "note")
+    return lines + ["| " + " | ".join(row[key] for key in keys) + " |" for row in rows]
+
+
+def _cells(metrics: dict[str, float]) -> str:
+    return "".join(f"{metrics[key]:11.3f}" if key in metrics else f"{'-':>11}" for key in COLUMNS)
+
+
+def _percents(metrics: dict[str, float]) -> str:
+    cells = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in list(COLUMNS)[:3]]
+    return " | ".join([*cells, f"{metrics['temporal_coherence']:.2f}" if "temporal_coherence" in metrics else "-"])

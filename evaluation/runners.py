@@ -1,0 +1,159 @@
+"""Where the videos of a benchmark run: one after the other here, or on Ray. Both give the same files."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from errors import UserError
+from evaluation.video import Job, record_failure, run_video, running_file
+
+log = logging.getLogger("eval")
+RETRIES = 3  # of a video whose Ray worker was lost
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
+    """One process a video, so that one that dies takes no other with it, and memory comes back.
+
+    SystemExit 130 after a Ctrl-C or SIGTERM: the video under way has saved its state."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["evaluation.video"])  # PyTorch is imported once, not for every video
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        for i, job in enumerate(jobs, 1):
+            log.info("[%d/%d] %s", i, len(jobs), job.name)
+            process = context.Process(target=_in_process, args=(job,))
+            process.start()
+            _join(process)
+            if process.exitcode == 130:
+                raise KeyboardInterrupt
+            if process.exitcode:
+                _record_death(job, f"its process ended with {_exit_name(process.exitcode)}")
+            finished(job)
+    except KeyboardInterrupt:
+        log.info("stopped: the same command goes on from here")
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: str, num_cpus: float,
+               num_gpus: float) -> None:
+    """One video a Ray task, on this machine (`address` 'local') or a cluster; all must see the same files.
+
+    What a video prints goes to RESULTS/NAME.log. A video whose worker is lost is started again, up to RETRIES times;
+    it goes on from its last checkpoint. UserError without Ray or without the cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: pip install -r requirements-ray.txt, or leave --ray out") from error
+    if num_gpus < 0:
+        num_gpus = 1 if jobs[0].options.device != "cpu" and torch.cuda.is_available() else 0
+    here = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
+                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): start one with "
+                        "`ray start --head`, or give --ray without an address") from error
+    # max_calls: a fresh process a video, as here
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES, max_calls=1)(_on_ray)
+    try:
+        pending = {task.remote(job): job for job in jobs}
+        with tqdm(total=len(jobs), desc="videos") as bar, logging_redirect_tqdm():
+            while pending:
+                ready, _ = ray.wait(list(pending), num_returns=1, timeout=1)
+                bar.set_postfix_str(_under_way(pending.values()))
+                for reference in ready:
+                    job = pending.pop(reference)
+                    try:
+                        ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        _record_death(job, f"its Ray worker was lost: {str(error).splitlines()[0]}")
+                    bar.update()
+                    finished(job)
+    except KeyboardInterrupt:
+        log.info("stopped: the same command goes on from here")
+        sys.exit(130)
+    finally:
+        ray.shutdown()
+
+
+def _in_process(job: Job) -> None:
+    """A video in a process of its own. SIGTERM is like a Ctrl-C, and comes by itself when the parent is gone."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_outlive_no_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        with logging_redirect_tqdm():
+            run_video(job)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _on_ray(job: Job) -> None:
+    with open(job.results / f"{job.name}.log", "a", buffering=1) as file, redirect_stderr(file):
+        handler = logging.StreamHandler(file)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+        run_video(job)
+
+
+def _outlive_no_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _join(process: multiprocessing.Process) -> None:
+    """Wait for the process; a Ctrl-C or SIGTERM is passed on to it, so that it saves, and waited for."""
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.terminate()
+        try:
+            process.join()
+        except KeyboardInterrupt:  # the second one means it
+            process.kill()
+        raise
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _record_death(job: Job, why: str) -> None:
+    for tracker in job.trackers:
+        if not job.result(tracker).is_file() and not job.failure(tracker).is_file():
+            record_failure(job, tracker, f"{why}; the same command tries again")
+    running_file(job).unlink(missing_ok=True)
+
+
+def _exit_name(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"signal {name}" + (", out of memory?" if name == "SIGKILL" else "")
+
+
+def _under_way(jobs: Sequence[Job]) -> str:
+    """Which videos run, and in which stage: 'bear train, camel preprocess'."""
+    states = []
+    for job in jobs:
+        try:
+            states.append(f"{job.name} {json.loads(running_file(job).read_text())['stage']}")
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+    return ", ".join(states[:8])

@@ -1,0 +1,58 @@
+"""From tracks and ground truth to a score: what eval.py's single sequences and its benchmarks share."""
+
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from loaders.annotations import Annotations, PointTracks, load_tracks, sample_queries
+from loaders.sequence import VideoSequence
+from loaders.store import open_correspondences
+from losses.metrics import error_since_query, tapvid_metrics
+from preprocessing.baselines import chained_flow_tracks, static_tracks
+
+BASELINES = ("static", "chain")
+COLUMNS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
+           "temporal_coherence": "TC"}
+UNITS = "fractions at 256x256; TC in pixels a frame squared, 0 is best"
+
+
+def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray) -> PointTracks:
+    """Tracks of a baseline: `static` points stay, `chain` follows the flow from frame to frame."""
+    if name == "static":
+        return static_tracks(queries, len(sequence), sequence.size)
+    return chained_flow_tracks(queries, open_correspondences(sequence))
+
+
+def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int]) -> PointTracks:
+    """The tracker's result as it is written to a file."""
+    return PointTracks(**vars(tracks), query_points=queries, frame_size=size)
+
+
+def score(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode: str) -> dict[str, float]:
+    """Metrics of tracks whose query m belongs to ground-truth row rows[m]."""
+    evaluated = None if truth.evaluated is None else truth.evaluated[rows]
+    return tapvid_metrics(tracks.query_points, truth.occluded[rows], truth.points[rows], ~tracks.visible,
+                          tracks.tracks, query_mode, truth.frame_size, evaluated)
+
+
+def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode: str) -> dict[str, list]:
+    """The error over the time since the query; arguments as in `score`."""
+    evaluated = None if truth.evaluated is None else truth.evaluated[rows]
+    return error_since_query(tracks.query_points, truth.occluded[rows], truth.points[rows], tracks.tracks, query_mode,
+                             truth.frame_size, evaluated)
+
+
+def load_predictions(path: Path, truth: Annotations, query_mode: str,
+                     where: str) -> tuple[PointTracks, Annotations, np.ndarray]:
+    """Any tracker's tracks, the truth at their frame size, and the row of the truth that each query belongs to.
+
+    `where` says in errors where the truth is from. UserError unless the file's queries are those of the query mode,
+    in their order."""
+    tracks = load_tracks(path, truth.points.shape[1])
+    truth = truth.resized(tracks.frame_size)
+    queries, rows = sample_queries(truth, query_mode)
+    if queries.shape != tracks.query_points.shape or abs(queries - tracks.query_points).max(initial=0) > 0.01:
+        raise UserError(f"{path}: its `query_points` ({len(tracks.query_points)}) are not the {len(queries)} of "
+                        f"{where} in the query mode '{query_mode}': track these, in this order")
+    return tracks, truth, rows

@@ -1,0 +1,278 @@
+"""One video of a benchmark: frames -> correspondences -> model -> tracks -> score. Every stage's output is a file, so
+that a second run does only what is missing.
+
+Files
+    SEQUENCES/NAME/            the video as a sequence folder, made from the benchmark file, with its annotations and
+                               query points; shared by experiments
+    RESULTS/../runs/           the runs of train.py
+    RESULTS/TRACKER/NAME.npz   tracks of the query points
+    RESULTS/TRACKER/NAME.json  the result: metrics, times, versions; NAME.failed.json if there is none
+    RESULTS/NAME.running       which stage is under way, and where; removed at the end
+"""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from configs.options import run_dir
+from errors import UserError
+from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
+from inference import open_run
+from loaders.annotations import (
+    Annotations,
+    PointTracks,
+    load_annotations,
+    sample_queries,
+    save_annotations,
+    save_queries,
+    save_tracks,
+)
+from loaders.checkpoint import checkpoint_path
+from loaders.files import atomic_path, write_text
+from loaders.sequence import data_hash, open_sequence
+from loaders.tapvid import TapVideo, resize_frames
+from preprocessing.baselines import static_tracks
+from preprocessing.cli import main_parser, preprocess
+
+log = logging.getLogger("eval")
+QUERY_MODES = ("first", "strided")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with one video; it travels to other processes and machines (paths are absolute)."""
+    name: str
+    sequence: Path             # sequence folder
+    results: Path              # folder of the trackers' results in this query mode
+    trackers: tuple[str, ...]  # "model", "static", "chain", or the name of a folder of predictions
+    options: Namespace         # the options of eval.py, with the video's own data_dir and save_dir
+    threads: int               # PyTorch threads: sums on the CPU depend on it in the last digit
+    cwd: Path                  # what relative paths in the options are relative to
+
+    def result(self, tracker: str) -> Path:
+        """The tracker's result file."""
+        return self.results / tracker / f"{self.name}.json"
+
+    def failure(self, tracker: str) -> Path:
+        """The file that says why there is no result."""
+        return self.results / tracker / f"{self.name}.failed.json"
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to do. Predictions are scored anew each time: they may have changed."""
+        return not self.options.predictions and all(
+            self.result(tracker).is_file() and not self.failure(tracker).is_file() for tracker in self.trackers)
+
+
+def write_sequence(root: Path, video: TapVideo, side: int) -> None:
+    """A benchmark's video as the sequence folder `root`, whole or not at all; left as it is if it is there.
+
+    side: of the square frames; 0: as the video has them. Image files of the right size are copied as they are.
+    UserError if the folder holds another video or another size of it."""
+    before = time.monotonic()
+    size = (side, side) if side else video.frames.shape[1:3]
+    truth = video.annotations
+    parts = (video.frames, truth.points[~truth.occluded], truth.occluded, truth.evaluated, truth.query_points)
+    source = {"frames": len(video.frames), "size": list(size),
+              "hash": data_hash(*(np.ascontiguousarray(part) for part in parts if part is not None))}
+    path = root / "source.json"
+    if path.is_file():
+        if json.loads(path.read_text()) != source:
+            raise UserError(f"{root} was made from another video or with another --tapvid_size: remove it, or give "
+                            "another --sequences")
+        return
+    if root.exists():
+        raise UserError(f"{root} is there already and was not made from a benchmark: give another --sequences")
+    partial = root.with_name(f".tmp-{os.getpid()}-{root.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write_frames(partial / "color", video, size)
+        truth = truth.resized(size)
+        save_annotations(partial / "annotations.npz", truth)
+        for mode in QUERY_MODES:
+            if _has_queries(truth, mode):
+                save_queries(partial / f"queries_{mode}.npz", sample_queries(truth, mode)[0], size)
+        write_text(partial / "source.json", json.dumps(source))
+        _add_seconds(partial, "frames", time.monotonic() - before)
+        try:
+            partial.replace(root)
+        except OSError:
+            if not path.is_file():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def run_video(job: Job) -> None:
+    """All trackers on one video, each to its result file. What is wrong becomes its failure file, and never stops the
+    others. SystemExit 130 if a signal stopped the training."""
+    os.chdir(job.cwd)
+    torch.set_num_threads(job.threads)
+    try:
+        for tracker in job.trackers:
+            job.failure(tracker).unlink(missing_ok=True)
+            if job.result(tracker).is_file() and not job.options.predictions:
+                continue
+            try:
+                _run_tracker(job, tracker)
+            except UserError as error:
+                record_failure(job, tracker, str(error))
+            except Exception as error:  # one video's trouble must not end the benchmark; it is written down whole
+                record_failure(job, tracker, f"{type(error).__name__}: {error}", traceback.format_exc())
+    finally:
+        running_file(job).unlink(missing_ok=True)
+
+
+def record_failure(job: Job, tracker: str, error: str, details: str = "") -> None:
+    """Write why a tracker has no result for the video."""
+    failure = {"video": job.name, "error": " ".join(error.split()), "details": details}
+    write_text(job.failure(tracker), json.dumps(failure, indent=1) + "\n")
+
+
+def running_file(job: Job) -> Path:
+    """The file that says which stage of the video is under way."""
+    return job.results / f"{job.name}.running"
+
+
+def _run_tracker(job: Job, tracker: str) -> None:
+    mode, run, seconds = job.options.query_mode, run_dir(job.options), {}
+    truth = load_annotations(job.sequence / "annotations.npz")
+    queries, rows = sample_queries(truth, mode)
+    standing = static_tracks(queries, truth.points.shape[1], truth.frame_size)
+    score(standing, truth, rows, mode)  # is there anything to score? To be known before hours of training
+    if job.options.predictions:
+        tracks, truth, rows = _predictions(job, truth)
+    elif tracker == "static":
+        tracks = standing
+    else:
+        with _stage(job, "preprocess", job.sequence):
+            preprocess(main_parser().parse_args(["--data_dir", str(job.sequence), "--resume",
+                                                 *shlex.split(job.options.preprocessing)]))
+        seconds |= _seconds(job.sequence)
+        if tracker == "model":
+            with _stage(job, "train", run):
+                _train(job.options)
+            seconds |= _seconds(run)
+        before = time.monotonic()
+        with _stage(job, "track"):
+            tracks = _track(job, tracker, queries)
+        seconds["track"] = round(time.monotonic() - before, 2)
+    save_tracks(job.result(tracker).with_suffix(".npz"), tracks)
+    write_text(job.result(tracker), json.dumps({
+        "video": job.name, "query_mode": mode, "num_queries": len(tracks.tracks),
+        "num_frames": tracks.tracks.shape[1], "frame_size": list(tracks.frame_size),
+        "metrics": score(tracks, truth, rows, mode), "error_since_query": error_curve(tracks, truth, rows, mode),
+        "seconds": seconds, "seed": job.options.seed, "threads": job.threads,
+        "machine": machine(job.options.device), "versions": versions()}, indent=1) + "\n")
+
+
+def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations, np.ndarray]:
+    folder = Path(job.options.predictions)
+    paths = [folder / f"{job.name}.npz", folder / job.name / "tracks.npz"]
+    found = [path for path in paths if path.is_file()]
+    queries = job.sequence / f"queries_{job.options.query_mode}.npz"
+    if not found:
+        raise UserError(f"no file {paths[0]}: track the query points of {queries} in {job.sequence / 'color'}")
+    return load_predictions(found[0], truth, job.options.query_mode, str(queries))
+
+
+def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
+    if tracker == "chain":
+        return baseline_tracks(tracker, open_sequence(job.sequence, num_imgs=None), queries)
+    sequence, model = open_run(job.options)
+    return as_point_tracks(model.track(queries), queries, sequence.size)
+
+
+def _train(options: Namespace) -> None:
+    """Train, or go on where the last run stopped; nothing if the last step's checkpoint is there."""
+    if checkpoint_path(run_dir(options), options.num_iters).is_file():
+        return
+    from train import train
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        train(options)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _stage(job: Job, stage: str, folder: Path | None = None) -> Iterator[None]:
+    """Say which stage is under way, and add its wall time to FOLDER/seconds.json, also when it is stopped."""
+    running = {"video": job.name, "stage": stage, "pid": os.getpid(), "host": socket.gethostname()}
+    write_text(running_file(job), json.dumps(running))
+    before = time.monotonic()
+    try:
+        yield
+    finally:
+        if folder is not None:
+            _add_seconds(folder, stage, time.monotonic() - before)
+
+
+def _add_seconds(folder: Path, stage: str, seconds: float) -> None:
+    total = _seconds(folder)
+    total[stage] = round(total.get(stage, 0.0) + seconds, 2)
+    write_text(folder / "seconds.json", json.dumps(total) + "\n")
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    """Wall time of the stages whose output the folder holds, added up over interrupted runs."""
+    path = folder / "seconds.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write_frames(color: Path, video: TapVideo, size: tuple[int, int]) -> None:
+    color.mkdir(parents=True)
+    if video.files and video.frames.shape[1:3] == tuple(size):
+        for path in video.files:
+            shutil.copyfile(path, color / path.name)
+        return
+    for t, frame in enumerate(resize_frames(video.frames, size)):
+        with atomic_path(color / f"{t:05d}.png") as temporary:
+            Image.fromarray(frame).save(temporary)
+
+
+def _has_queries(truth: Annotations, mode: str) -> bool:
+    try:
+        return len(sample_queries(truth, mode)[0]) > 0
+    except UserError:  # nothing visible: run_video says so
+        return False
+
+
+def machine(device: str) -> str:
+    """The processor, or the GPU, that results were computed on."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what results depend on, and the commit of this code where it is a git checkout."""
+    out = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "opencv-python-headless", "kornia"):
+        out[package] = metadata.version(package)
+    git = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+                         capture_output=True, text=True, check=False) if shutil.which("git") else None
+    if git is not None and git.returncode == 0:
+        out["commit"] = git.stdout.strip()
+    return out

@@ -1,0 +1,246 @@
+"""Benchmark files: TAP-Vid's pickles (DAVIS, RGB-Stacking, Kinetics shards, RoboTAP) and folders of annotated clips.
+
+Notation
+    T, H, W  frames, height, width as the file has them
+    N        ground-truth points
+    raster   (x, y) as shares of the frame's width and height, in [0, 1]; a pixel's centre is at half a pixel
+
+A TAP-Vid file is a pickled dict (DAVIS, RoboTAP) or list (RGB-Stacking, Kinetics) of videos; a video is a dict of
+`video` (T, H, W, 3) uint8 or T JPEG images, `points` (N, T, 2) raster, and `occluded` (N, T) bool.
+"""
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from errors import UserError
+from loaders.annotations import Annotations, load_annotations
+from loaders.files import atomic_path
+from loaders.sequence import image_files
+from loaders.video import read_video
+
+OVERSHOOT = 0.05  # a visible point may lie this much outside [0, 1]: tracks between two clicks can leave the frame
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
+ADMITTED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,  # classes that a pickle may name
+            ("builtins", "bytearray"): bytearray, ("__builtin__", "bytearray"): bytearray,
+            ("builtins", "bytes"): bytes, ("__builtin__", "bytes"): bytes}
+ARRAY_MAKERS = {maker.__name__: maker for maker in (  # numpy's own _reconstruct, scalar and _frombuffer
+    np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0])}
+
+
+@dataclass(frozen=True)
+class TapVideo:
+    """One video of a benchmark."""
+    frames: np.ndarray            # (T, H, W, 3) uint8 RGB
+    annotations: Annotations      # in pixels of these frames
+    files: tuple[Path, ...] = ()  # the frames' image files, where they are files already
+
+
+def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+    """Name of every video and a function that decodes and checks it, in the file's order.
+
+    path: a TAP-Vid pickle, a folder of its shards, or a folder of annotated clips: sub-folders (or the folder itself)
+    with annotations.npz beside frames in color/, image files or one video file.
+    Names are made safe for file names, and unique. UserError if a file is missing, cannot be read, or has no videos;
+    the functions raise it for what is wrong with one video, or with one of several shards."""
+    path = Path(path)
+    taken: set[str] = set()
+    for name, read in _open(path):
+        yield _unique(re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "video", taken), read
+    if not taken:
+        raise UserError(f"{path} has no videos: give a TAP-Vid file (.pkl), a folder of its shards, or a folder of "
+                        "clips with annotations.npz")
+
+
+def benchmark_name(path: str | Path) -> str:
+    """What results of a benchmark file are called: tapvid_davis for .../tapvid_davis.pkl."""
+    path = Path(path).resolve()
+    return path.stem if path.suffix == ".pkl" else path.name
+
+
+def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "dict") -> None:
+    """Write videos as TAP-Vid does. layout: 'dict' by name (DAVIS, RoboTAP), 'list' (RGB-Stacking), or 'jpeg', a list
+    with JPEG-encoded frames (Kinetics)."""
+    examples = {}
+    for name, video in videos.items():
+        H, W = video.frames.shape[1:3]
+        raster = (video.annotations.points.astype(np.float64) + 0.5) / (W, H)
+        frames = np.array([_jpeg(frame) for frame in video.frames]) if layout == "jpeg" else video.frames
+        examples[name] = {"video": frames, "points": raster.astype(np.float32),
+                          "occluded": video.annotations.occluded}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        pickle.dump(examples if layout == "dict" else list(examples.values()), file)
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers; a pickle that asks for anything else is refused."""
+
+    def find_class(self, module: str, name: str):
+        """The few makers of arrays, under the names that old and new numpy give them. UnpicklingError else."""
+        if (module, name) in ADMITTED:
+            return ADMITTED[module, name]
+        if module.rpartition(".")[0] in ("numpy.core", "numpy._core") and name in ARRAY_MAKERS:
+            return ARRAY_MAKERS[name]
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return _latin1_bytes
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_pickle(path: Path) -> object:
+    """Contents of a pickle of numpy arrays and plain containers.
+
+    UserError if it is missing, is damaged, or would run code."""
+    try:
+        with open(path, "rb") as file:
+            return PlainUnpickler(file).load()
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: download it from the TAP-Vid page, or give a folder of clips") from error
+    except pickle.UnpicklingError as error:
+        if str(error).startswith("it asks for "):
+            raise UserError(f"{path} is refused: a TAP-Vid file holds arrays and plain containers only, and {error}; "
+                            "do not trust this file") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a TAP-Vid pickle ({why}): download it again") from error
+    except (EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, MemoryError,
+            OverflowError, RecursionError) as error:
+        why = str(error) or type(error).__name__
+        raise UserError(f"{path} is damaged or cut short ({why.splitlines()[0]}): download it again") from error
+
+
+def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+    if not path.is_dir():
+        yield from _open_pickle(path, "")
+    elif shards := sorted(path.glob("*.pkl")):
+        for shard in shards:
+            try:
+                yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "")
+            except UserError as error:
+                if len(shards) == 1:
+                    raise
+                yield shard.stem, _raises(error)  # the other shards are read
+    else:
+        folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
+        for folder in folders:
+            if (folder / "annotations.npz").is_file():
+                yield folder.resolve().name, lambda folder=folder: read_folder(folder)
+
+
+def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+    data = read_pickle(path)
+    if isinstance(data, dict):
+        examples = [(name if isinstance(name, str) else str(name), example) for name, example in data.items()]
+    elif isinstance(data, list | tuple):
+        examples = [(f"{prefix}{i:04d}", example) for i, example in enumerate(data)]
+    else:
+        raise UserError(f"{path} holds a {type(data).__name__}: a TAP-Vid file holds a dict or a list of videos")
+    for name, example in examples:
+        yield name, lambda name=name, example=example: read_example(example, f"{path}, video {name}")
+
+
+def _raises(error: UserError) -> Callable[[], TapVideo]:
+    """What is wrong with a file, told when its videos are read."""
+    def read() -> TapVideo:
+        raise error
+    return read
+
+
+def read_example(example: object, where: str) -> TapVideo:
+    """A video of a TAP-Vid pickle; `where` names it in errors. Raster points become pixels of its frames.
+
+    UserError if a key is missing, an array has a wrong shape or type, a frame cannot be decoded, or a visible point
+    is not finite or outside [0, 1]."""
+    if not isinstance(example, dict):
+        raise UserError(f"{where} is a {type(example).__name__}: it must be a dict of video, points and occluded")
+    if missing := [key for key in ("video", "points", "occluded") if key not in example]:
+        raise UserError(f"{where} has no `{missing[0]}`: it has {', '.join(map(str, example)) or 'nothing'}")
+    frames = _frames(example["video"], where)
+    points, occluded = np.asarray(example["points"]), np.asarray(example["occluded"])
+    T, H, W = frames.shape[:3]
+    if points.ndim != 3 or points.shape[1:] != (T, 2) or points.dtype.kind not in "fiu":
+        raise UserError(f"{where}: `points` is {points.dtype} {points.shape}, it must be numbers (points, {T}, 2) for "
+                        f"{T} frames")
+    if occluded.shape != points.shape[:2] or not np.isin(occluded, (0, 1)).all():
+        raise UserError(f"{where}: `occluded` is {occluded.dtype} {occluded.shape}, it must be true or false "
+                        f"{points.shape[:2]}")
+    occluded = occluded.astype(bool)
+    points = points.astype(np.float64)
+    outside = ~((points >= -OVERSHOOT) & (points <= 1 + OVERSHOOT)).all(axis=-1) & ~occluded  # NaN is outside
+    if outside.any():
+        n, t = np.argwhere(outside)[0]
+        x, y = points[n, t]
+        raise UserError(f"{where}: `points` of point {n} in frame {t} is ({x:g}, {y:g}) though it is visible: points "
+                        "must be shares of the frame's width and height, in [0, 1]")
+    pixels = (np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0) * (W, H) - 0.5).astype(np.float32)
+    return TapVideo(frames, Annotations(pixels, occluded, (H, W)))
+
+
+def read_folder(folder: Path) -> TapVideo:
+    """A folder with annotations.npz beside color/, image files, or one video file. UserError if anything is wrong."""
+    color = folder / "color" if (folder / "color").is_dir() else folder
+    files, clips = image_files(color), [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
+    if not files and len(clips) != 1:
+        raise UserError(f"{folder} has {len(clips)} video files and no images: put frames in color/, or one video file")
+    frames = list(read_video(color if files else clips[0]))
+    if len({frame.shape for frame in frames}) > 1:
+        raise UserError(f"the frames in {folder} have different sizes")
+    annotations = load_annotations(folder / "annotations.npz", len(frames))
+    return TapVideo(np.stack(frames), annotations.resized(frames[0].shape[:2]), tuple(files))
+
+
+def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames `(T, H, W, 3)` uint8 resized to `size` (H, W) as TAP-Vid's reader does it: Lanczos, each frame whole."""
+    if frames.shape[1:3] == tuple(size):
+        return frames
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+                     for frame in frames])
+
+
+def _frames(video: object, where: str) -> np.ndarray:
+    """Frames `(T, H, W, 3)` uint8 of an array or of T encoded images."""
+    if not isinstance(video, np.ndarray | list | tuple) or len(video) < 2:
+        raise UserError(f"{where}: `video` must have at least two frames")
+    if isinstance(video[0], bytes):
+        video = [_decode(frame, where, t) for t, frame in enumerate(video)]
+    try:
+        frames = np.asarray(video)
+    except ValueError as error:
+        raise UserError(f"{where}: the frames of `video` have different sizes") from error
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or min(frames.shape) < 1:
+        raise UserError(f"{where}: `video` is {frames.dtype} {frames.shape}, it must be uint8 (frames, height, width, "
+                        "3) or JPEG images")
+    return frames
+
+
+def _decode(data: object, where: str, t: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: frame {t} of `video` cannot be decoded as an image") from error
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate

@@ -1,0 +1,39 @@
+"""A small benchmark in TAP-Vid's own format, of synthetic scenes: `python -m preprocessing tapvid --out small.pkl`."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from errors import UserError
+from loaders.tapvid import TapVideo, save_tapvid
+from preprocessing.synthetic import render_scene
+from preprocessing.synthetic_scenes import RECIPES
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the `tapvid` command."""
+    parser.add_argument("--out", required=True, help="file to write (.pkl)")
+    parser.add_argument("--scenes", default=",".join(RECIPES), help="comma-separated scenes, one a video")
+    parser.add_argument("--layout", choices=["dict", "list", "jpeg"], default="dict",
+                        help="as in TAP-Vid-DAVIS and RoboTAP, RGB-Stacking, or Kinetics (JPEG-encoded frames)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="frame size")
+    parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
+    parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
+    parser.add_argument("--num_points", type=int, default=64, help="number of ground-truth points a video")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Render the scenes and write the file. UserError for an unknown scene, or what `render_scene` refuses."""
+    scenes = [scene for scene in args.scenes.split(",") if scene]
+    if not scenes or Path(args.out).suffix != ".pkl":
+        raise UserError(f"--scenes {args.scenes} --out {args.out}: give at least one scene and a file "
+                        "that ends in .pkl")
+    videos = {}
+    for scene in scenes:
+        frames, annotations, _ = render_scene(scene, tuple(args.size), args.num_frames, args.seed, args.num_points,
+                                              progress=True)
+        videos[scene] = TapVideo(frames, annotations)
+    save_tapvid(args.out, videos, args.layout)
+    log.info("%s: %d videos of %d frames, %s", args.out, len(videos), args.num_frames, ", ".join(videos))
