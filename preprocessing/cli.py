@@ -1,18 +1,20 @@
 """The commands of `python -m preprocessing` and their options."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from errors import UserError
 from loaders.files import atomic_path
 from loaders.sequence import VideoSequence, open_sequence, read_image
 from preprocessing.features import FEATURE_EXTRACTORS
-from preprocessing.flow import FLOW_ESTIMATORS
+from preprocessing.flow import FLOW_MODELS, ModelOptions
 from preprocessing.frames import extract_frames
 from preprocessing.pipeline import Method, build_store, summary
 
@@ -65,13 +67,34 @@ def main_parser() -> Parser:
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add = out.add_argument_group("correspondences").add_argument
-    add("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    add("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
+    add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
+        "4, 6, 8, 12, 16, ... frames apart, for long videos)")
+    add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
+        "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
     add("--chain", action="store_true", help="add correspondences chained over adjacent frames")
     add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
+    add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")
+    add_model_options(out)
     return out
+
+
+def add_model_options(out: argparse.ArgumentParser) -> None:
+    """Options of the models, for both commands that have them."""
+    add = out.add_argument_group("models").add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto: CUDA if it is there")
+    add("--weights_dir", help="folder of weights, and where they are downloaded to (default: the user's cache)")
+    add("--offline", action="store_true", help="download nothing")
+    add("--raft_weights", default="", help="file in WEIGHTS_DIR (default: raft-things.pth, else the best one there)")
+    add("--raft_iterations", type=at_least(1), default=20, help="refinements of a flow")
+    add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="RAFT's correlations at "
+        "once, or, in less memory and the same values, on demand; auto: at once where MAX_MEMORY allows it")
+    add("--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="of RAFT's networks")
+    add("--cold_start", action="store_true", help="start every flow of RAFT from zero, not from the pair before")
+    add("--batch", type=at_least(1), default=8, help="pairs that RAFT computes at a time on CUDA")
 
 
 def flow_parser() -> Parser:
@@ -79,9 +102,21 @@ def flow_parser() -> Parser:
     out = Parser(prog="python -m preprocessing flow", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                  description="Optical flow from image A to image B as (H, W, 2) float32 pixels.")
     out.add_argument("images", nargs=2, metavar=("A", "B"), help="two images of one size")
-    out.add_argument("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    out.add_argument("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
     out.add_argument("--out", required=True, help="file to write (.npy)")
+    add_model_options(out)
     return out
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """Where models come from and how they run, of `add_model_options`."""
+    cuda = torch.cuda.is_available()
+    if args.device == "cuda" and not cuda:
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; say --device cpu, or install a CUDA build")
+    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    return ModelOptions(
+        device, args.raft_weights, Path(args.weights_dir) if args.weights_dir else None,
+        args.offline, args.raft_iterations, args.correlation, args.precision, not args.cold_start, args.batch)
 
 
 def main(argv: list[str]) -> None:
@@ -103,12 +138,18 @@ def main(argv: list[str]) -> None:
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
     sequence = _sequence(args)
-    method = Method(args.flow, args.features, args.cycle_th, args.chain)
+    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, args.keep)
     try:
-        store = build_store(sequence, method, args.resume, args.num_workers)
+        store = build_store(sequence, method, args.resume, args.num_workers, model_options(args),
+                            int(args.max_memory * 2**30))
     except KeyboardInterrupt:
         log.info("stopped: the same command with --resume goes on from here")
         sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"the disk of {sequence.root} is full: free some of it, and the same command with --resume "
+                        "goes on from here") from error
     log.info("%s: %s", store.root, summary(store, store.root))
 
 
@@ -128,6 +169,8 @@ def flow_of_pair(args: argparse.Namespace) -> None:
     if a.shape != b.shape:
         raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
                         " flow needs two images of one size")
+    model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
+    [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
     with atomic_path(args.out) as path, open(path, "wb") as file:
-        np.save(file, FLOW_ESTIMATORS[args.flow](True)(a, b))
+        np.save(file, flow)
     log.info("%s: flow from %s to %s", args.out, *args.images)

@@ -10,18 +10,21 @@ from typing import Protocol
 
 import numpy as np
 
+from preprocessing.flow import ModelOptions
+
 
 class FeatureExtractor(Protocol):
     """What the appearance check needs."""
     threshold: float
+    settings: dict  # what features depend on besides the images; goes to meta.json
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 
 
-def _sift() -> FeatureExtractor:
+def _sift(options: ModelOptions) -> FeatureExtractor:
     from third_party.sift import DenseSift
 
     return DenseSift()
 
 
-FEATURE_EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {"sift": _sift}
+FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {"sift": _sift}

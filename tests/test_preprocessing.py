@@ -151,7 +151,8 @@ def test_chains_reach_where_direct_flow_does_not(small_sequence):
         return DensePair(flow if near else 0 * flow, ones & near, ones & near, ones & False)
 
     frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
-    found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(0, frames, features, direct, 0.5)}
+    found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(
+        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5)}
     assert sorted(found) == [1, 2, 3, 4]
     flow, cycle = found[4]
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()

@@ -5,8 +5,8 @@ Notation
     h, w, l   grid of the features, level: the features of b are averaged over 2^l x 2^l cells
     r, S      radius of the lookup, S = 2r + 2 whole positions a side around a centre
     p         where each grid cell of a is in b, (B, 2, h, w) in grid steps
-Value of offset (dx, dy) at level l: <features of a, features of b at p / 2^l + (dx, dy)> / sqrt(C), bilinear, 0 outside.
-All offsets are whole, so the four bilinear weights are those of p's fraction: look up S x S whole positions, blend once.
+Value of offset (dx, dy) at level l: <features of a, features of b at p / 2^l + (dx, dy)> / sqrt(C), bilinear, with 0
+outside. All offsets are whole, so the bilinear weights are those of p's fraction: look up S x S positions, blend once.
 """
 
 import torch

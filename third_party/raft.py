@@ -7,17 +7,14 @@ Notation
     r, L      radius and number of levels of the correlation lookup: 4 or 3, and 4
     flow      (B, 2, h, w) in grid steps, from image a to image b
 Parameters have the published names, so that princeton-vl's checkpoints (with or without `module.`) load as they are;
-torchvision's are renamed. Encoding a frame and matching a pair are apart: a frame is encoded once, not once a pair.
+torchvision's are renamed (third_party/raft_flow.py). Encoding a frame and matching a pair are apart: a frame is encoded
+once, not once a pair.
 """
-
-import re
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
 from third_party.correlation import LEVELS, AllPairs, OnDemand
 
 CORRELATIONS = {"all_pairs": AllPairs, "on_demand": OnDemand}
@@ -158,8 +155,9 @@ class RAFT(nn.Module):
         """Flow from a to b: `(B, 2, h, w)` in grid steps and `(B, 2, H, W)` in pixels.
 
         start: flow to begin with, `(B, 2, h, w)`; correlation: "all_pairs", or "on_demand" with the same values."""
-        dtype = self.update_block.flow_head.conv1.weight.dtype
-        look_up = CORRELATIONS[correlation](features_a.float(), features_b.float(), RADIUS[self.size])
+        exact = torch.autocast(features_a.device.type, enabled=False)  # correlations are float32, as published
+        with exact:
+            look_up = CORRELATIONS[correlation](features_a.float(), features_b.float(), RADIUS[self.size])
         hidden, context = context_a.split(CONTEXT[self.size], dim=1)
         hidden, context = torch.tanh(hidden), torch.relu(context)
         h, w = context.shape[-2:]
@@ -167,7 +165,9 @@ class RAFT(nn.Module):
         grid = torch.stack([x, y]).to(context.device, torch.float32)  # (2, h, w)
         flow = grid.new_zeros(len(context), 2, h, w) if start is None else start
         for _ in range(iterations):
-            hidden, step = self.update_block(hidden, context, look_up(grid + flow).to(dtype), flow.to(dtype))
+            with exact:
+                found = look_up(grid + flow)
+            hidden, step = self.update_block(hidden, context, found, flow)
             flow = flow + step.float()
         return flow, self._upsample(flow, hidden)
 
@@ -180,45 +180,3 @@ class RAFT(nn.Module):
         cells = F.unfold(8 * flow, 3, padding=1).view(B, 2, 9, 1, 1, h, w)
         fine = (weights * cells).sum(2)  # (B, 2, 8, 8, h, w)
         return fine.permute(0, 1, 4, 2, 5, 3).reshape(B, 2, 8 * h, 8 * w)
-
-
-TORCHVISION = (  # torchvision's parameter names, in the order in which they are rewritten
-    (r"^feature_encoder\.", "fnet."), (r"^context_encoder\.", "cnet."), (r"net\.convnormrelu\.0\.", "net.conv1."),
-    (r"net\.convnormrelu\.1\.", "net.norm1."), (r"net\.conv\.", "net.conv2."),
-    (r"\.convnormrelu(\d)\.0\.", r".conv\1."), (r"\.convnormrelu(\d)\.1\.", r".norm\1."),
-    (r"\.motion_encoder\.convcorr(\d)\.0\.", r".encoder.convc\1."),
-    (r"\.motion_encoder\.convflow(\d)\.0\.", r".encoder.convf\1."), (r"\.motion_encoder\.conv\.0\.", ".encoder.conv."),
-    (r"\.recurrent_block\.convgru(\d)\.conv([zrq])\.", r".gru.conv\2\1."),
-    (r"^mask_predictor\.convrelu\.0\.", "update_block.mask.0."), (r"^mask_predictor\.conv\.", "update_block.mask.2."))
-
-
-def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of princeton-vl or torchvision under the names of `RAFT`."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "feature_encoder.convnormrelu.0.weight" in state:
-        renamed = {}
-        for name, value in state.items():
-            for pattern, new in TORCHVISION:
-                name = re.sub(pattern, new, name)
-            renamed[name] = value
-        one_step = not any(".convz2." in name for name in renamed)  # the small model's GRU has one step, unnumbered
-        state = {re.sub(r"gru\.conv([zrq])1\.", r"gru.conv\1.", k) if one_step else k: v for k, v in renamed.items()}
-    return {name: value for name, value in state.items() if ".norm3." not in name}  # again under downsample.1
-
-
-def load_raft(path: Path) -> RAFT:
-    """The network of a weights file. UserError if it is damaged or not RAFT's."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a zip, pickle or Unicode error, as the damage has it
-        raise UserError(f"{path} is not a weights file, or damaged ({type(error).__name__}): download it again") \
-            from error
-    first = published_names(state).get("fnet.conv1.weight") if isinstance(state, dict) else None
-    if first is None:
-        raise UserError(f"{path} has no RAFT weights: give princeton-vl's or torchvision's file")
-    model = RAFT("small" if len(first) == 32 else "large")
-    try:
-        model.load_state_dict(published_names(state))
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit RAFT {model.size}: {str(error).splitlines()[1].strip()[:120]}") from error
-    return model.eval().requires_grad_(False)
