@@ -39,15 +39,19 @@ class FrameCache:
 
     def _fetch(self, t: int) -> Arrays:
         if self.folder is None:
-            return self.compute(t)
+            return self._compute(t)
         path = self.folder / f"{t:05d}.npz"
         if path.is_file():
             with np.load(path) as file:  # read, not mapped: mapped pages would count as memory
                 return tuple(file[name] for name in file.files)
-        arrays = self.compute(t)
+        arrays = self._compute(t)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, *arrays)
         return arrays
+
+    def _compute(self, t: int) -> Arrays:
+        """Laid out as they will be when they are read again: sums over another layout round otherwise."""
+        return tuple(np.ascontiguousarray(array) for array in self.compute(t))
 
 
 def _size(arrays: Arrays) -> int:
