@@ -152,10 +152,11 @@ class StoreWriter:
         return row_path(self.root, i).is_file()
 
     def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
-              chained: bool = False) -> None:
+              chained: bool = False, every_pixel: bool = True) -> None:
         """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the direct
-        one and takes its place when the row is packed."""
-        adjacent = abs(i - j) == 1
+        one and takes its place when the row is packed. every_pixel: of adjacent frames keep pixels without a flag
+        too."""
+        adjacent = every_pixel and abs(i - j) == 1
         block = encode(flow, cycle, occlusion, every_pixel=adjacent)
         with atomic_path(self._part(i, j, chained)) as temporary, open(temporary, "wb") as file:
             file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))

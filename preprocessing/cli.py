@@ -17,6 +17,7 @@ from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, ModelOptions
 from preprocessing.frames import extract_frames
 from preprocessing.pipeline import Method, build_store, summary
+from preprocessing.tracks import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,11 @@ def main_parser() -> Parser:
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add = out.add_argument_group("correspondences").add_argument
-    add("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
+    source = out.add_argument_group("source of correspondences")
+    source.add_argument("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis",
+                        help="optical flow, or CoTracker's tracks")
+    source.add_argument("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of "
+                        "`tracks`, `visible`, `query_points`, `frame_size`")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
     add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
@@ -79,6 +84,10 @@ def main_parser() -> Parser:
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
     add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")
     add_model_options(out)
+    add = out.add_argument_group("CoTracker").add_argument
+    add("--cotracker", metavar="DIR", help="local checkout of facebookresearch/co-tracker (default: by torch.hub)")
+    add("--grid", type=at_least(1), default=4, help="pixels between query points")
+    add("--query_every", type=at_least(1), default=8, help="frames between the frames with query points")
     return out
 
 
@@ -138,10 +147,17 @@ def main(argv: list[str]) -> None:
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
     sequence = _sequence(args)
+    models = model_options(args)
     method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, args.keep)
     try:
-        store = build_store(sequence, method, args.resume, args.num_workers, model_options(args),
-                            int(args.max_memory * 2**30))
+        if args.tracks:
+            store = build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
+        elif args.flow == "cotracker":
+            store = build_from_cotracker(
+                sequence, TrackerOptions(args.cotracker and Path(args.cotracker), args.grid, args.query_every), models,
+                args.pairs, args.resume)
+        else:
+            store = build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
     except KeyboardInterrupt:
         log.info("stopped: the same command with --resume goes on from here")
         sys.exit(130)

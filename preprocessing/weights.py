@@ -2,7 +2,7 @@
 
 A checksum stands for the bytes that the authors publish: raft-small.pth's was computed from the file; those of the
 other princeton-vl files are in the records of mirrors that have that same raft-small.pth; those of torchvision begin
-with the digits in the official file names.
+with the digits in the official file names; CoTracker's is on its page.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from loaders.files import atomic_path
 log = logging.getLogger(__name__)
 PRINCETON = "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"  # the link in RAFT's download_models.sh
 TORCHVISION = "https://download.pytorch.org/models"
+COTRACKER = "https://huggingface.co/facebook/cotracker3/resolve/main"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ WEIGHTS = {
     "raft_small_C_T_V2-01064c6d.pth": Published(
         f"{TORCHVISION}/raft_small_C_T_V2-01064c6d.pth",
         "01064c6dba73b0fc9fc8edf772248560a00a3acfd62ac6677e9eeebad9680e27"),
+    "scaled_offline.pth": Published(
+        f"{COTRACKER}/scaled_offline.pth", "2670d4562ed69326dda775a26e54883925cd11b6fc9b24cb7aa9f8078bce7834"),
 }
 # OmniMotion's choice first; what is not there is passed over, and if none is, the first is downloaded
 RAFT_FILES = ["raft-things.pth", "raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_large_C_T_V2-1bb1363a.pth",
