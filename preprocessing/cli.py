@@ -13,6 +13,7 @@ import torch
 from errors import UserError
 from loaders.files import atomic_path
 from loaders.sequence import VideoSequence, open_sequence, read_image
+from preprocessing.depth import DEPTHS, write_depth
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, ModelOptions
 from preprocessing.frames import extract_frames
@@ -84,6 +85,12 @@ def main_parser() -> Parser:
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
     add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")
     add_model_options(out)
+    add = out.add_argument_group("depth, a prior for training").add_argument
+    add("--depth", choices=DEPTHS, help="also write a depth map of every frame: of a model, or of files")
+    add("--depth_dir", help="with --depth npz: folder of .npy maps (H, W), one a frame, or an .npz with "
+        "`depth` (T, H, W)")
+    add("--depth_is_disparity", action="store_true", help="the values of these files are larger where it is nearer")
+    add("--depth_model", default="", help="another model of the kind: a name of the hub, or a folder")
     add = out.add_argument_group("CoTracker").add_argument
     add("--cotracker", metavar="DIR", help="local checkout of facebookresearch/co-tracker (default: by torch.hub)")
     add("--grid", type=at_least(1), default=4, help="pixels between query points")
@@ -97,6 +104,9 @@ def add_model_options(out: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto: CUDA if it is there")
     add("--weights_dir", help="folder of weights, and where they are downloaded to (default: the user's cache)")
     add("--offline", action="store_true", help="download nothing")
+    add("--feature_model", default="", help="another DINO or DINOv2 than ViT-S/16 and ViT-S/14, as "
+        "facebook/dinov2-base or facebook/dinov2-with-registers-small: a name of the hub, or a folder")
+    add("--feature_side", type=at_least(32), default=480, help="shorter side of the image that DINO describes")
     add("--raft_weights", default="", help="file in WEIGHTS_DIR (default: raft-things.pth, else the best one there)")
     add("--raft_iterations", type=at_least(1), default=20, help="refinements of a flow")
     add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="RAFT's correlations at "
@@ -125,7 +135,8 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     device = "cuda" if cuda and args.device != "cpu" else "cpu"
     return ModelOptions(
         device, args.raft_weights, Path(args.weights_dir) if args.weights_dir else None,
-        args.offline, args.raft_iterations, args.correlation, args.precision, not args.cold_start, args.batch)
+        args.offline, args.raft_iterations, args.correlation, args.precision, not args.cold_start, args.batch,
+        args.feature_model, args.feature_side)
 
 
 def main(argv: list[str]) -> None:
@@ -148,6 +159,9 @@ def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
     sequence = _sequence(args)
     models = model_options(args)
+    if args.depth:
+        write_depth(sequence, args.depth, models, args.depth_dir and Path(args.depth_dir), args.depth_model,
+                    args.depth_is_disparity)
     method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, args.keep)
     try:
         if args.tracks:

@@ -27,4 +27,14 @@ def _sift(options: ModelOptions) -> FeatureExtractor:
     return DenseSift()
 
 
-FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {"sift": _sift}
+def _dino(kind: str) -> Callable[[ModelOptions], FeatureExtractor]:
+    def load(options: ModelOptions) -> FeatureExtractor:
+        from third_party.dino import MODELS, DinoFeatures
+
+        return DinoFeatures(options.feature_model or MODELS[kind], options.weights_dir, options.offline,
+                            options.feature_side, options.device)
+    return load
+
+
+FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {
+    "sift": _sift, "dino": _dino("dino"), "dinov2": _dino("dinov2")}

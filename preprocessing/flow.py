@@ -47,6 +47,8 @@ class ModelOptions:
     precision: str = "float32"
     warm: bool = True
     batch: int = 8               # pairs at a time on CUDA
+    feature_model: str = ""      # another DINO or DINOv2, of the hub or in a folder
+    feature_side: int = 480      # shorter side of the image that DINO describes
 
 
 class _Dis:
