@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from errors import UserError
 from loaders.sequence import VideoSequence
@@ -36,3 +37,10 @@ def load_depth(sequence: VideoSequence) -> np.ndarray:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is missing or damaged: {AGAIN}") from error
     return out
+
+
+def depth_at(priors: Tensor, ids: Tensor, pixels: Tensor) -> Tensor:
+    """Priors `(T, H, W)` of frames `(B,)` at the pixels nearest to points `(B, N, 2)`, `(B, N)` float32."""
+    H, W = priors.shape[1:]
+    x, y = pixels.round().long().unbind(-1)
+    return priors[ids[:, None], y.clamp(0, H - 1), x.clamp(0, W - 1)].float()
