@@ -4,7 +4,10 @@ import argparse
 import errno
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,10 @@ import torch
 
 from errors import UserError
 from loaders.files import atomic_path
+from loaders.published import is_published
 from loaders.sequence import VideoSequence, open_sequence, read_image
+from loaders.store import CorrespondenceStore
+from preprocessing.convert import convert
 from preprocessing.depth import DEPTHS, write_depth
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, ModelOptions
@@ -21,6 +27,7 @@ from preprocessing.pipeline import Method, build_store, summary
 from preprocessing.tracks import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
+LAYOUTS = ("store", "omnimotion")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +62,8 @@ def main_parser() -> Parser:
     """Options of the command that makes a sequence folder."""
     out = Parser(prog="python -m preprocessing", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                  description="Video -> sequence folder with correspondences. Other commands: `synthetic` renders a "
-                             "sequence with ground truth, `flow` computes the flow of one pair (each has --help).")
+                             "sequence with ground truth, `flow` computes the flow of one pair, `convert` changes the "
+                             "layout (each has --help).")
     add = out.add_argument
     add("--data_dir", required=True, help="sequence folder to make, or one that has color/ already")
     frames = out.add_argument_group("frames (with --video)")
@@ -80,6 +88,7 @@ def main_parser() -> Parser:
         "4, 6, 8, 12, 16, ... frames apart, for long videos)")
     add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
         "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
+    add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
     add("--chain", action="store_true", help="add correspondences chained over adjacent frames")
     add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
@@ -127,6 +136,17 @@ def flow_parser() -> Parser:
     return out
 
 
+def convert_parser() -> Parser:
+    """Options of the command that converts between layouts."""
+    out = Parser(prog="python -m preprocessing convert", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                 description="Correspondences of a sequence folder from one layout to the other; both stay.")
+    out.add_argument("--data_dir", required=True, help="sequence folder")
+    out.add_argument("--to", required=True, choices=LAYOUTS, help="store: correspondences/, 16 bits a flow component; "
+                     "omnimotion: raft_exhaustive/, raft_masks/, count_maps/, flow_stats.json")
+    out.add_argument("--resume", action="store_true", help="go on with unfinished work")
+    return out
+
+
 def model_options(args: argparse.Namespace) -> ModelOptions:
     """Where models come from and how they run, of `add_model_options`."""
     cuda = torch.cuda.is_available()
@@ -151,36 +171,58 @@ def main(argv: list[str]) -> None:
         synthetic.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
+    elif argv[:1] == ["convert"]:
+        args = convert_parser().parse_args(argv[1:])
+        with full_disk_told(args.data_dir):
+            convert(open_sequence(args.data_dir, num_imgs=None), args.to, args.resume)
+        log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
         preprocess(main_parser().parse_args(argv))
 
 
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
-    sequence = _sequence(args)
-    models = model_options(args)
-    if args.depth:
-        write_depth(sequence, args.depth, models, args.depth_dir and Path(args.depth_dir), args.depth_model,
-                    args.depth_is_disparity)
-    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, args.keep)
+    sequence, models = _sequence(args), model_options(args)
+    with full_disk_told(args.data_dir):
+        if args.depth:
+            write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
+                        args.depth_model, args.depth_is_disparity)
+        if args.layout == "omnimotion" and is_published(sequence.root):
+            log.info("%s has OmniMotion's folders already: left as they are", sequence.root)
+            return
+        store = _correspondences(args, sequence, models)
+        log.info("%s: %s", store.root, summary(store, store.root))
+        if args.layout == "omnimotion":
+            convert(sequence, "omnimotion", args.resume)
+            shutil.rmtree(store.root)
+            log.info("%s has OmniMotion's folders now", sequence.root)
+
+
+def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: ModelOptions) -> CorrespondenceStore:
+    """The store, from the source of correspondences that the options name."""
+    if args.tracks:
+        return build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
+    if args.flow == "cotracker":
+        tracker = TrackerOptions(Path(args.cotracker) if args.cotracker else None, args.grid, args.query_every)
+        return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
+    keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
+    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep)
+    return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
+
+
+@contextmanager
+def full_disk_told(data_dir: str) -> Iterator[None]:
+    """Within it Ctrl-C and a full disk are told in a line; what is written stays, and --resume goes on from it."""
     try:
-        if args.tracks:
-            store = build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
-        elif args.flow == "cotracker":
-            store = build_from_cotracker(
-                sequence, TrackerOptions(args.cotracker and Path(args.cotracker), args.grid, args.query_every), models,
-                args.pairs, args.resume)
-        else:
-            store = build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
+        yield
     except KeyboardInterrupt:
         log.info("stopped: the same command with --resume goes on from here")
         sys.exit(130)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise UserError(f"the disk of {sequence.root} is full: free some of it, and the same command with --resume "
-                        "goes on from here") from error
-    log.info("%s: %s", store.root, summary(store, store.root))
+        raise UserError(f"the disk of {data_dir} is full: free some of it, and the same command with --resume goes on "
+                        "from here") from error
 
 
 def _sequence(args: argparse.Namespace) -> VideoSequence:
