@@ -77,11 +77,9 @@ def main_parser() -> Parser:
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add = out.add_argument_group("correspondences").add_argument
-    source = out.add_argument_group("source of correspondences")
-    source.add_argument("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis",
-                        help="optical flow, or CoTracker's tracks")
-    source.add_argument("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of "
-                        "`tracks`, `visible`, `query_points`, `frame_size`")
+    add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
+    add("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of `tracks`, "
+        "`visible`, `query_points`, `frame_size`")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
     add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "

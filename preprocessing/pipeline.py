@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -75,9 +75,9 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     or disk does not suffice."""
     models = models or ModelOptions()
     filtering = filter_bytes(sequence.size)
-    room = max_memory - BASE_BYTES - CACHE_BYTES - filtering
+    room = max_memory - BASE_BYTES - CACHE_BYTES
     extract = FEATURE_EXTRACTORS[method.features](models)
-    model = FLOW_MODELS[method.flow](models, sequence.size, room)
+    model = FLOW_MODELS[method.flow](models, sequence.size, room - filtering)
     chosen = intervals(method.pairs, len(sequence))
     settings = method.settings(sequence.size, model.settings, {"th": extract.threshold, **extract.settings})
     meta = sequence.root / FOLDER / "meta.json"
@@ -86,13 +86,13 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
         log.info("%s is finished already: left as it is", meta.parent)
         return open_correspondences(sequence)
     each = model.working_bytes(sequence.size) + filtering
-    workers = min(num_workers, (room + filtering) // each, 1 if models.device == "cuda" else num_workers)
+    wanted = 1 if models.device == "cuda" else num_workers
+    workers = min(wanted, room // each)
     if workers < 1:
-        needed = (max_memory - room - filtering + each) / 2**30
         raise UserError(f"--max_memory {max_memory / 2**30:.3g} is too little for {method.flow} at these frames: about "
-                        f"{needed:.1f} GiB are needed; give more, or take smaller frames")
-    if workers < num_workers and models.device != "cuda":
-        log.info("%d of %d threads, to stay within %.3g GiB (--max_memory)", workers, num_workers, max_memory / 2**30)
+                        f"{(max_memory - room + each) / 2**30:.1f} GiB are needed; give more, or take smaller frames")
+    if workers < wanted:
+        log.info("%d of %d threads, to stay within %.3g GiB (--max_memory)", workers, wanted, max_memory / 2**30)
     writer = StoreWriter(sequence, settings, resume)
     with _single_threaded():
         _Build(sequence, writer, method, model, extract, chosen, workers, models.device,
@@ -135,8 +135,7 @@ class _Build:
         """Flow of the chosen pairs, both ways, filtered: each flow is computed, judged and written, and not read again.
 
         If pairs start from those before them, an interval is done before the next begins."""
-        before = dict(pairwise([None, *self.chosen]))  # not of the first interval
-        previous = {d: e for e, d in before.items() if e is not None}
+        previous = dict(zip(self.chosen[1:], self.chosen, strict=False))
         if not self.model.warm:
             groups = [[chunk for group in groups for chunk in group]]
         done = [lambda d=d: self.writer.drop_starts(previous.get(d)) for d in self.chosen] if self.model.warm else None
