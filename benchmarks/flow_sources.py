@@ -7,7 +7,7 @@ Preprocesses the video with each source of SOURCES (resumed where it was stopped
         direct   flow between the two frames themselves, whether believed or not
         chained  adjacent flows added up, whether believed or not
         stored   what the store has of them, and the share of joints that it covers
-With --picture, a picture of what the stores believe: direct flow, its valid pixels, chained flow.
+With --picture, a picture of pairs of frames: what each store believes of them, beside adjacent flows added up.
 """
 
 import argparse
@@ -122,19 +122,32 @@ def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) 
 
 
 def picture(folders: dict[str, Path], path: Path, pairs: list[tuple[int, int]]) -> None:
-    """A row a pair of frames: the two frames, and for each source the stored flow (white where there is none)."""
+    """A row a pair of frames: the two frames, and for each source the stored flow, black where there is none, beside
+    adjacent flows added up."""
     rows = []
     for i, j in pairs:
-        cells = []
+        sequence = open_sequence(next(iter(folders.values())), None)
+        cells, longest = [sequence.frame(i), sequence.frame(j)], None
         for folder in folders.values():
-            sequence = open_sequence(folder, None)
-            store = open_correspondences(sequence)
-            pair = store.dense(i, j)
-            colours = flow_colours(pair.flow)
+            store = open_correspondences(open_sequence(folder, None))
+            pair, chained = store.dense(i, j), chained_flow(store, i, j)
+            longest = longest or max(float(np.percentile(np.linalg.norm(chained, axis=-1), 98)), 1.0)
+            colours = flow_colours(pair.flow, longest)
             colours[~(pair.cycle | pair.occlusion)] = 0
-            cells += [sequence.frame(j), colours] if cells else [sequence.frame(i), sequence.frame(j), colours]
+            cells += [colours, flow_colours(chained, longest)]
         rows.append(np.concatenate(cells, axis=1))
     cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
+
+
+def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
+    """Adjacent flows added up from every pixel of frame i to frame j, `(H, W, 2)`."""
+    H, W = store.size
+    y, x = np.mgrid[:H, :W]
+    start = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+    points, step = start.copy(), 1 if j > i else -1
+    for t in range(i, j, step):
+        points = points + sample(store.dense(t, t + step).flow, points)
+    return (points - start).reshape(H, W, 2)
 
 
 def main() -> None:

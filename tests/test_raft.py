@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from errors import UserError
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
 from preprocessing import weights
+from preprocessing.cli import main
 from preprocessing.flow import ModelOptions
 from preprocessing.pipeline import Method, build_store
 from third_party.correlation import AllPairs, OnDemand
@@ -30,6 +32,17 @@ def test_parity_with_the_published_network(shared):
         [(flow, _)] = model.flow([encodings[a]], [encodings[b]], [None])
         error = np.linalg.norm(flow - reference[f"flow_{a}_{b}"], axis=-1)
         assert error.mean() < 0.01 and error.max() < 0.1
+
+
+def test_the_command_finds_the_published_file(shared, tmp_path):
+    reference = np.load(shared("reference/raft_small_bear.npz"))
+    images = [tmp_path / f"{t}.png" for t in (10, 15)]
+    for path, t in zip(images, (10, 15), strict=True):
+        Image.fromarray(reference[f"image_{t}"]).save(path)
+    main(["flow", *map(str, images), "--flow", "raft", "--weights_dir", str(shared("weights")), "--offline",
+          "--out", str(tmp_path / "flow.npy")])
+    error = np.linalg.norm(np.load(tmp_path / "flow.npy") - reference["flow_10_15"], axis=-1)
+    assert error.mean() < 0.01 and error.max() < 0.1
 
 
 def slow_lookup(a, b, p, radius):
@@ -77,13 +90,16 @@ def test_a_shift_is_found_at_any_size(shared):
         assert np.abs(np.median(flow, axis=(0, 1)) - (3, 2)).max() < 0.4
 
 
-def test_a_batch_and_a_warm_start(shared):
+def test_a_batch_lower_precision_and_a_warm_start(shared):
     model = RaftFlow(shared("weights/raft-small.pth"), RaftOptions(iterations=4))
     reference = np.load(shared("reference/raft_small_bear.npz"))
     a, b = (model.encode(reference[f"image_{t}"][:128, :160]) for t in (10, 15))
     (one, low), (two, _) = model.flow([a, b], [b, a], [None, None])
     [(alone, _)] = model.flow([b], [a], [None])
     assert np.abs(two - alone).max() < 1e-3
+    lower = RaftFlow(shared("weights/raft-small.pth"), RaftOptions(iterations=4, precision="bfloat16"))
+    [(rough, _)] = lower.flow([b], [a], [None])
+    assert 0 < np.abs(rough - alone).mean() < 0.05
     [(further, _)] = model.flow([a], [b], [low])
     longer = RaftFlow(shared("weights/raft-small.pth"), RaftOptions(iterations=12))
     [(target, _)] = longer.flow([a], [b], [None])
