@@ -9,6 +9,7 @@ Notation
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from loaders.store_format import (
     thinned,
 )
 
+log = logging.getLogger(__name__)
 FOLDER = "correspondences"
 FORMAT = 1
 
@@ -79,6 +81,16 @@ def open_correspondences(sequence: VideoSequence):
     if is_published(sequence.root):
         return PublishedFolder(sequence)
     raise UserError(f"no correspondences in {sequence.root}: run `python -m preprocessing --data_dir {sequence.root}`")
+
+
+def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore | None:
+    """The sequence's store if there is a finished one. UserError if it is of other frames or another method."""
+    meta = sequence.root / FOLDER / "meta.json"
+    if not meta.is_file():
+        return None
+    check_same(read_meta(meta), describe(sequence, method), meta)
+    log.info("%s is finished already: left as it is", meta.parent)
+    return CorrespondenceStore(meta.parent, read_meta(meta), len(sequence))
 
 
 def describe(sequence: VideoSequence, method: dict) -> dict:

@@ -23,15 +23,7 @@ from tqdm import tqdm
 
 from errors import UserError
 from loaders.sequence import VideoSequence
-from loaders.store import (
-    FOLDER,
-    CorrespondenceStore,
-    StoreWriter,
-    check_same,
-    describe,
-    open_correspondences,
-    read_meta,
-)
+from loaders.store import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from preprocessing.cache import FrameCache
 from preprocessing.chaining import chain_row
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
@@ -80,11 +72,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     model = FLOW_MODELS[method.flow](models, sequence.size, room - filtering)
     chosen = intervals(method.pairs, len(sequence))
     settings = method.settings(sequence.size, model.settings, {"th": extract.threshold, **extract.settings})
-    meta = sequence.root / FOLDER / "meta.json"
-    if meta.is_file():
-        check_same(read_meta(meta), describe(sequence, settings), meta)
-        log.info("%s is finished already: left as it is", meta.parent)
-        return open_correspondences(sequence)
+    if finished := finished_store(sequence, settings):
+        return finished
     each = model.working_bytes(sequence.size) + filtering
     wanted = 1 if models.device == "cuda" else num_workers
     workers = min(wanted, room // each)

@@ -18,15 +18,7 @@ from tqdm import tqdm
 from errors import UserError
 from loaders.annotations import load_tracks
 from loaders.sequence import VideoSequence
-from loaders.store import (
-    FOLDER,
-    CorrespondenceStore,
-    StoreWriter,
-    check_same,
-    describe,
-    open_correspondences,
-    read_meta,
-)
+from loaders.store import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from loaders.store_format import block_bytes
 from preprocessing.cache import FrameCache
 from preprocessing.flow import ModelOptions
@@ -118,11 +110,8 @@ def correspondences(tracks: np.ndarray, visible: np.ndarray, i: int, j: int,
 
 def _build(sequence: VideoSequence, source: Callable[[StoreWriter], Iterable[Tracks]], settings: dict,
            resume: bool) -> CorrespondenceStore:
-    meta = sequence.root / FOLDER / "meta.json"
-    if meta.is_file():
-        check_same(read_meta(meta), describe(sequence, settings), meta)
-        log.info("%s is finished already: left as it is", meta.parent)
-        return open_correspondences(sequence)
+    if finished := finished_store(sequence, settings):
+        return finished
     T, size = len(sequence), sequence.size
     chosen = intervals(settings["pairs"], T)
     writer = StoreWriter(sequence, settings, resume)
