@@ -19,12 +19,13 @@ from loaders.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from loaders.depth import depth_at, load_depth
 from loaders.error_map import ErrorMap
 from loaders.sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
 from losses import schedules
-from losses.objective import objective, smoothness_loss
+from losses.objective import depth_prior_loss, objective, smoothness_loss
 from models.build import (
     checkpoint_num_frames,
     config_from_options,
@@ -32,6 +33,7 @@ from models.build import (
     new_optimisers,
     pick_device,
 )
+from models.depth_init import start_near
 from models.omnimotion import OmniMotion
 from models.products import choose_products, set_products
 from models.tracker import Tracker
@@ -65,6 +67,11 @@ class Trainer:
         self._start_from_checkpoint()
         set_products(self.model, choose_products(options.precision, options.mlp_backend, self.device))
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
+        if options.w_depth or options.init_depth:
+            self.depth_priors = torch.from_numpy(load_depth(self.sequence))  # (T, H, W) in [0, 2]
+        if options.init_depth and self.step == 0 and not options.ckpt_path:
+            prior = options.min_depth + self.depth_priors[T // 2].float() / 2 * (options.max_depth - options.min_depth)
+            start_near(self.model, prior, T // 2, torch.Generator().manual_seed(options.seed + 2))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
@@ -82,6 +89,10 @@ class Trainer:
         if o.w_smoothness:
             terms["smoothness"] = self._smoothness(prediction.local, batch.ids1)
             total = total + o.w_smoothness * terms["smoothness"]
+        if o.w_depth:
+            prior = depth_at(self.depth_priors, batch.ids1.cpu(), batch.pixels1.cpu()).to(self.device)
+            terms["depth_prior"] = depth_prior_loss((prediction.weights * prediction.depths).sum(-1), prior)
+            total = total + o.w_depth * terms["depth_prior"]
         self._descend(total, schedules.learning_rate_factor(
             s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps))
         self.step += 1

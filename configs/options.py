@@ -74,6 +74,8 @@ OPTIONS = {
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
+        ("w_depth", float, 0.0, "weight of the depth prior's loss (`python -m preprocessing --depth` makes the prior)"),
+        ("init_depth", bool, False, "start with surfaces near the depth prior"),
         ("recompute_above", int, 32_768, "on the CPU: samples a step (pairs x points x samples on a ray) above which "
          "activations are computed again in the backward pass instead of stored"),
         ("max_padding", float, 0.0, "predictions farther than this outside the frame have no flow loss, in pixels"),
@@ -132,7 +134,7 @@ AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
                      "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
-                     "num_cpus"), 0),
+                     "num_cpus", "w_depth"), 0),
 }
 
 

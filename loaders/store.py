@@ -9,6 +9,7 @@ Notation
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from loaders.store_format import (
     flags,
     pad,
     row_header,
+    thinned,
 )
 
+log = logging.getLogger(__name__)
 FOLDER = "correspondences"
 FORMAT = 1
 
@@ -80,6 +83,16 @@ def open_correspondences(sequence: VideoSequence):
     raise UserError(f"no correspondences in {sequence.root}: run `python -m preprocessing --data_dir {sequence.root}`")
 
 
+def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore | None:
+    """The sequence's store if there is a finished one. UserError if it is of other frames or another method."""
+    meta = sequence.root / FOLDER / "meta.json"
+    if not meta.is_file():
+        return None
+    check_same(read_meta(meta), describe(sequence, method), meta)
+    log.info("%s is finished already: left as it is", meta.parent)
+    return CorrespondenceStore(meta.parent, read_meta(meta), len(sequence))
+
+
 def describe(sequence: VideoSequence, method: dict) -> dict:
     """The content of meta.json: what the store was made of, and how (`method`: names and thresholds)."""
     return json.loads(json.dumps({  # tuples become lists, as they will be when it is read again
@@ -122,13 +135,15 @@ class StoreWriter:
     """Writes a store pair by pair, in any order and from several threads; what is written survives a kill.
 
     sequence: its `correspondences` folder is written
-    method:   what the store depends on besides the frames; goes to meta.json
+    method:   what the store depends on besides the frames; goes to meta.json. With "keep" "half", the finished store
+              has every other correspondence of the pairs that are not adjacent (a checkerboard)
     resume:   go on with an unfinished store of the same frames and method; otherwise start afresh
 
     UserError if `resume` is set and the unfinished store is of other frames or another method."""
 
     def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False):
         self.root, self.size, self.num_frames = sequence.root / FOLDER, sequence.size, len(sequence)
+        self.half = method.get("keep") == "half"
         self._parts, self._journal = self.root / "parts", self.root / "unfinished.json"
         meta = describe(sequence, method)
         if resume and self._journal.is_file():
@@ -149,10 +164,11 @@ class StoreWriter:
         return row_path(self.root, i).is_file()
 
     def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
-              chained: bool = False) -> None:
+              chained: bool = False, every_pixel: bool = True) -> None:
         """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the direct
-        one and takes its place when the row is packed."""
-        adjacent = abs(i - j) == 1
+        one and takes its place when the row is packed. every_pixel: of adjacent frames keep pixels without a flag
+        too."""
+        adjacent = every_pixel and abs(i - j) == 1
         block = encode(flow, cycle, occlusion, every_pixel=adjacent)
         with atomic_path(self._part(i, j, chained)) as temporary, open(temporary, "wb") as file:
             file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
@@ -169,6 +185,29 @@ class StoreWriter:
             pair.flow = exact.view(np.float32).reshape(*self.size, 2)
         return pair
 
+    def scratch(self, name: str) -> Path:
+        """A folder for what is needed until the store is finished."""
+        return self._parts / name
+
+    def used_bytes(self) -> int:
+        """What the unfinished store takes on the disk."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+    def keep_start(self, i: int, j: int, start: np.ndarray) -> None:
+        """Keep what the flow of the pair after (i, j) starts from; call it before the pair is written."""
+        with atomic_path(self._start(i, j)) as temporary, open(temporary, "wb") as file:
+            np.save(file, start)
+
+    def start(self, i: int, j: int) -> np.ndarray:
+        """What `keep_start` kept of a pair that is written."""
+        return np.load(self._start(i, j))
+
+    def drop_starts(self, interval: int | None) -> None:
+        """Forget what was kept of the pairs `interval` apart."""
+        for i in range(self.num_frames if interval else 0):
+            for j in (i - interval, i + interval):
+                self._start(i, j).unlink(missing_ok=True)
+
     def targets(self, i: int) -> list[int]:
         """Frames j for which (i, j) is written and whose row is not packed yet, ascending."""
         return sorted({int(path.stem) for path in self._part(i, 0).parent.glob("[0-9]*")})
@@ -177,16 +216,22 @@ class StoreWriter:
         """Turn the parts of source frame i into its row file; only one part is in memory at a time."""
         chosen = [self._part(i, j, chained=True) for j in self.targets(i)]
         chosen = [path if path.is_file() else path.with_suffix(".pair") for path in chosen]
-        heads = [np.fromfile(path, np.int64, 2) for path in chosen]
         count_map = np.zeros(self.size[0] * self.size[1], np.uint16)
+        heads = [(int(path.stem), 0, 0) for path in chosen]
         with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
-            file.write(row_header([(int(path.stem), *head) for path, head in zip(chosen, heads, strict=True)]))
-            for path in chosen:
-                _, data, _ = self._read(path)
-                cycle, occlusion = flags(data, 0, self.size)
-                count_map += cycle | occlusion
+            file.write(row_header(heads))  # room for it; the numbers are known at the end
+            for k, path in enumerate(chosen):
+                j, stored, data = int(path.stem), *self._read(path)[:2]
+                if self.half and abs(i - j) > 1:
+                    block = thinned(data, 0, stored, self.size, i + j)
+                    stored, data = block.stored, np.frombuffer(block.data, np.uint8)
+                valid = np.logical_or(*flags(data, 0, self.size))
+                count_map += valid
+                heads[k] = (j, stored, int(valid.sum()))
                 file.write(data)
             file.write(count_map)
+            file.seek(0)
+            file.write(row_header(heads))
         for path in self._part(i, 0).parent.iterdir():
             if abs(int(path.stem) - i) > 1:  # chains of other rows still walk along the adjacent pairs
                 path.unlink()
@@ -201,6 +246,9 @@ class StoreWriter:
 
     def _part(self, i: int, j: int, chained: bool = False) -> Path:
         return self._parts / f"{i:05d}" / f"{j:05d}.{'chained' if chained else 'pair'}"
+
+    def _start(self, i: int, j: int) -> Path:
+        return self.scratch("starts") / f"{i:05d}_{j:05d}.npy"
 
     def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
         """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any."""

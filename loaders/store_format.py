@@ -76,6 +76,18 @@ def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) 
     return StoredPair(pixels, flow_q, cycle[pixels], occlusion[pixels])
 
 
+def thinned(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int], parity: int) -> Block:
+    """A block with the stored pixels of one colour of a checkerboard only, x + y + parity even."""
+    cycle, occlusion = flags(buffer, offset, size)
+    pair = decode(buffer, offset, stored, size)
+    chosen = (pair.pixels // size[1] + pair.pixels % size[1] + parity) % 2 == 0  # (n,)
+    kept = np.zeros_like(cycle)
+    kept[pair.pixels[chosen]] = True
+    sections = (np.packbits(cycle & kept).tobytes(), np.packbits(occlusion & kept).tobytes(),
+                pair.flow_q[chosen].tobytes())
+    return Block(int(chosen.sum()), int(((cycle | occlusion) & kept).sum()), b"".join(map(pad, sections)))
+
+
 def flags(buffer: np.ndarray, offset: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Cycle and occlusion flags `(H * W,)` bool of a block."""
     count, plane = size[0] * size[1], plane_bytes(size)

@@ -77,6 +77,18 @@ def distortion_loss(z: Tensor, w: Tensor) -> Tensor:
     return (between + within).mean()
 
 
+def depth_prior_loss(depth: Tensor, prior: Tensor) -> Tensor:
+    """Scale- and shift-invariant difference of rendered depths and a prior, `(B, N)` each, mean over the frames.
+
+    In each frame both are taken relative to their median, in units of their mean absolute deviation (Ranftl et al.,
+    TPAMI 2022, section 5); deviations under 0.01 count as that, so that a flat rendering has bounded gradients."""
+    def aligned(d: Tensor) -> Tensor:
+        centred = d - d.median(dim=-1, keepdim=True).values
+        return centred / centred.abs().mean(dim=-1, keepdim=True).clamp(min=0.01)
+
+    return (aligned(depth) - aligned(prior)).abs().mean()
+
+
 def smoothness_loss(flow_in: Tensor, flow_out: Tensor) -> Tensor:
     """Mean absolute change of scene flow, `(..., 3)` each (OmniMotion only; pruned from the default)."""
     error = (flow_in - flow_out).abs().mean(-1).flatten()

@@ -18,41 +18,58 @@ from preprocessing.sampling import bilinear, pixel_grid, similarity
 COLOUR_TH = 0.3  # largest distance of rgb in [0, 1]
 
 
-def chain_row(i: int, frames: np.ndarray, features: list[np.ndarray], direct: Callable[[int, int], DensePair],
-              feature_th: float) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Correspondences from frame i to all others as (j, flow, cycle, occlusion), those to adjacent frames unchanged.
+def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
+              direct: Callable[[int, int], DensePair], feature_th: float,
+              device: str = "cpu") -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Correspondences from frame i to `targets` as (j, flow, cycle, occlusion), those to adjacent frames unchanged.
 
-    frames `(T, H, W, 3)` uint8, features `(h, w, c)` a frame; `direct(a, b)` reads the filtered flow of a pair.
-    Where a direct correspondence is valid it takes the chain's place, and the chain goes on from there; a point that
-    is occluded in j is not followed further."""
-    T, grid = len(frames), pixel_grid(frames.shape[1:3])
-    for step, targets in ((1, range(i + 1, T)), (-1, range(i - 1, -1, -1))):
-        flow, alive = torch.zeros_like(grid), torch.ones(grid.shape[:2], dtype=torch.bool)
-        for j in targets:
-            flow, alive = _extend(flow, alive, direct(j - step, j), grid)
-            pair = direct(i, j)
-            cycle, occlusion = torch.from_numpy(pair.cycle), torch.from_numpy(pair.occlusion)
+    frame: t -> `(H, W, 3)` uint8; features: t -> `(h, w, c)`; `direct(a, b)` reads the filtered flow of a pair, each
+    once; device: where to compute. Where a direct correspondence is valid it takes the chain's place, and the chain
+    goes on from there; a point that is occluded in j is not followed further."""
+    size, look = frame(i).shape[:2], _Look(i, frame, features, feature_th, device)
+    grid = pixel_grid(size, device)
+    for step, ends in ((1, [j for j in targets if j > i]), (-1, [j for j in targets if j < i])):
+        flow, alive = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
+        for j in range(i + step, (max(ends) if step > 0 else min(ends)) + step, step) if ends else ():
+            near = direct(j - step, j)
+            flow, alive = _extend(flow, alive, near, grid)
+            if j not in ends:
+                continue
+            pair = near if j - step == i else direct(i, j)
+            cycle, occlusion, straight = (
+                torch.from_numpy(x).to(device) for x in (pair.cycle, pair.occlusion, pair.flow))
             valid = cycle | occlusion
-            flow[valid] = torch.from_numpy(pair.flow)[valid]
+            flow[valid] = straight[valid]
             unsure = alive & ~valid
-            alive[unsure] = _same_look(i, j, frames, features, grid[unsure], flow[unsure], feature_th)
+            alive[unsure] = look.same(j, grid[unsure], flow[unsure])
             alive = (alive | cycle) & ~occlusion
-            yield j, flow.numpy().copy(), alive.numpy().copy(), pair.occlusion
+            yield j, flow.cpu().numpy().copy(), alive.cpu().numpy().copy(), pair.occlusion
 
 
 def _extend(flow: Tensor, alive: Tensor, link: DensePair, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Add one adjacent flow at the ends of the chains; a chain goes on where all four pixels around its end are
     cycle-consistent."""
     q = grid + flow
-    ahead = bilinear(torch.from_numpy(np.concatenate([link.flow, link.cycle[..., None]], axis=-1)), q)  # (H, W, 3)
+    both = torch.from_numpy(np.concatenate([link.flow, link.cycle[..., None]], axis=-1)).to(grid.device)
+    ahead = bilinear(both, q)  # (H, W, 3)
     return flow + ahead[..., :2], alive & (ahead[..., 2] > 0.999)
 
 
-def _same_look(i: int, j: int, frames: np.ndarray, features: list[np.ndarray], p: Tensor, flow: Tensor,
-               feature_th: float) -> Tensor:
-    """Whether points p `(n, 2)` of frame i look alike in frame j, by features and by colour: `(n,)` bool."""
-    q, size = p + flow, frames.shape[1:3]
-    a, b = (torch.from_numpy(features[t]).float() for t in (i, j))
-    colour_i = torch.from_numpy(frames[i])[p[:, 1].long(), p[:, 0].long()] / 255
-    colour_j = bilinear(torch.from_numpy(frames[j]), q) / 255
-    return (similarity(a, b, p, q, size) > feature_th) & ((colour_i - colour_j).norm(dim=-1) < COLOUR_TH)
+class _Look:
+    """How the points of frame i look: whether they look alike elsewhere, by features and by colour."""
+
+    def __init__(self, i: int, frame: Callable, features: Callable, feature_th: float, device: str):
+        self.frame, self.features, self.feature_th, self.device = frame, features, feature_th, device
+        self.frame_i, self.features_i = self._of(i)
+
+    def _of(self, t: int) -> tuple[Tensor, Tensor]:
+        return (torch.from_numpy(self.frame(t)).to(self.device),
+                torch.from_numpy(self.features(t)).to(self.device).float())
+
+    def same(self, j: int, p: Tensor, flow: Tensor) -> Tensor:
+        """Whether points p `(n, 2)` look alike at p + flow of frame j: `(n,)` bool."""
+        q, (frame_j, features_j) = p + flow, self._of(j)
+        colour_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
+        colour_j = bilinear(frame_j, q) / 255
+        alike = similarity(self.features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
+        return alike & ((colour_i - colour_j).norm(dim=-1) < COLOUR_TH)

@@ -1,22 +1,33 @@
 """The commands of `python -m preprocessing` and their options."""
 
 import argparse
+import errno
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from errors import UserError
 from loaders.files import atomic_path
+from loaders.published import is_published
 from loaders.sequence import VideoSequence, open_sequence, read_image
+from loaders.store import CorrespondenceStore
+from preprocessing.convert import convert
+from preprocessing.depth import DEPTHS, write_depth
 from preprocessing.features import FEATURE_EXTRACTORS
-from preprocessing.flow import FLOW_ESTIMATORS
+from preprocessing.flow import FLOW_MODELS, ModelOptions
 from preprocessing.frames import extract_frames
 from preprocessing.pipeline import Method, build_store, summary
+from preprocessing.tracks import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
+LAYOUTS = ("store", "omnimotion")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +63,7 @@ def main_parser() -> Parser:
     out = Parser(prog="python -m preprocessing", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                  description="Video -> sequence folder with correspondences. Other commands: `synthetic` renders a "
                              "sequence with ground truth, `tapvid` a benchmark file of such scenes, `flow` computes "
-                             "the flow of one pair (each has --help).")
+                             "the flow of one pair, `convert` changes the layout (each has --help).")
     add = out.add_argument
     add("--data_dir", required=True, help="sequence folder to make, or one that has color/ already")
     frames = out.add_argument_group("frames (with --video)")
@@ -66,13 +77,50 @@ def main_parser() -> Parser:
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add = out.add_argument_group("correspondences").add_argument
-    add("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
+    add("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of `tracks`, "
+        "`visible`, `query_points`, `frame_size`")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
+    add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
+        "4, 6, 8, 12, 16, ... frames apart, for long videos)")
+    add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
+        "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
+    add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
     add("--chain", action="store_true", help="add correspondences chained over adjacent frames")
     add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
+    add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")
+    add_model_options(out)
+    add = out.add_argument_group("depth, a prior for training").add_argument
+    add("--depth", choices=DEPTHS, help="also write a depth map of every frame: of a model, or of files")
+    add("--depth_dir", help="with --depth npz: folder of .npy maps (H, W), one a frame, or an .npz with "
+        "`depth` (T, H, W)")
+    add("--depth_is_disparity", action="store_true", help="the values of these files are larger where it is nearer")
+    add("--depth_model", default="", help="another model of the kind: a name of the hub, or a folder")
+    add = out.add_argument_group("CoTracker").add_argument
+    add("--cotracker", metavar="DIR", help="local checkout of facebookresearch/co-tracker (default: by torch.hub)")
+    add("--grid", type=at_least(1), default=4, help="pixels between query points")
+    add("--query_every", type=at_least(1), default=8, help="frames between the frames with query points")
     return out
+
+
+def add_model_options(out: argparse.ArgumentParser) -> None:
+    """Options of the models, for both commands that have them."""
+    add = out.add_argument_group("models").add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto: CUDA if it is there")
+    add("--weights_dir", help="folder of weights, and where they are downloaded to (default: the user's cache)")
+    add("--offline", action="store_true", help="download nothing")
+    add("--feature_model", default="", help="another DINO or DINOv2 than ViT-S/16 and ViT-S/14, as "
+        "facebook/dinov2-base or facebook/dinov2-with-registers-small: a name of the hub, or a folder")
+    add("--feature_side", type=at_least(32), default=480, help="shorter side of the image that DINO describes")
+    add("--raft_weights", default="", help="file in WEIGHTS_DIR (default: raft-things.pth, else the best one there)")
+    add("--raft_iterations", type=at_least(1), default=20, help="refinements of a flow")
+    add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="RAFT's correlations at "
+        "once, or, in less memory and the same values, on demand; auto: at once where MAX_MEMORY allows it")
+    add("--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="of RAFT's networks")
+    add("--cold_start", action="store_true", help="start every flow of RAFT from zero, not from the pair before")
+    add("--batch", type=at_least(1), default=8, help="pairs that RAFT computes at a time on CUDA")
 
 
 def flow_parser() -> Parser:
@@ -80,9 +128,33 @@ def flow_parser() -> Parser:
     out = Parser(prog="python -m preprocessing flow", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                  description="Optical flow from image A to image B as (H, W, 2) float32 pixels.")
     out.add_argument("images", nargs=2, metavar=("A", "B"), help="two images of one size")
-    out.add_argument("--flow", choices=list(FLOW_ESTIMATORS), default="dis", help="optical flow")
+    out.add_argument("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
     out.add_argument("--out", required=True, help="file to write (.npy)")
+    add_model_options(out)
     return out
+
+
+def convert_parser() -> Parser:
+    """Options of the command that converts between layouts."""
+    out = Parser(prog="python -m preprocessing convert", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                 description="Correspondences of a sequence folder from one layout to the other; both stay.")
+    out.add_argument("--data_dir", required=True, help="sequence folder")
+    out.add_argument("--to", required=True, choices=LAYOUTS, help="store: correspondences/, 16 bits a flow component; "
+                     "omnimotion: raft_exhaustive/, raft_masks/, count_maps/, flow_stats.json")
+    out.add_argument("--resume", action="store_true", help="go on with unfinished work")
+    return out
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """Where models come from and how they run, of `add_model_options`."""
+    cuda = torch.cuda.is_available()
+    if args.device == "cuda" and not cuda:
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; say --device cpu, or install a CUDA build")
+    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    return ModelOptions(
+        device, args.raft_weights, Path(args.weights_dir) if args.weights_dir else None,
+        args.offline, args.raft_iterations, args.correlation, args.precision, not args.cold_start, args.batch,
+        args.feature_model, args.feature_side)
 
 
 def main(argv: list[str]) -> None:
@@ -104,20 +176,58 @@ def main(argv: list[str]) -> None:
         synthetic_tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
+    elif argv[:1] == ["convert"]:
+        args = convert_parser().parse_args(argv[1:])
+        with full_disk_told(args.data_dir):
+            convert(open_sequence(args.data_dir, num_imgs=None), args.to, args.resume)
+        log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
         preprocess(main_parser().parse_args(argv))
 
 
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
-    sequence = _sequence(args)
-    method = Method(args.flow, args.features, args.cycle_th, args.chain)
+    sequence, models = _sequence(args), model_options(args)
+    with full_disk_told(args.data_dir):
+        if args.depth:
+            write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
+                        args.depth_model, args.depth_is_disparity)
+        if args.layout == "omnimotion" and is_published(sequence.root):
+            log.info("%s has OmniMotion's folders already: left as they are", sequence.root)
+            return
+        store = _correspondences(args, sequence, models)
+        log.info("%s: %s", store.root, summary(store, store.root))
+        if args.layout == "omnimotion":
+            convert(sequence, "omnimotion", args.resume)
+            shutil.rmtree(store.root)
+            log.info("%s has OmniMotion's folders now", sequence.root)
+
+
+def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: ModelOptions) -> CorrespondenceStore:
+    """The store, from the source of correspondences that the options name."""
+    if args.tracks:
+        return build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
+    if args.flow == "cotracker":
+        tracker = TrackerOptions(Path(args.cotracker) if args.cotracker else None, args.grid, args.query_every)
+        return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
+    keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
+    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep)
+    return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
+
+
+@contextmanager
+def full_disk_told(data_dir: str) -> Iterator[None]:
+    """Within it Ctrl-C and a full disk are told in a line; what is written stays, and --resume goes on from it."""
     try:
-        store = build_store(sequence, method, args.resume, args.num_workers)
+        yield
     except KeyboardInterrupt:
         log.info("stopped: the same command with --resume goes on from here")
         sys.exit(130)
-    log.info("%s: %s", store.root, summary(store, store.root))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"the disk of {data_dir} is full: free some of it, and the same command with --resume goes on "
+                        "from here") from error
 
 
 def _sequence(args: argparse.Namespace) -> VideoSequence:
@@ -136,6 +246,8 @@ def flow_of_pair(args: argparse.Namespace) -> None:
     if a.shape != b.shape:
         raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
                         " flow needs two images of one size")
+    model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
+    [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
     with atomic_path(args.out) as path, open(path, "wb") as file:
-        np.save(file, FLOW_ESTIMATORS[args.flow](True)(a, b))
+        np.save(file, flow)
     log.info("%s: flow from %s to %s", args.out, *args.images)

@@ -10,18 +10,31 @@ from typing import Protocol
 
 import numpy as np
 
+from preprocessing.flow import ModelOptions
+
 
 class FeatureExtractor(Protocol):
     """What the appearance check needs."""
     threshold: float
+    settings: dict  # what features depend on besides the images; goes to meta.json
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 
 
-def _sift() -> FeatureExtractor:
+def _sift(options: ModelOptions) -> FeatureExtractor:
     from third_party.sift import DenseSift
 
     return DenseSift()
 
 
-FEATURE_EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {"sift": _sift}
+def _dino(kind: str) -> Callable[[ModelOptions], FeatureExtractor]:
+    def load(options: ModelOptions) -> FeatureExtractor:
+        from third_party.dino import MODELS, DinoFeatures
+
+        return DinoFeatures(options.feature_model or MODELS[kind], options.weights_dir, options.offline,
+                            options.feature_side, options.device)
+    return load
+
+
+FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {
+    "sift": _sift, "dino": _dino("dino"), "dinov2": _dino("dinov2")}

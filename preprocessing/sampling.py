@@ -11,37 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 65_536  # points whose features are in memory at a time
+NUMBERS = 65_536 * 72  # of features that are in memory at a time
 
 
-def pixel_grid(size: tuple[int, int]) -> Tensor:
+def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """Coordinates of all pixels `(H, W, 2)` of a frame of `size` (H, W)."""
-    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in size), indexing="ij")
     return torch.stack([x, y], dim=-1).float()
 
 
 def bilinear(image: Tensor, p: Tensor) -> Tensor:
     """An image `(H, W, C)` at points `(..., 2)`, as `(..., C)` float."""
     H, W, C = image.shape
-    grid = p.reshape(1, -1, 1, 2) * (2 / torch.tensor([max(W - 1, 1), max(H - 1, 1)])) - 1
+    grid = p.reshape(1, -1, 1, 2) * (2 / p.new_tensor([max(W - 1, 1), max(H - 1, 1)])) - 1
     out = F.grid_sample(image.permute(2, 0, 1)[None].float(), grid, align_corners=True)  # (1, C, n, 1)
     return out[0, :, :, 0].T.reshape(*p.shape[:-1], C)
 
 
 def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
     """Cosine similarity `(n,)` of features `(h, w, c)` of a at points p `(n, 2)` and of b at points q `(n, 2)`."""
+    chunk = max(NUMBERS // features_a.shape[-1], 1)
     return torch.cat([
         F.cosine_similarity(_look_up(features_a, pp, size), _look_up(features_b, qq, size), dim=-1)
-        for pp, qq in zip(p.split(CHUNK), q.split(CHUNK), strict=True)])
+        for pp, qq in zip(p.split(chunk), q.split(chunk), strict=True)])
 
 
 def _look_up(features: Tensor, p: Tensor, size: tuple[int, int]) -> Tensor:
     """Features `(n, c)` at points `(n, 2)`, bilinear: weighted sums of table rows, faster than grid_sample."""
     h, w, c = features.shape
-    p = p * torch.tensor([(w - 1) / max(size[1] - 1, 1), (h - 1) / max(size[0] - 1, 1)])
+    p = p * p.new_tensor([(w - 1) / max(size[1] - 1, 1), (h - 1) / max(size[0] - 1, 1)])
     corner = p.floor()
     f = p - corner
-    dx, dy = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    dx, dy = (torch.tensor(n, device=p.device) for n in ([0, 1, 0, 1], [0, 0, 1, 1]))
     x, y = corner[:, :1].long() + dx, corner[:, 1:].long() + dy  # (n, 4)
     weight = torch.where(dx == 1, f[:, :1], 1 - f[:, :1]) * torch.where(dy == 1, f[:, 1:], 1 - f[:, 1:])
     weight = torch.where((x >= 0) & (x < w) & (y >= 0) & (y < h), weight, 0)

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -151,7 +152,8 @@ def test_chains_reach_where_direct_flow_does_not(small_sequence):
         return DensePair(flow if near else 0 * flow, ones & near, ones & near, ones & False)
 
     frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
-    found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(0, frames, features, direct, 0.5)}
+    found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(
+        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5)}
     assert sorted(found) == [1, 2, 3, 4]
     flow, cycle = found[4]
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()
@@ -227,3 +229,34 @@ def test_frames_of_another_video_are_not_overwritten(small_sequence, tmp_path):
     result = command("--video", small_sequence / "color", "--data_dir", folder)
     assert result.returncode == 2 and "already has other frames" in result.stderr
     assert len(open_sequence(folder)) == 3
+
+
+def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
+    """SIGKILL in the flow stage and among the chains; what is written by then decides the moment."""
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        shutil.copytree(small_sequence / "color", folder / "color")
+    run = [sys.executable, "-m", "preprocessing", "--chain", "--resume", "--num_workers", "2", "--data_dir"]
+    subprocess.run([*run, folders[0]], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    for pattern, count in (("parts/0*/*.pair", 17), ("parts/0*/*.chained", 9)):
+        with subprocess.Popen([*run, folders[1]], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            while len(list((folders[1] / "correspondences").glob(pattern))) < count and process.poll() is None:
+                time.sleep(0.002)
+            process.kill()
+    assert not (folders[1] / "correspondences" / "meta.json").exists()
+    subprocess.run([*run, folders[1]], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    first, second = ({path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()}
+                     for folder in folders)
+    assert first == second
+
+
+def test_frames_that_changed_after_an_unfinished_run_are_refused(small_sequence, tmp_path):
+    folder = tmp_path / "seq"
+    shutil.copytree(small_sequence / "color", folder / "color")
+    StoreWriter(open_sequence(folder), Method().settings((64, 64), {}, {"th": DenseSift.threshold}))
+    cv2.imwrite(str(folder / "color" / "00003.png"), textured(0, (64, 64)))
+    with pytest.raises(UserError, match="another frame contents"):
+        build_store(open_sequence(folder), Method(), resume=True)
+    cv2.imwrite(str(folder / "color" / "00008.png"), textured(1, (64, 64)))
+    with pytest.raises(UserError, match="another frame names"):
+        build_store(open_sequence(folder), Method(), resume=True)

@@ -1,5 +1,7 @@
 """Dense RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012) through kornia: the default appearance check."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ class DenseSift:
     3x3 bins of 5 pixels tell them apart best of the grids tried (area under the ROC curve 0.880; 4x4 of 4: 0.867)."""
 
     threshold = 0.88
+    settings: ClassVar[dict] = {}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]

@@ -1,0 +1,185 @@
+"""Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
+
+Preprocesses the video with each source of SOURCES (resumed where it was stopped; Ctrl-C stops) and prints, in Markdown:
+    time, peak memory, disk of the finished store
+    the share of pixels with a valid correspondence, by interval
+    for annotated joints of pairs of frames, both directions, by interval: the share that lands within 4 px at 256x256
+        direct   flow between the two frames themselves, whether believed or not
+        chained  adjacent flows added up, whether believed or not
+        stored   what the store has of them, and the share of joints that it covers
+With --picture, a picture of pairs of frames: what each store believes of them, beside adjacent flows added up.
+"""
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from drawing.colours import flow_colours
+from loaders.annotations import Annotations, load_annotations
+from loaders.files import write_text
+from loaders.sequence import VideoSequence, open_sequence
+from loaders.store import CorrespondenceStore, open_correspondences
+from preprocessing.baselines import sample
+from preprocessing.flow import FLOW_MODELS, ModelOptions
+
+SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}
+BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))
+NEAR = 4.0  # pixels at 256x256
+
+
+def preprocess(folder: Path, arguments: list[str]) -> dict:
+    """Run `python -m preprocessing` to its end; the cost of all runs it took: seconds, CPU seconds, peak bytes."""
+    path = folder / "cost.json"
+    cost = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "cpu": 0.0, "bytes": 0}
+    if (folder / "correspondences" / "meta.json").is_file():
+        return cost
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = subprocess.Popen([sys.executable, "-m", "preprocessing", "--data_dir", str(folder), "--resume", *arguments])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child stops by itself, what it cost is written
+    code = child.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cost["seconds"] += time.perf_counter() - begin
+    cost["cpu"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cost["bytes"] = max(cost["bytes"], after.ru_maxrss * 1024)
+    write_text(path, json.dumps(cost))
+    if code:
+        sys.exit(code)
+    return cost
+
+
+def frame_pairs(annotations: Annotations) -> list[tuple[int, int, np.ndarray]]:
+    """Ordered pairs of frames and the joints `(n,)` that are annotated as visible in both."""
+    seen = ~annotations.occluded
+    if annotations.evaluated is not None:
+        seen &= annotations.evaluated
+    pairs = [(i, j, np.flatnonzero(seen[:, i] & seen[:, j])) for i, j in permutations(np.flatnonzero(seen.any(0)), 2)]
+    return [(int(i), int(j), rows) for i, j, rows in pairs if len(rows)]
+
+
+def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict[int, np.ndarray]:
+    """All joints `(N, 2)` of frame i in every other frame, along adjacent flows."""
+    out, T = {}, store.num_frames
+    for step, frames in ((1, range(i, T - 1)), (-1, range(i, 0, -1))):
+        points = annotations.points[:, i].copy()
+        for t in frames:
+            points = points + sample(store.dense(t, t + step).flow, points)
+            out[t + step] = points
+    return out
+
+
+def errors(name: str, models: ModelOptions, sequence: VideoSequence, store: CorrespondenceStore,
+           annotations: Annotations) -> np.ndarray:
+    """Rows (interval, direct, chained, stored) a joint and pair; errors in pixels at 256x256, NaN: not stored."""
+    model = FLOW_MODELS[SOURCES[name][1]](models, sequence.size, 1 << 30)
+    pairs = frame_pairs(annotations)
+    frames = sorted({i for i, _, _ in pairs})
+    encodings = {t: model.encode(sequence.frame(t)) for t in frames}
+    chained, scale = {i: chains(store, annotations, i) for i in frames}, 256 / np.array(store.size[::-1])
+    stored_pairs, out = set(map(tuple, store.pairs.tolist())), []
+    for i, j, joints in tqdm(pairs, desc=f"{name}, annotated pairs"):
+        p, truth = annotations.points[joints, i], annotations.points[joints, j]
+        [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
+        found = [p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.nan)]
+        if (i, j) in stored_pairs:
+            pair = store.dense(i, j)
+            x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
+            valid = (pair.cycle | pair.occlusion)[y, x]
+            found[2][valid] = (p + pair.flow[y, x])[valid]
+        distance = [np.linalg.norm((q - truth) * scale, axis=-1) for q in found]
+        out.append(np.stack([np.full(len(p), abs(i - j)), *distance], axis=-1))
+    return np.concatenate(out)
+
+
+def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) -> list[str]:
+    """The lines of a source in the three tables."""
+    interval = np.abs(store.pairs[:, 0] - store.pairs[:, 1])
+    share = store.counts[store.pairs[:, 0], store.pairs[:, 1]] / np.prod(store.size)
+    share = np.where((interval > 1) & (store.meta["method"].get("keep") == "half"), 2 * share, share)
+    disk = sum(path.stat().st_size for path in store.root.iterdir())
+    valid = [share[(interval >= low) & (interval <= high)] for low, high in BINS]
+    lines = [f"| {name} | {cost['seconds'] / 60:.1f} min | {cost['bytes'] / 2**30:.2f} GiB | {disk / 2**20:.0f} MiB | "
+             + " | ".join(f"{x.mean():.0%}" if len(x) else "-" for x in valid) + " |"]
+    for k, kind in ((1, "direct"), (2, "chained"), (3, "stored")):
+        cells = []
+        for low, high in (*BINS, (1, 1000)):
+            e = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), k]
+            covered = ~np.isnan(e)
+            good = f"{(e[covered] < NEAR).mean():.0%}" if covered.any() else "-"
+            cells.append(good if kind != "stored" else f"{good} of {covered.mean():.0%}")
+        lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def picture(folders: dict[str, Path], path: Path, pairs: list[tuple[int, int]]) -> None:
+    """A row a pair of frames: the two frames, and for each source the stored flow, black where there is none, beside
+    adjacent flows added up."""
+    rows = []
+    for i, j in pairs:
+        sequence = open_sequence(next(iter(folders.values())), None)
+        cells, longest = [sequence.frame(i), sequence.frame(j)], None
+        for folder in folders.values():
+            store = open_correspondences(open_sequence(folder, None))
+            pair, chained = store.dense(i, j), chained_flow(store, i, j)
+            longest = longest or max(float(np.percentile(np.linalg.norm(chained, axis=-1), 98)), 1.0)
+            colours = flow_colours(pair.flow, longest)
+            colours[~(pair.cycle | pair.occlusion)] = 0
+            cells += [colours, flow_colours(chained, longest)]
+        rows.append(np.concatenate(cells, axis=1))
+    cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
+
+
+def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
+    """Adjacent flows added up from every pixel of frame i to frame j, `(H, W, 2)`."""
+    H, W = store.size
+    y, x = np.mgrid[:H, :W]
+    start = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+    points, step = start.copy(), 1 if j > i else -1
+    for t in range(i, j, step):
+        points = points + sample(store.dense(t, t + step).flow, points)
+    return (points - start).reshape(H, W, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--annotations", required=True)
+    parser.add_argument("--work_dir", required=True, type=Path)
+    parser.add_argument("--weights_dir", type=Path)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("preprocessing", nargs="*", help="more options of `python -m preprocessing`, after --")
+    args = parser.parse_args()
+    weights = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
+    names = [f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
+    folders, costs, consistency = {}, [], []
+    for name, options in SOURCES.items():
+        folder = folders[name] = args.work_dir / name.replace(" ", "_")
+        cost = preprocess(folder, ["--video", args.video, *options, *weights, "--chain", *args.preprocessing])
+        sequence = open_sequence(folder, None)
+        store = open_correspondences(sequence)
+        annotations = load_annotations(args.annotations, len(sequence)).resized(sequence.size)
+        weights_name = options[3] if len(options) > 2 else ""
+        models = ModelOptions(weights=weights_name, weights_dir=args.weights_dir)
+        line, *more = report(name, cost, store, errors(name, models, sequence, store, annotations))
+        costs.append(line)
+        consistency += more
+    print("| source | time | peak memory | disk | valid at intervals of " + " | ".join(names) + " |")
+    print("|---" * (4 + len(BINS)) + "|", *costs, sep="\n")
+    print("\n| joints within 4 px | " + " | ".join(names) + " | all |\n" + "|---" * (2 + len(BINS)) + "|",
+          *consistency, sep="\n")
+    if args.picture:
+        picture(folders, args.picture, [(0, 1), (0, 10), (0, 40)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Depth priors of a sequence: depth/NAME.npy, (H, W) float16 in [0, 2], 0 nearest; depth/meta.json names the frames."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from errors import UserError
+from loaders.sequence import VideoSequence
+
+AGAIN = "run `python -m preprocessing --depth ...` again"
+
+
+def depth_path(sequence: VideoSequence, name: str) -> Path:
+    """File of the depth prior of a frame."""
+    return sequence.root / "depth" / f"{Path(name).stem}.npy"
+
+
+def load_depth(sequence: VideoSequence) -> np.ndarray:
+    """The depth priors `(T, H, W)` float16. UserError if there are none, or if they are damaged or of other frames."""
+    meta = sequence.root / "depth" / "meta.json"
+    if not meta.is_file():
+        raise UserError(f"no depth priors in {meta.parent}: run `python -m preprocessing --depth ...` first")
+    try:
+        hashes = json.loads(meta.read_text())["hashes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{meta} is damaged: {AGAIN}") from error
+    changed = [name for name, now in zip(sequence.names, sequence.hashes(), strict=True) if hashes.get(name) != now]
+    if changed:
+        raise UserError(f"{meta.parent} was made for other frames: {len(changed)} changed, first {changed[0]}: {AGAIN}")
+    out = np.empty((len(sequence), *sequence.size), np.float16)
+    for t, name in enumerate(sequence.names):
+        path = depth_path(sequence, name)
+        try:
+            out[t] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is missing or damaged: {AGAIN}") from error
+    return out
+
+
+def depth_at(priors: Tensor, ids: Tensor, pixels: Tensor) -> Tensor:
+    """Priors `(T, H, W)` of frames `(B,)` at the pixels nearest to points `(B, N, 2)`, `(B, N)` float32."""
+    H, W = priors.shape[1:]
+    x, y = pixels.round().long().unbind(-1)
+    return priors[ids[:, None], y.clamp(0, H - 1), x.clamp(0, W - 1)].float()

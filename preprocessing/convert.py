@@ -1,0 +1,85 @@
+"""Between our correspondence store and OmniMotion's published folders (loaders/published.py says what they hold).
+
+Both ways are exact up to the store's round-off of 1/32 px, where flow is stored: the published folders have flow for
+every pixel, the store of distant frames for those with a flag.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from errors import UserError
+from loaders.files import atomic_path, write_text
+from loaders.published import PublishedFolder, is_published
+from loaders.sequence import VideoSequence
+from loaders.store import FOLDER, CorrespondenceStore, StoreWriter, open_correspondences
+from preprocessing.pairs import Cost, check_disk
+
+log = logging.getLogger(__name__)
+
+
+def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
+    """Write the sequence's correspondences in `layout` ("store" or "omnimotion") beside what is there.
+
+    UserError if there is nothing to convert, or if they are in that layout already."""
+    has_store = (sequence.root / FOLDER / "meta.json").is_file()
+    if layout == "omnimotion":
+        if is_published(sequence.root) and not resume:
+            raise UserError(f"{sequence.root} has OmniMotion's folders already: remove flow_stats.json to write them "
+                            "again")
+        if not has_store:
+            raise UserError(f"no store in {sequence.root / FOLDER} to convert: run `python -m preprocessing` first")
+        to_published(sequence, open_correspondences(sequence))
+    else:
+        if has_store:
+            raise UserError(f"{sequence.root / FOLDER} is there already: remove it to convert again")
+        if not is_published(sequence.root):
+            raise UserError(f"{sequence.root} has not OmniMotion's folders: flow_stats.json and raft_exhaustive/ are "
+                            "needed")
+        to_store(sequence, PublishedFolder(sequence), resume)
+
+
+def to_published(sequence: VideoSequence, store: CorrespondenceStore) -> None:
+    """Write raft_exhaustive/, raft_masks/, count_maps/ and, last, flow_stats.json. UserError if the disk is too small.
+
+    Files that are there are kept: what a killed run left is gone on with."""
+    root, names = sequence.root, sequence.names
+    disk = len(store.pairs) * (8 * sequence.size[0] * sequence.size[1] + 4096)
+    done = sum(path.stat().st_size for path in (root / "raft_exhaustive").glob("[!.]*"))
+    check_disk(Cost(len(store.pairs), 0, 0, disk, disk), root, done)
+    stats: dict[str, dict[str, int]] = {name: {} for name in names}
+    for i, j in tqdm(store.pairs.tolist(), desc="OmniMotion's layout"):
+        stats[names[i]][names[j]] = int(store.counts[i, j])
+        pair_name, pair = f"{names[i]}_{names[j]}", None
+        flow, masks = root / "raft_exhaustive" / f"{pair_name}.npy", root / "raft_masks" / f"{pair_name}.png"
+        if flow.is_file() and masks.is_file():
+            continue
+        pair = store.dense(i, j)
+        with atomic_path(flow) as path, open(path, "wb") as file:
+            np.save(file, pair.flow)
+        channels = [np.zeros_like(pair.cycle), pair.occlusion, pair.cycle]  # OpenCV's order: blue, green, red
+        _write_image(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
+    for i, name in enumerate(names):
+        _write_image(root / "count_maps" / Path(name).with_suffix(".png"), store.count_map(i))
+    write_text(root / "flow_stats.json", json.dumps(stats))
+
+
+def to_store(sequence: VideoSequence, published: PublishedFolder, resume: bool = False) -> CorrespondenceStore:
+    """Write a store from OmniMotion's folders, which stay as they are."""
+    writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume)
+    for i, j in tqdm(published.pairs.tolist(), desc="store"):
+        if not writer.has(i, j):
+            pair = published.dense(i, j)
+            writer.write(i, j, pair.flow, pair.cycle, pair.occlusion)
+    writer.finish()
+    return open_correspondences(sequence)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), image):
+            raise OSError(f"{path} cannot be written")
