@@ -40,7 +40,8 @@ class Board:
         x, y = points.astype(int).T
         near, far = np.percentile(depths, (1, 99))
         largest = float(errors.max())
-        views = {"matches": match_picture(*frames, points, points + flow[y, x], position_colours(points, size)),
+        views = {"matches": match_picture(tuple(frames), points, points + flow[y, x], np.ones(len(points), bool),
+                                          position_colours(points, size)),
                  "flow": flow_colours(flow)}
         for k, i in enumerate(ids):
             error = cv2.resize(error_colours(errors[k], largest), size[::-1], interpolation=cv2.INTER_NEAREST)
