@@ -25,7 +25,7 @@ from loaders.sequence import read_mask
 from models import surface
 
 log = logging.getLogger("viz")
-CPU_SIDE = 160     # cells of the grid along the longer side of a frame, on the CPU
+CPU_SIDE = 96     # cells of the grid along the longer side of a frame, on the CPU
 
 
 class Views:

@@ -103,7 +103,7 @@ OPTIONS = {
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
         ("fps", float, 10.0, "frames a second of the videos and of the page"),
-        ("dense_interval", int, 0, "pixels between computed depths, colours and flow; 0: all on a GPU, else 160 along "
+        ("dense_interval", int, 0, "pixels between computed depths, colours and flow; 0: all on a GPU, else 96 along "
          "the longer side"),
         ("page_interval", int, 0, "page: pixels between its tracks; 0: 4 on a GPU, else 64 along the longer side"),
         ("page_query_stride", int, 5, "page: frames between those whose pixels have tracks"),
