@@ -51,7 +51,8 @@ def tracks(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame drawn over all frames."""
     found, t = views.tracks, views.options.query_frame_id
     colours = position_colours(views.points, views.size)
-    return write(_of_frame(path, t), track_pictures(views.frames, found.tracks, found.visible, colours, t), views, formats)
+    pictures = track_pictures(views.frames, found.tracks, found.visible, colours, t)
+    return write(_of_frame(path, t), pictures, views, formats)
 
 
 def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:

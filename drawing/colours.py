@@ -14,7 +14,7 @@ POSITIONS = np.array([[[86, 180, 233], [130, 215, 190], [245, 233, 90]],
                       [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
                       [[0, 84, 190], [150, 80, 175], [213, 84, 0]]], np.float32)
 SCORES = np.array([[0, 114, 230], [245, 245, 245], [230, 92, 0]], np.float32)
-# Middlebury's wheel (Baker et al., "A database and evaluation methodology for optical flow", 2011): its six hues and the
+# Middlebury's wheel (Baker et al., "A database and evaluation methodology for optical flow", 2011): six hues and the
 # number of steps from each to the next, by what is felt as different. Direction 0 is right, then down.
 WHEEL = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
 WHEEL_STEPS = (15, 6, 4, 11, 13, 6)

@@ -12,10 +12,9 @@ import numpy as np
 
 from drawing.colours import depth_colours, error_colours, flow_colours, full_saturation
 from drawing.legend import colour_bar, flow_legend, text_picture, with_strip
-from drawing.tracks import LONGEST_SIDE, enlarge, frame_caption, picture_zoom
+from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
 
 ARROWS = 24            # arrows along the longer side of a flow picture
-DARK = (20, 20, 20)
 
 
 def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -57,8 +57,8 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
                    query_frame: int) -> Iterator[np.ndarray]:
-    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`, one a track,
-    or `(N, T, 3)`: occlusion scores."""
+    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`, or in those
+    of their occlusion scores `(N, T, 3)`."""
     zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend() if colours.ndim == 2 else score_legend()
     for t, frame in enumerate(frames):
         picture = enlarge(frame, zoom)
@@ -75,7 +75,8 @@ def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, mat
     draw_points(pictures[0], points, np.ones(len(points), bool), colours, zoom)
     draw_points(pictures[1], matches, visible, colours, zoom)
     out = np.concatenate(pictures, axis=1)
-    ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + [pictures[0].shape[1], 0]], 1)  # (N, 2, 2)
+    right = np.array([pictures[0].shape[1], 0])
+    ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + right], 1)  # (N, 2, 2)
     shown = np.flatnonzero(visible)
     for n in shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]:
         draw_path(out, ends[n], colours[n])

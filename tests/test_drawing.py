@@ -3,6 +3,7 @@
 import numpy as np
 
 from drawing.colours import depth_colours, flow_colours, position_colours
+from drawing.legend import HEIGHT
 from drawing.tracks import draw_points, picture_zoom, point_grid, track_pictures
 
 RED = np.array([[255, 0, 0]], np.uint8)
@@ -31,7 +32,7 @@ def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
     tracks = np.array([[[10, 10], [20, 20], [30, 30]]], np.float32)
     pictures = list(track_pictures(frames, tracks, np.ones((1, 3), bool), RED, 0))
     zoom = picture_zoom((60, 80))
-    assert len(pictures) == 3 and pictures[0].shape == (60 * zoom, 80 * zoom, 3) and not frames.any()
+    assert len(pictures) == 3 and pictures[0].shape == (60 * zoom + HEIGHT, 80 * zoom, 3) and not frames.any()
     for t, picture in enumerate(pictures):
         place = round((10 * (t + 1) + 0.5) * zoom - 0.5)
         assert picture[place, place].tolist() == [255, 0, 0]

@@ -115,7 +115,7 @@ def test_videos_show_every_frame(trained):
     for name in ("tracks_00003.mp4", "depth.mp4"):
         with av.open(str(folder / name)) as video:
             frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert len(frames) == 8 and frames[0].shape == (512, 512, 3) and frames[4].std() > 5
+        assert len(frames) == 8 and frames[0].shape == (546, 512, 3) and frames[4].std() > 5
 
 
 def bad(kind, trained, small_sequence, tmp_path):

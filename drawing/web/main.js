@@ -111,11 +111,7 @@ function select(tracks, note) {
 
 function showNow() {
   const t = state.frame, {selection} = state;
-  $("counter").innerHTML = "";
-  const number = document.createElement("b"), rest = document.createElement("span");
-  number.textContent = `Frame ${meta.frames[t]}`;
-  rest.textContent = ` / ${meta.frames[meta.count - 1]}`;
-  $("counter").append(number, rest);
+  $("counter").querySelector("b").textContent = meta.frames[t];
   $("chart").setAttribute("aria-valuenow", t);
   $("chart").setAttribute("aria-valuetext", `frame ${meta.frames[t]}`);
   $("zoomed").hidden = stage.zoom < 1.01;
@@ -270,6 +266,7 @@ function describe() {
   $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
   document.documentElement.style.setProperty("--ratio", meta.height / meta.width);
   $("chart").setAttribute("aria-valuemax", meta.count - 1);
+  $("counter").querySelector("span").textContent = `/ ${meta.frames[meta.count - 1]}`;
 }
 
 const events = {redraw, pick, bundle, hover, seek, pause};

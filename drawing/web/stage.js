@@ -195,7 +195,7 @@ class Stage {
   }
 
   mark(track, many) { // a disc where the point is visible, a ring where it is not; a cross in its query frame
-    const c = this.context, {frame} = this.state, radius = many ? 3 : 5.5;
+    const c = this.context, {frame} = this.state, radius = many ? Math.min(3, Math.max(1.4, 0.28 * meta.interval * this.scale)) : 5.5;
     const [x, y] = this.toScreen(track.x[frame], track.y[frame]);
     c.beginPath();
     c.arc(x, y, radius, 0, 2 * Math.PI);

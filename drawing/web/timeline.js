@@ -49,7 +49,7 @@ class Timeline {
       const top = RULER + STRIP + GAP, free = this.height - top - 2 * GAP - 4, depth = Math.round(free * 0.56);
       this.strip(RULER);
       this.plot(top, depth, "depth", ["near", "far"], meta.depthRange, (v) => v.depth);
-      this.plot(top + depth + 2 * GAP, free - depth, "occluded", ["1", "0"], [1, 0], (v) => v.score, meta.threshold);
+      this.plot(top + depth + 2 * GAP, free - depth, "occlusion", ["1", "0"], [1, 0], (v) => v.score, meta.threshold);
     } else {
       c.fillStyle = INK.text;
       c.textAlign = "center";
@@ -75,20 +75,20 @@ class Timeline {
   }
 
   strip(top) { // how much of the selection is visible in each frame
-    const c = this.context, {selection} = this.state, half = (this.at(1) - this.at(0)) / 2 || 4;
+    const c = this.context, {selection} = this.state, right = this.width - RIGHT;
+    const share = (t) => selection.reduce((sum, track) => sum + track.visible[t], 0) / selection.length;
+    const edge = (t) => Math.round(Math.min(right, Math.max(this.left, this.at(t - 0.5))));
+    c.fillStyle = INK.line;
+    c.fillRect(this.left, top + STRIP / 2 - 1, right - this.left, 2);
+    c.fillStyle = selection.length === 1 ? selection[0].colour : INK.bright;
     for (let t = 0; t < meta.count; t++) {
-      const share = selection.reduce((sum, track) => sum + track.visible[t], 0) / selection.length;
-      const from = Math.max(this.left, this.at(t) - half), to = Math.min(this.width - RIGHT, this.at(t) + half);
-      c.fillStyle = INK.line;
-      c.fillRect(from, top + STRIP / 2 - 1, to - from + 0.5, 2);
-      c.globalAlpha = share;
-      c.fillStyle = selection.length === 1 ? selection[0].colour : INK.bright;
-      c.fillRect(from, top, to - from + 0.5, STRIP);
-      c.globalAlpha = 1;
+      c.globalAlpha = share(t);
+      c.fillRect(edge(t), top, (meta.count > 1 ? edge(t + 1) : right) - edge(t), STRIP);
     }
+    c.globalAlpha = 1;
     c.fillStyle = INK.text;
     c.textAlign = "right";
-    c.fillText("visible", this.left - 12, top + STRIP - 2);
+    c.fillText("visible", this.left - 6, top + STRIP - 2);
   }
 
   plot(top, height, name, [upper, lower], [high, low], values, threshold) {
