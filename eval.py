@@ -3,6 +3,7 @@
 --annotations GT               tracks of the run's model against ground truth; --baselines static,chain beside it
 --queries Q --out TRACKS       tracks of any query points, without a score
 --predictions TRACKS --annotations GT   tracks of any tracker against ground truth, without a model
+--predictions TRACKS --out FILE         the same tracks in another format, by FILE's ending: .npz .csv .pt .nuke .rrd
 """
 
 import json
@@ -22,8 +23,9 @@ from loaders.annotations import (
     sample_queries,
     save_tracks,
 )
+from loaders.exports import check_format, export_tracks
 from loaders.files import write_text
-from loaders.sequence import VideoSequence
+from loaders.sequence import VideoSequence, open_sequence
 from loaders.store import open_correspondences
 from losses.metrics import tapvid_metrics
 from preprocessing.baselines import chained_flow_tracks, static_tracks
@@ -36,7 +38,9 @@ BASELINES = ("static", "chain")
 
 def evaluate(options: Namespace) -> None:
     """The mode that the options ask for."""
-    if options.predictions:
+    if options.predictions and options.out and not options.annotations:
+        convert_tracks(options)
+    elif options.predictions:
         score_predictions(options)
     elif options.queries:
         track_queries(options)
@@ -64,11 +68,21 @@ def score_model(options: Namespace) -> None:
 
 def track_queries(options: Namespace) -> None:
     """Tracks of the query points of a file."""
+    path = Path(options.out or run_dir(options) / "tracks.npz")
+    check_format(path)
     sequence, tracker = open_run(options)
     queries = load_queries(options.queries, len(sequence), sequence.size)
-    path = Path(options.out or run_dir(options) / "tracks.npz")
-    save_tracks(path, as_point_tracks(tracker.track(queries), queries, sequence.size))
+    export_tracks(path, as_point_tracks(tracker.track(queries), queries, sequence.size), sequence)
     log.info("%d tracks through %d frames: %s", len(queries), len(sequence), path)
+
+
+def convert_tracks(options: Namespace) -> None:
+    """A file of tracks in another format; a .rrd shows the frames too if the sequence is given."""
+    check_format(Path(options.out))
+    tracks = load_tracks(options.predictions)
+    sequence = open_sequence(options.data_dir, options.num_imgs) if options.data_dir else None
+    export_tracks(Path(options.out), tracks, sequence)
+    log.info("%d tracks: %s", len(tracks.tracks), options.out)
 
 
 def score_predictions(options: Namespace) -> None:

@@ -25,7 +25,6 @@ from loaders.sequence import read_mask
 from models import surface
 
 log = logging.getLogger("viz")
-CPU_SIDE = 96     # cells of the grid along the longer side of a frame, on the CPU
 
 
 class Views:
@@ -99,7 +98,7 @@ class Views:
         """Pixels between the grid's columns and rows."""
         if self.options.dense_interval:
             return self.options.dense_interval
-        interval = 1 if self.tracker.device.type == "cuda" else max(1, round(max(self.size) / CPU_SIDE))
+        interval = surface.grid_interval(self.tracker)
         if interval > 1:
             log.info("on the CPU, dense pictures are computed at every %dth pixel (--dense_interval 1: at all)",
                      interval)

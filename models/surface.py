@@ -14,6 +14,13 @@ from torch import Tensor
 from models.rendering import composite, take_sample
 from models.tracker import Tracker
 
+CPU_SIDE = 96   # grid points along the longer side of a frame, on the CPU
+
+
+def grid_interval(tracker: Tracker, side: int = CPU_SIDE) -> int:
+    """Every pixel on a GPU, `side` of them along the frame's longer side on the CPU."""
+    return 1 if tracker.device.type == "cuda" else max(1, round(max(tracker.size) / side))
+
 
 def grid_pixels(size: tuple[int, int], interval: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Pixels `(h * w, 2)` float32 in the middle of cells of `interval` pixels a side, row by row, and (h, w)."""
