@@ -115,7 +115,7 @@ def _rerun():
     try:
         import rerun
     except ImportError as error:
-        raise UserError("a .rrd needs the package rerun-sdk: pip install rerun-sdk, or choose another format") from error
+        raise UserError("a .rrd needs rerun-sdk: pip install rerun-sdk, or choose another format") from error
     return rerun
 
 
