@@ -1,8 +1,8 @@
 """Time of drawing, without inference: python -m benchmarks.drawing
 
 Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and the packing and size of a page with a track
-for every fourth pixel of every fifth of 60 frames. The tracks are smooth random motions of a camera and of a moving block,
-with noise of `--noise` pixels in every position: a trained model's tracks pack like those with a noise of about 0.05.
+for every fourth pixel of every fifth of 60 frames. The tracks are those of a panning camera and a walking block, with a
+noise of `--noise` pixels in every position.
 """
 
 import argparse
