@@ -261,7 +261,7 @@ function describe() {
   $("facts").textContent = `${meta.count} frames, ${meta.width}×${meta.height}, ${tracks.toLocaleString("en")} tracks`;
   const every = meta.blocks.length > 1 ? meta.frames[meta.blocks[1].frame] - meta.frames[meta.blocks[0].frame] : 0;
   const notes = [`Tracks start ${meta.interval === 1 ? "at every pixel" : `${meta.interval} px apart`}` +
-    `${every ? ` in every ${every === 1 ? "frame" : `${every}th frame`}` : " in the first frame"}; positions are rounded to ` +
+    `${every > 1 ? ` in one of ${every} frames` : every ? " in every frame" : " in the first frame"}; positions are rounded to ` +
     `${meta.quantum} px.`, ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
   $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
   document.documentElement.style.setProperty("--ratio", meta.height / meta.width);
