@@ -3,6 +3,7 @@
 --annotations GT               tracks of the run's model against ground truth; --baselines static,chain beside it
 --queries Q --out TRACKS       tracks of any query points, without a score
 --predictions TRACKS --annotations GT   tracks of any tracker against ground truth, without a model
+--predictions TRACKS --out FILE         the same tracks in another format, by FILE's ending: .npz .csv .pt .nuke .rrd
 --tapvid FILE                  a whole benchmark: every video preprocessed, trained, tracked and scored
 """
 
@@ -24,8 +25,10 @@ from evaluation.scoring import (
     score,
 )
 from inference import open_run
-from loaders.annotations import load_annotations, load_queries, sample_queries, save_tracks
+from loaders.annotations import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
+from loaders.exports import check_format, export_tracks
 from loaders.files import write_text
+from loaders.sequence import open_sequence
 
 log = logging.getLogger("eval")
 
@@ -34,6 +37,8 @@ def evaluate(options: Namespace) -> None:
     """The mode that the options ask for."""
     if options.tapvid:
         run_benchmark(options)
+    elif options.predictions and options.out and not options.annotations:
+        convert_tracks(options)
     elif options.predictions:
         score_predictions(options)
     elif options.queries:
@@ -62,11 +67,21 @@ def score_model(options: Namespace) -> None:
 
 def track_queries(options: Namespace) -> None:
     """Tracks of the query points of a file."""
+    path = Path(options.out or run_dir(options) / "tracks.npz")
+    check_format(path)
     sequence, tracker = open_run(options)
     queries = load_queries(options.queries, len(sequence), sequence.size)
-    path = Path(options.out or run_dir(options) / "tracks.npz")
-    save_tracks(path, as_point_tracks(tracker.track(queries), queries, sequence.size))
+    export_tracks(path, as_point_tracks(tracker.track(queries), queries, sequence.size), sequence)
     log.info("%d tracks through %d frames: %s", len(queries), len(sequence), path)
+
+
+def convert_tracks(options: Namespace) -> None:
+    """A file of tracks in another format; a .rrd shows the frames too if the sequence is given."""
+    check_format(Path(options.out))
+    tracks = load_tracks(options.predictions)
+    sequence = open_sequence(options.data_dir, options.num_imgs) if options.data_dir else None
+    export_tracks(Path(options.out), tracks, sequence)
+    log.info("%d tracks: %s", len(tracks.tracks), options.out)
 
 
 def score_predictions(options: Namespace) -> None:

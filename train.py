@@ -9,12 +9,15 @@ import signal
 import sys
 from argparse import Namespace
 
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.options import parse, run
 from drawing.board import Board
+from drawing.tracks import point_grid
 from loaders.files import write_text
+from models import surface
 from models.tracker import Tracker
 from trainer import Trainer
 
@@ -38,8 +41,9 @@ def train(options: Namespace) -> None:
         if trainer.step % options.i_print == 0:
             rates = {f"lr/{name}": group["lr"] for name, group in trainer.parameter_groups().items()}
             losses = {f"loss/{name}": float(value) for name, value in terms.items()}
-            board.scalars({**losses, **rates, "flow_error_px": float(error),
-                           "steps_per_second": bar.format_dict["rate"] or 0.0}, trainer.step)
+            speed = bar.format_dict["rate"] or 0.0
+            board.scalars({**losses, **rates, "flow_error_px": float(error), "steps_per_second": speed,
+                           "samples_per_second": speed * trainer.samples_per_step}, trainer.step)
         if options.i_img and trainer.step % options.i_img == 0:
             draw(board, trainer)
         if trainer.step % options.i_weight == 0 and trainer.step < options.num_iters:
@@ -57,11 +61,14 @@ def train(options: Namespace) -> None:
 def draw(board: Board, trainer: Trainer) -> None:
     """The pictures of the run so far: matches, flow, depth and colours of the first and the middle frame."""
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
-    first, second = 0, len(trainer.sequence) // 2
-    ids = [first, second]
-    colours, depths = tracker.colours_and_depths(ids)
+    ids = first, second = [0, len(trainer.sequence) // 2]
+    points, interval = point_grid(tracker.size), surface.grid_interval(tracker)
+    colours, depths = zip(*(surface.colours_and_depths(tracker, t, interval) for t in ids), strict=True)
     frames, errors = (a[ids].cpu().numpy() for a in (trainer.sampler.frames, trainer.error_map.mean()))
-    board.pictures(trainer.step, ids, frames, tracker.flow(first, second), depths, colours, errors)
+    board.pictures(trainer.step, ids, frames, points, tracker.correspond(points, first, second),
+                   surface.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colours), errors)
+    board.weights({name: value.detach().cpu().numpy() for name, value in trainer.model.named_parameters()
+                   if value.ndim == 2}, trainer.step)
 
 
 def stop_on_signal() -> list:

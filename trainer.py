@@ -151,6 +151,11 @@ class Trainer:
         """The optimisers' groups by name; their "lr" is the current one."""
         return {group["name"]: group for optimiser in self.optimisers.values() for group in optimiser.param_groups}
 
+    @property
+    def samples_per_step(self) -> int:
+        """Ray samples of a step."""
+        return self.options.num_pairs * self.options.num_pts * self.options.num_samples_ray
+
     def _freeze(self) -> None:
         """Fix the time latents; the optimisers keep their moments of everything else."""
         before = self.optimisers

@@ -1,79 +1,168 @@
-"""Look at a trained run: python viz.py --config configs/default.txt --data_dir seqs/clip [--what tracks,depth]
+"""Look at a trained run: python viz.py --config configs/default.txt --data_dir seqs/clip [--what tracks,trails,page]
 
-Videos go to the run's folder: tracks_QQQQQ.mp4 (points of frame QQQQQ through all frames; discs are visible, rings
-occluded) and depth.mp4 (red is near).
+Results go to the run's folder, or to --out_dir. --what names, separated by commas:
+tracks      the query frame's points in all frames        depth      rendered depth
+trails      the foreground's paths, background at rest    flow       flow from each frame to the next
+occlusion   the tracks with their occlusion scores        colour     the frames beside what the model renders
+pairs       two frames and their correspondences          errors     where the flow error was large in training
+canonical   the canonical volume                          page       a page to click on, page.html
+all         all of these but the page
 """
 
 import logging
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from configs.options import parse, run, run_dir
-from drawing.colours import depth_colours, position_colours
-from drawing.tracks import enlarge, picture_zoom, point_grid, track_pictures
+from configs.options import parse, run
+from drawing import maps
+from drawing.board import write_png
+from drawing.cloud import cloud_pictures
+from drawing.colours import position_colours, score_colours
+from drawing.legend import text_picture, with_strip
+from drawing.tracks import match_picture, track_pictures
+from drawing.trails import trail_pictures
 from errors import UserError
-from inference import open_run
-from loaders.sequence import VideoSequence, read_mask
-from loaders.video import write_video
-from models.tracker import Tracker
+from loaders.video import write_gif, write_video
+from views import Views
 
 log = logging.getLogger("viz")
+FORMATS = ("mp4", "gif", "png")
+SWING_FRAMES = 60  # of the canonical cloud
 
 
 def visualise(options: Namespace) -> None:
-    """Make every video that `what` names."""
-    makers = {"tracks": tracks_video, "depth": depth_video}
-    names = [name for name in options.what.split(",") if name]
-    if unknown := set(names) - set(makers):
-        raise UserError(f"--what {options.what}: no '{min(unknown)}', choose among {', '.join(makers)}")
-    sequence, tracker = open_run(options)
+    """Make everything that `what` names."""
+    names = _chosen(options.what, "what", (*MAKERS, "all"))
+    formats = _chosen(options.formats, "formats", FORMATS)
+    if "all" in names:
+        names = [*(name for name in MAKERS if name != "page"), *(["page"] if "page" in names else [])]
+    views = Views(options)
+    folder = Path(options.out_dir or views.dir)
     for name in names:
-        log.info("%s", makers[name](options, sequence, tracker))
+        for path in MAKERS[name](views, folder / name, formats):
+            log.info("%s", path)
 
 
-def tracks_video(options: Namespace, sequence: VideoSequence, tracker: Tracker) -> Path:
+def tracks(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame drawn over all frames."""
-    t, path = options.query_frame_id, run_dir(options) / f"tracks_{options.query_frame_id:05d}.mp4"
-    points = query_grid(options, sequence)
-    queries = np.concatenate([np.full((len(points), 1), t), points[:, ::-1]], axis=1).astype(np.float32)  # (N, 3)
-    found = tracker.track(queries)
-    pictures = track_pictures(sequence.frames(), found.tracks, found.visible,
-                              position_colours(points, sequence.size), t)
-    write_video(path, tqdm(pictures, "tracks", len(sequence)), options.fps)
-    return path
+    found, t = views.tracks, views.options.query_frame_id
+    colours = position_colours(views.points, views.size)
+    pictures = track_pictures(views.frames, found.tracks, found.visible, colours, t)
+    return write(_of_frame(path, t), pictures, views, formats)
 
 
-def query_grid(options: Namespace, sequence: VideoSequence) -> np.ndarray:
-    """Points `(N, 2)` of the query frame: a grid, or what of it lies in the foreground."""
-    t, points = options.query_frame_id, point_grid(sequence.size, options.grid_interval)
-    if not 0 <= t < len(sequence):
-        raise UserError(f"--query_frame_id {t}: the sequence has frames 0 to {len(sequence) - 1}")
-    if not (options.use_mask or options.foreground_mask_path):
-        return points
-    if options.foreground_mask_path:
-        mask = read_mask(Path(options.foreground_mask_path), sequence.size)
-    else:
-        masks = sequence.masks()
-        if masks is None:
-            raise UserError(f"--use_mask: {sequence.root / 'mask'} has no masks; give --foreground_mask_path instead")
-        mask = masks[t]
-    x, y = points.astype(int).T
-    if not mask[y, x].any():
-        raise UserError(f"the foreground of frame {t} has no point of the grid: try a smaller --grid_interval")
-    return points[mask[y, x]]
+def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """Paths of the foreground's points, with the background's motion taken out."""
+    chosen, t = views.foreground, views.options.query_frame_id
+    if not chosen.any():
+        log.warning("no foreground: trails are of all points (give --foreground_mask_path)")
+        chosen = np.ones(len(chosen), bool)
+    found, colours = views.tracks, position_colours(views.points, views.size)[chosen]
+    pictures = trail_pictures(views.frames, found.tracks[chosen], found.visible[chosen], colours,
+                              views.background_steps, t)
+    return write(_of_frame(path, t), pictures, views, formats)
 
 
-def depth_video(options: Namespace, sequence: VideoSequence, tracker: Tracker) -> Path:
-    """Rendered depth of all frames in one scale of colours."""
-    path, zoom = run_dir(options) / "depth.mp4", picture_zoom(sequence.size)
-    depths = np.stack([tracker.colours_and_depths([t])[1][0].astype(np.float16)
-                       for t in tqdm(range(len(sequence)), "depth")])
-    near, far = np.percentile(depths[:, ::4, ::4].astype(np.float32), (1, 99))
-    write_video(path, (enlarge(depth_colours(depth, near, far), zoom) for depth in depths), options.fps)
-    return path
+def occlusion(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """The tracks in the colours of their occlusion scores."""
+    found, t = views.tracks, views.options.query_frame_id
+    pictures = track_pictures(views.frames, found.tracks, found.visible, score_colours(found.occlusion_score), t)
+    return write(_of_frame(path, t), pictures, views, formats)
+
+
+def depth(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """Rendered depth."""
+    return write(path, maps.depth_pictures(views.renderings[1], views.size), views, formats)
+
+
+def flow(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """Flow from each frame to the next."""
+    return write(path, maps.flow_pictures(views.flows, views.size), views, formats)
+
+
+def colour(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """The frames beside their renderings."""
+    return write(path, maps.colour_pictures(views.frames, views.renderings[0]), views, formats)
+
+
+def errors(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """The accumulated error map."""
+    if views.errors is None:
+        log.warning("errors: the checkpoint has no error map (--error_map off, or OmniMotion's format); nothing drawn")
+        return []
+    return write(path, maps.error_pictures(views.frames, views.errors), views, formats)
+
+
+def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """The canonical volume: rendered from the front, and as a cloud of the points that the frames show."""
+    points, colours = views.canonical_cloud()
+    H, W = maps.picture_size(views.size)
+    low, high = np.percentile(points, (0.5, 99.5), axis=0)
+    side = 480 if views.tracker.device.type == "cuda" else 160
+    shape = tuple(max(1, round(side * n / min(H, W))) for n in (H, W))
+    log.info("rendering the canonical volume")
+    front = np.rint(views.render_canonical(low, high, shape).clip(0, 1) * 255).astype(np.uint8)
+    front = maps.fit(front, (H, W))
+    stretched = points * [views.size[1] / views.size[0], 1, 1]  # x and y are normalised each by its own side
+    legend = text_picture("volume from the front | surface points of 6 frames")
+    pictures = (with_strip(maps.beside([front, cloud]), "canonical volume", legend)
+                for cloud in cloud_pictures(stretched, colours, (H, W), SWING_FRAMES, max(2, min(H, W) // 160)))
+    return write(path, pictures, views, formats, SWING_FRAMES)
+
+
+def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """Points of the query frame and where they are in another frame."""
+    i, j = views.options.query_frame_id, views.target_frame
+    found, points = views.tracks, views.points
+    picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, j], found.visible[:, j],
+                            position_colours(points, views.size), f"frame {i} | frame {j}", lines=40)
+    path = path.with_name(f"pairs_{i:05d}_{j:05d}.png")
+    write_png(path, maps.beside([picture]))
+    return [path]
+
+
+def page(views: Views, path: Path, formats: list[str]) -> list[Path]:
+    """The page to click on."""
+    from page import write_page
+
+    return [write_page(views, path.with_suffix(".html"))]
+
+
+MAKERS = {maker.__name__: maker for maker in
+          (tracks, trails, occlusion, depth, flow, colour, canonical, errors, pairs, page)}
+
+
+def write(path: Path, pictures: Iterable[np.ndarray], views: Views, formats: list[str], count: int = 0) -> list[Path]:
+    """Pictures as PATH.mp4, PATH.gif and PATH/00000.png."""
+    pictures, fps, out = tqdm(pictures, path.name, count or views.T), views.options.fps, []
+    if len(formats) > 1:
+        pictures = list(pictures)
+    for name in formats:
+        if name == "png":
+            for t, picture in enumerate(pictures):
+                write_png(path / f"{t:05d}.png", picture)
+            out.append(path)
+        else:
+            writer = write_video if name == "mp4" else write_gif
+            out.append(path.with_suffix(f".{name}"))
+            writer(out[-1], pictures, fps)
+    return out
+
+
+def _of_frame(path: Path, t: int) -> Path:
+    return path.with_name(f"{path.name}_{t:05d}")
+
+
+def _chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
+    """The names of a comma-separated option, each once. UserError for an unknown one."""
+    names = list(dict.fromkeys(name for name in text.split(",") if name))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--{option} {text}: no '{unknown[0]}', choose among {', '.join(known)}")
+    return names
 
 
 def main() -> None:

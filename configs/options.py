@@ -118,12 +118,21 @@ OPTIONS = {
         ("num_gpus", float, -1, "Ray: GPUs that a task asks for; fractions share one; -1: 1 where there is CUDA"),
     ],
     "visualisation": [
-        ("what", str, "tracks,depth", "comma-separated: tracks, depth"),
+        ("what", str, "tracks,depth", "comma-separated: tracks, trails, occlusion, depth, flow, colour, canonical, "
+         "errors, pairs, all (these), page"),
+        ("formats", str, "mp4", "comma-separated: mp4, gif, png (a folder of frames)"),
+        ("out_dir", str, "", "folder of the results, instead of the run's"),
         ("query_frame_id", int, 0, "frame whose points are drawn"),
+        ("target_frame_id", int, -1, "the other frame of `pairs`; -1: half the clip away"),
         ("grid_interval", int, 0, "pixels between the drawn points; 0: about 20 points along the longer side"),
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
-        ("fps", float, 10.0, "frames a second of the videos"),
+        ("fps", float, 10.0, "frames a second of the videos and of the page"),
+        ("dense_interval", int, 0, "pixels between computed depths, colours and flow; 0: all on a GPU, else 96 along "
+         "the longer side"),
+        ("page_interval", int, 0, "page: pixels between its tracks; 0: 4 on a GPU, else 64 along the longer side"),
+        ("page_query_stride", int, 5, "page: frames between those whose pixels have tracks"),
+        ("page_mb", float, 25.0, "page: largest size of the file; tracks are rounded more, then fewer, to keep to it"),
     ],
 }
 
@@ -131,7 +140,8 @@ AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
                      "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps"), 1),
-    **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1,
+    **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
+    "page_mb": 1, "dense_interval": 0, "page_interval": 0,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
                      "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
                      "num_cpus", "w_depth"), 0),

@@ -5,16 +5,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drawing.colours import depth_colours, error_colours, flow_colours, position_colours
-from drawing.tracks import match_picture, point_grid
+from drawing.colours import depth_colours, error_colours, flow_colours, full_saturation, position_colours
+from drawing.legend import colour_bar, flow_legend, row, with_strip
+from drawing.maps import beside, depth_range, error_scale, fit, picture_size
+from drawing.tracks import match_picture
 from loaders.files import atomic_path
 
-FOLDER = "pictures"
+FOLDER = "vis"
 
 
 class Board:
     """Scalars and pictures of a run: TensorBoard files in `run_dir`/tensorboard unless switched off, PNG files in
-    `run_dir`/pictures. What an earlier run showed after `step` is dropped from the curves."""
+    `run_dir`/vis. What an earlier run showed after `step` is dropped from the curves."""
 
     def __init__(self, run_dir: Path, tensorboard: bool = True, step: int = 0):
         self.dir, self.writer = run_dir, None
@@ -29,24 +31,35 @@ class Board:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
-    def pictures(self, step: int, ids: list[int], frames: np.ndarray, flow: np.ndarray, depths: np.ndarray,
-                 colours: np.ndarray, errors: np.ndarray) -> None:
+    def weights(self, values: dict[str, np.ndarray], step: int) -> None:
+        """Of each weight matrix a histogram, and its root mean square as a curve."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_histogram(f"weights/{name}", value, step)
+                rms = float(np.sqrt((value.astype(np.float64) ** 2).mean()))
+                self.writer.add_scalar(f"weight_rms/{name}", rms, step)
+
+    def pictures(self, step: int, ids: list[int], frames: np.ndarray, points: np.ndarray, matches: np.ndarray,
+                 flow: np.ndarray, depths: np.ndarray, colours: np.ndarray, errors: np.ndarray) -> None:
         """Matches of two frames, the flow between them, and of each: frame, rendered colours, depth, error map.
 
-        ids: the two frames' numbers; frames `(2, H, W, 3)` uint8; flow `(H, W, 2)` pixels from the first to the
-        second; depths `(2, H, W)`; colours `(2, H, W, 3)` in [0, 1]; errors `(2, h, w)` pixels."""
+        ids: the two frames' numbers; frames `(2, H, W, 3)` uint8; points `(N, 2)` of the first frame and where they are
+        in the second; on a grid of the frame: flow `(h, w, 2)` pixels from the first to the second, depths `(2, h, w)`,
+        colours `(2, h, w, 3)` in [0, 1]; errors `(2, h', w')` pixels."""
         size = frames.shape[1:3]
-        points = point_grid(size, max(size) // 12)
-        x, y = points.astype(int).T
-        near, far = np.percentile(depths, (1, 99))
-        largest = float(errors.max())
-        views = {"matches": match_picture(*frames, points, points + flow[y, x], position_colours(points, size)),
-                 "flow": flow_colours(flow)}
+        (near, far), largest, longest = depth_range(depths), error_scale(errors), full_saturation(flow)
+        legend = row([colour_bar(lambda s: depth_colours(s, 0, 1), f"{near:.2f}", f"{far:.2f}", "near"),
+                      colour_bar(lambda s: error_colours(s, 1), "0", f"{largest:.2f} px", "flow error")], 24)
+        views = {
+            "matches": match_picture(tuple(frames), points, matches, np.ones(len(points), bool),
+                                     position_colours(points, size), f"frame {ids[0]} | frame {ids[1]}"),
+            "flow": with_strip(fit(flow_colours(flow, longest), picture_size(size)), f"frame {ids[0]} to {ids[1]}",
+                               flow_legend(longest))}
         for k, i in enumerate(ids):
-            error = cv2.resize(error_colours(errors[k], largest), size[::-1], interpolation=cv2.INTER_NEAREST)
             rendered = np.rint(colours[k].clip(0, 1) * 255).astype(np.uint8)
-            views[f"frame_{i}"] = np.concatenate(
-                [frames[k], rendered, depth_colours(depths[k], near, far), error], axis=1)
+            maps = (frames[k], rendered, depth_colours(depths[k], near, far), error_colours(errors[k], largest))
+            views[f"frame_{i}"] = with_strip(beside(fit(m, picture_size(size)) for m in maps),
+                                             f"frame {i} | rendered | depth | error", legend)
         for name, view in views.items():
             write_png(self.dir / FOLDER / f"{step:06d}_{name}.png", view)
             if self.writer is not None:

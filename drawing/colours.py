@@ -1,4 +1,5 @@
-"""Colours for positions, flow, depth and errors. Results are uint8 RGB.
+"""Colours for positions, flow, depth, errors and scores, uint8 RGB. They read the same with any kind of colour vision;
+only the flow wheel, the field's standard, does not, and its pictures have arrows.
 
 Notation
     H, W, N  height, width, points
@@ -7,43 +8,76 @@ Notation
 import cv2
 import numpy as np
 
-DEGREES = 180 / np.pi
+# A 3x3 patch over the frame, from Okabe and Ito's palette for all kinds of colour vision: left is blue, right is yellow
+# to red, the upper row is lighter than the lower one, and the middle is green.
+POSITIONS = np.array([[[86, 180, 233], [130, 215, 190], [245, 233, 90]],
+                      [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
+                      [[0, 84, 190], [150, 80, 175], [213, 84, 0]]], np.float32)
+SCORES = np.array([[0, 114, 230], [245, 245, 245], [230, 92, 0]], np.float32)
+# Middlebury's wheel (Baker et al., "A database and evaluation methodology for optical flow", 2011): six hues and the
+# number of steps from each to the next, by what is felt as different. Direction 0 is right, then down.
+WHEEL = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
+WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 
 
 def position_colours(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A colour for each point `(N, 2)` of a frame of `size` (H, W), `(N, 3)`: the hue turns around the centre of the
-    frame, the colours are paler near it, so that neighbours are alike and distant points are not."""
-    x, y = ((points + 0.5) / np.array(size[::-1]) * 2 - 1).T
-    radius = np.hypot(x, y).clip(0, 1)
-    return _from_hsv(np.arctan2(y, x) * DEGREES, 0.35 + 0.65 * radius, np.ones_like(x))
+    """A colour for each point `(N, 2)` of a frame of `size` (H, W), `(N, 3)`: neighbours are alike, corners are not."""
+    place = ((points + 0.5) / np.array(size[::-1])).clip(0, 1) * 2
+    column, row = (place.astype(int).clip(max=1)).T
+    x, y = (place - np.stack([column, row], -1)).T[..., None]
+    upper, lower = ((1 - x) * POSITIONS[r, column] + x * POSITIONS[r, column + 1] for r in (row, row + 1))
+    return np.rint((1 - y) * upper + y * lower).astype(np.uint8)
 
 
 def flow_colours(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
     """Flow `(H, W, 2)` pixels as `(H, W, 3)`: hue is direction, saturation length, white no motion. `longest`, the
-    length of full saturation, is by default that of 98% of the flow."""
+    length of full saturation, is by default that of 98% of the flow; what is longer is darker."""
     length = np.hypot(flow[..., 0], flow[..., 1])
-    longest = longest or max(float(np.percentile(length, 98)), 1e-6)
-    saturation = (length / longest).clip(0, 1)
-    return _from_hsv(np.arctan2(flow[..., 1], flow[..., 0]) * DEGREES, saturation, np.ones_like(saturation))
+    length = length / (longest or full_saturation(flow))
+    wheel = _wheel()
+    turn = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1 * len(wheel)
+    low = turn.astype(int) % len(wheel)
+    share = (turn - np.floor(turn))[..., None]
+    hue = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
+    inside = 1 - length[..., None] * (1 - hue)
+    return np.rint(np.where(length[..., None] <= 1, inside, 0.75 * hue) * 255).astype(np.uint8)
+
+
+def full_saturation(flow: np.ndarray) -> float:
+    """The length of 98% of the flow `(..., 2)`, at least a tenth of a pixel: noise is not motion."""
+    return max(float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 98)), 0.1)
 
 
 def depth_colours(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Depths `(H, W)` as `(H, W, 3)`: red is `near`, blue is `far`."""
-    closeness = 1 - ((depth.astype(np.float32) - near) / max(far - near, 1e-6)).clip(0, 1)
-    return _mapped(closeness, cv2.COLORMAP_TURBO)
+    """Depths `(H, W)` as `(H, W, 3)`: yellow is `near`, dark blue is `far`."""
+    return _mapped(1 - _share(depth, near, far), cv2.COLORMAP_VIRIDIS)
 
 
 def error_colours(error: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Errors `(H, W)` as `(H, W, 3)`, dark is 0; `largest` is by default the largest of them."""
-    return _mapped((error / max(largest or float(error.max()), 1e-6)).clip(0, 1), cv2.COLORMAP_INFERNO)
+    return _mapped(_share(error, 0, largest or float(error.max())), cv2.COLORMAP_INFERNO)
+
+
+def score_colours(scores: np.ndarray) -> np.ndarray:
+    """Scores in [0, 1] of any shape as `(..., 3)`: blue is 0, white 0.5, orange 1."""
+    place = scores.clip(0, 1)[..., None] * 2
+    lower, upper = (1 - place) * SCORES[0] + place * SCORES[1], (2 - place) * SCORES[1] + (place - 1) * SCORES[2]
+    return np.rint(np.where(place < 1, lower, upper)).astype(np.uint8)
+
+
+def _share(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return ((values.astype(np.float32) - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
 def _mapped(values: np.ndarray, colour_map: int) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(np.rint(values * 255).astype(np.uint8), colour_map), cv2.COLOR_BGR2RGB)
 
 
-def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Degrees of any turn, and two numbers in [0, 1], any shape -> uint8 `(..., 3)`."""
-    hsv = np.stack([hue % 360, saturation, value], axis=-1).astype(np.float32)
-    rgb = cv2.cvtColor(hsv.reshape(-1, 1, 3), cv2.COLOR_HSV2RGB).reshape(hsv.shape)
-    return np.rint(rgb * 255).astype(np.uint8)
+def _wheel() -> np.ndarray:
+    """The wheel's colours `(55, 3)` in [0, 1]."""
+    parts = []
+    for k, steps in enumerate(WHEEL_STEPS):
+        start, end = (np.array(WHEEL[i % 6], np.float32) / 255 for i in (k, k + 1))
+        share = np.arange(steps)[:, None] / steps
+        parts.append((1 - share) * start + share * end)
+    return np.concatenate(parts)

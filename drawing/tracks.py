@@ -10,31 +10,41 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-PICTURE_SIDE = 480  # pictures' shorter side, at least
+from drawing.legend import mark_legend, score_legend, with_strip
+
+PICTURE_SIDE, LONGEST_SIDE = 480, 1920  # pictures' shorter side, at least, as long as the longer one is at most this
 SHIFT = 4           # binary places of cv2's sub-pixel coordinates
 DARK = (20, 20, 20)
 
 
-def picture_zoom(size: tuple[int, int]) -> int:
-    """Whole factor by which frames of `size` (H, W) are enlarged."""
-    return max(1, -(-PICTURE_SIDE // min(size)))
+def picture_zoom(size: tuple[int, int]) -> float:
+    """The factor by which frames of `size` (H, W) are enlarged, a whole number, or made smaller."""
+    if max(size) > LONGEST_SIDE:
+        return LONGEST_SIDE / max(size)
+    return min(-(-PICTURE_SIDE // min(size)), LONGEST_SIDE // max(size)) if min(size) < PICTURE_SIDE else 1
 
 
-def enlarge(frame: np.ndarray, zoom: int) -> np.ndarray:
+def enlarge(frame: np.ndarray, zoom: float) -> np.ndarray:
     """A frame `(H, W, 3)` uint8 as `(zoom H, zoom W, 3)`."""
     if zoom == 1:
         return frame.copy()
-    return cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(frame, (round(frame.shape[1] * zoom), round(frame.shape[0] * zoom)),
+                      interpolation=cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA)
 
 
-def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colours: np.ndarray, zoom: int) -> None:
+def on_picture(points: np.ndarray, zoom: float) -> np.ndarray:
+    """Points `(..., 2)` of a frame in pixels of its picture."""
+    return (points + 0.5) * zoom - 0.5
+
+
+def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colours: np.ndarray, zoom: float) -> None:
     """Mark points `(N, 2)`, in pixels of the frame, on its picture: a disc where visible `(N,)`, a ring where occluded.
 
     Points outside the frame are not drawn. Discs lie over rings."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
-    radius = max(4.0, min(picture.shape[:2]) / 130)
-    centres = (points + 0.5) * zoom - 0.5
+    radius = max(3.5, min(picture.shape[:2]) / 130)
+    centres = on_picture(points, zoom)
     for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
         colour = tuple(int(c) for c in colours[n])
         if visible[n]:
@@ -47,29 +57,41 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
                    query_frame: int) -> Iterator[np.ndarray]:
-    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`."""
-    zoom = picture_zoom(frames.shape[1:3])
+    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`, or in those
+    of their occlusion scores `(N, T, 3)`."""
+    zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend() if colours.ndim == 2 else score_legend()
     for t, frame in enumerate(frames):
         picture = enlarge(frame, zoom)
-        draw_points(picture, tracks[:, t], visible[:, t], colours, zoom)
-        write_caption(picture, f"{t}  query" if t == query_frame else f"{t}")
-        yield picture
+        draw_points(picture, tracks[:, t], visible[:, t], colours if colours.ndim == 2 else colours[:, t], zoom)
+        yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
 
 
-def match_picture(frame_a: np.ndarray, frame_b: np.ndarray, points: np.ndarray, matches: np.ndarray,
-                  colours: np.ndarray) -> np.ndarray:
-    """Points `(N, 2)` of frame a and where they are in frame b `(N, 2)`, side by side."""
-    zoom = picture_zoom(frame_a.shape[:2])
-    pictures = [enlarge(frame, zoom) for frame in (frame_a, frame_b)]
-    for picture, places in zip(pictures, (points, matches), strict=True):
-        draw_points(picture, places, np.ones(len(places), bool), colours, zoom)
-    return np.concatenate(pictures, axis=1)
+def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, matches: np.ndarray, visible: np.ndarray,
+                  colours: np.ndarray, caption: str = "", lines: int = 0) -> np.ndarray:
+    """Points `(N, 2)` of the first frame and where they are in the second `(N, 2)`, visible `(N,)` there or not, side
+    by side, with lines between `lines` of them."""
+    zoom = picture_zoom(frames[0].shape[:2])
+    pictures = [enlarge(frame, zoom) for frame in frames]
+    draw_points(pictures[0], points, np.ones(len(points), bool), colours, zoom)
+    draw_points(pictures[1], matches, visible, colours, zoom)
+    out = np.concatenate(pictures, axis=1)
+    right = np.array([pictures[0].shape[1], 0])
+    ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + right], 1)  # (N, 2, 2)
+    shown = np.flatnonzero(visible)
+    for n in shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]:
+        draw_path(out, ends[n], colours[n])
+    return with_strip(out, caption, mark_legend()) if caption else out
 
 
-def write_caption(picture: np.ndarray, text: str) -> None:
-    """Small text in the upper left corner."""
-    for colour, width in ((DARK, 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, colour, width, cv2.LINE_AA)
+def draw_path(picture: np.ndarray, path: np.ndarray, colour: np.ndarray, thickness: int = 1) -> None:
+    """A line through `(L, 2)` pixels of the picture."""
+    places = np.rint(path.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
+    cv2.polylines(picture, [places], False, tuple(int(c) for c in colour), thickness, cv2.LINE_AA, SHIFT)
+
+
+def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
+    """`frame 3 of 0-81`, and whether it is the frame whose points are drawn."""
+    return f"frame {t} / {T - 1}" + ("   query frame" if t == query_frame else "")
 
 
 def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Video files: reading frames (folders of images too) and writing H.264. Frames are (H, W, 3) uint8 RGB."""
+"""Video files: reading frames (folders of images too) and writing H.264 and GIF. Frames are (H, W, 3) uint8 RGB."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from errors import UserError
 from loaders.files import atomic_path
@@ -48,6 +49,21 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
             padded = np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
         container.mux(stream.encode())
+
+
+def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, longest_side: int = 640) -> None:
+    """Write frames `(H, W, 3)` uint8 as an endless GIF, made smaller to at most `longest_side` pixels.
+
+    UserError if there is no frame."""
+    images = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        image.thumbnail((longest_side, longest_side))
+        images.append(image.quantize(dither=Image.Dither.NONE))
+    if not images:
+        raise UserError(f"no frames to write to {path}")
+    with atomic_path(path) as temporary:
+        images[0].save(temporary, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:

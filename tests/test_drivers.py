@@ -39,14 +39,16 @@ def trained(small_sequence, tmp_path_factory):
 def test_training_leaves_checkpoint_pictures_and_curves(trained):
     _, folder = trained
     assert (folder / "model_000024.pth").is_file() and "num_iters = 24" in (folder / "args.txt").read_text()
-    pictures = {path.name for path in (folder / "pictures").iterdir()}
+    pictures = {path.name for path in (folder / "vis").iterdir()}
     assert {"000012_matches.png", "000024_flow.png", "000024_frame_0.png", "000024_frame_4.png"} <= pictures
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    assert {"loss/flow", "loss/rgb", "flow_error_px", "lr/deform"} <= set(events.Tags()["scalars"])
-    assert "matches" in events.Tags()["images"]
+    tags = events.Tags()
+    assert {"loss/flow", "loss/rgb", "flow_error_px", "lr/deform", "samples_per_second"} <= set(tags["scalars"])
+    assert {"matches", "flow", "frame_0", "frame_4"} <= set(tags["images"])
+    assert any(name.startswith("weights/deform") for name in tags["histograms"])
 
 
 def test_a_finished_run_is_not_trained_again(trained):
@@ -61,7 +63,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
     arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK, "--num_iters", "100000"]
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "default_small" / "pictures").is_dir() and time.monotonic() < deadline:
+    while not (tmp_path / "default_small" / "vis").is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
@@ -115,7 +117,7 @@ def test_videos_show_every_frame(trained):
     for name in ("tracks_00003.mp4", "depth.mp4"):
         with av.open(str(folder / name)) as video:
             frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert len(frames) == 8 and frames[0].shape == (512, 512, 3) and frames[4].std() > 5
+        assert len(frames) == 8 and frames[0].shape == (546, 512, 3) and frames[4].std() > 5
 
 
 def bad(kind, trained, small_sequence, tmp_path):

@@ -1,0 +1,94 @@
+"""Time of drawing, without inference: python -m benchmarks.drawing
+
+Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and the packing and size of a page with a track
+for every fourth pixel of every fifth of 60 frames. The tracks are those of a panning camera and a walking block, with a
+noise of `--noise` pixels in every position.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from drawing.colours import position_colours
+from drawing.pack import GridTracks
+from drawing.page import PageData, page_html
+from drawing.tracks import track_pictures
+from drawing.trails import background_step, trail_pictures
+from loaders.video import write_video
+from models.surface import grid_pixels
+
+SIZE = (480, 854)
+
+
+def clip(count: int) -> np.ndarray:
+    """Frames with texture at several scales that moves, `(count, 480, 854, 3)`."""
+    rng = np.random.default_rng(0)
+    scales = [rng.normal(0, 20, (600 // k, 1000 // k, 3)).astype(np.float32) for k in (2, 8, 40)]
+    canvas = (128 + sum(cv2.resize(values, (1000, 600)) for values in scales)).clip(0, 255).astype(np.uint8)
+    return np.stack([canvas[t // 2: t // 2 + 480, t: t + 854] for t in range(count)])
+
+
+def motion(points: np.ndarray, count: int, start: int, noise: float) -> np.ndarray:
+    """Tracks `(N, count, 2)` of points of frame `start`: a camera that pans, and a block that walks."""
+    t = np.arange(count)
+    walk = np.stack([20 * np.sin(t / 9), 6 * np.sin(t / 3)], -1)
+    inside = (abs(points - [400, 250]) < [120, 90]).all(-1)
+    camera = np.stack([-t, -t / 2], -1) * (1 + points[:, :1, None] * 1e-4)
+    tracks = points[:, None] + camera + inside[:, None, None] * walk
+    tracks = tracks - tracks[:, start: start + 1] + points[:, None]
+    return (tracks + np.random.default_rng(start).normal(0, noise, tracks.shape)).astype(np.float32)
+
+
+def block(start: int, count: int, noise: float) -> GridTracks:
+    """A page's tracks of one query frame."""
+    points, shape = grid_pixels(SIZE, 4)
+    tracks = motion(points, count, start, noise)
+    visible = ((tracks >= 0) & (tracks < SIZE[::-1])).all(-1)
+    depth = 1 + 0.3 * np.sin(points[:, :1] / 200) + 0.02 * np.sin(np.arange(count) / 7)
+    return GridTracks(start, shape, tracks, visible, depth.astype(np.float32), (~visible).astype(np.float32))
+
+
+def video_times(folder: Path) -> None:
+    """Seconds of the two videos."""
+    frames = clip(82)
+    rng = np.random.default_rng(0)
+    points = rng.uniform([0, 0], [854, 480], (2_000, 2)).astype(np.float32)
+    tracks, visible = motion(points, 82, 0, 0.05), rng.random((2_000, 82)) > 0.1
+    colours = position_colours(points, SIZE)
+    start = time.perf_counter()
+    write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colours, 0))
+    print(f"tracks: 82 frames of 854x480, 2000 points: {time.perf_counter() - start:.1f} s")
+    start = time.perf_counter()
+    steps = np.stack([background_step(tracks[:, t], tracks[:, t + 1]) for t in range(81)])
+    write_video(folder / "trails.mp4", trail_pictures(frames, tracks, visible, colours, steps, 0))
+    print(f"trails: the same: {time.perf_counter() - start:.1f} s")
+
+
+def page_size(noise: float) -> None:
+    """Seconds and megabytes of the page."""
+    rng, T = np.random.default_rng(0), 60
+    smooth = np.stack([cv2.resize(rng.random((4, 6)).astype(np.float32), (107, 60)) for _ in range(T)])
+    data = PageData("benchmark", 10, clip(T), list(range(T)), [block(t, T, noise) for t in range(0, T, 5)], 4, 0.99,
+                    smooth, np.stack([smooth[1:], smooth[:-1]], -1), smooth)
+    start = time.perf_counter()
+    size = len(page_html(data)) / 1e6
+    count = sum(len(b.tracks) for b in data.blocks)
+    print(f"page: {T} frames of 854x480, {count} tracks {data.interval} px apart: {size:.1f} MB in "
+          f"{time.perf_counter() - start:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--noise", type=float, default=0.05, help="pixels")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        video_times(Path(folder))
+    page_size(args.noise)
+
+
+if __name__ == "__main__":
+    main()

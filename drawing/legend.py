@@ -1,0 +1,101 @@
+"""Text, and what explains colours and marks: the strip under every picture.
+
+Notation
+    strip    a dark band as wide as the picture, with the caption on its left and the legend on its right
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from drawing.colours import flow_colours, score_colours
+
+STRIP = (22, 24, 28)
+TEXT = (226, 229, 233)
+HEIGHT, TEXT_SIZE, GAP, BAR = 34, 14, 10, (150, 12)  # pixels; BAR is (width, height)
+
+
+@lru_cache(maxsize=512)
+def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
+    """A line of text on the strip's colour, `(h, w, 3)`."""
+    font = ImageFont.load_default(size)
+    left, _, right, _ = font.getbbox(text or " ")
+    picture = Image.new("RGB", (int(right - left) + 2, size + 8), STRIP)
+    ImageDraw.Draw(picture).text((1 - left, 3), text, TEXT, font)
+    return np.asarray(picture)
+
+
+def row(parts: list[np.ndarray], gap: int = GAP) -> np.ndarray:
+    """Pictures beside each other, centred vertically in a strip `(HEIGHT, w, 3)`."""
+    width = sum(part.shape[1] for part in parts) + gap * max(len(parts) - 1, 0)
+    out, x = np.full((HEIGHT, width, 3), STRIP, np.uint8), 0
+    for part in parts:
+        y = (HEIGHT - part.shape[0]) // 2
+        out[y:y + part.shape[0], x:x + part.shape[1]] = part
+        x += part.shape[1] + gap
+    return out
+
+
+def colour_bar(colours: Callable[[np.ndarray], np.ndarray], low: str, high: str, title: str) -> np.ndarray:
+    """A legend `title low [bar] high`; `colours` maps shares `(h, w)` in [0, 1] to `(h, w, 3)`."""
+    bar = colours(np.repeat(np.linspace(0, 1, BAR[0], dtype=np.float32)[None], BAR[1], 0))
+    return row([text_picture(f"{title}   {low}"), bar, text_picture(high)], 7)
+
+
+def mark_legend(colour: tuple[int, int, int] = TEXT) -> np.ndarray:
+    """A legend of the marks of points: a disc is visible, a ring occluded."""
+    marks = []
+    for thickness in (cv2.FILLED, 1):
+        mark = np.full((14, 14, 3), STRIP, np.uint8)
+        cv2.circle(mark, (7 << 4, 7 << 4), 5 << 4, colour, thickness, cv2.LINE_AA, 4)
+        marks.append(mark)
+    return row([marks[0], text_picture("visible"), marks[1], text_picture("occluded")], 7)
+
+
+def score_legend() -> np.ndarray:
+    """The marks, and the colours of occlusion scores."""
+    return row([mark_legend(), colour_bar(score_colours, "0", "1", "occlusion score")], 2 * GAP)
+
+
+def flow_wheel(size: int) -> np.ndarray:
+    """The wheel of flow colours, `(size, size, 4)` with transparency outside it."""
+    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    flow = np.stack(np.meshgrid(axis, axis), -1)
+    radius = np.hypot(*np.moveaxis(flow, -1, 0))
+    alpha = ((1 - radius) * size / 2 + 0.5).clip(0, 1)
+    colours = flow_colours(flow / np.maximum(radius, 1)[..., None], 1.0)
+    return np.concatenate([colours, np.rint(alpha * 255).astype(np.uint8)[..., None]], -1)
+
+
+def flow_legend(longest: float) -> np.ndarray:
+    """The wheel in small, and the length of its rim."""
+    wheel = flow_wheel(HEIGHT - 4).astype(np.float32)
+    alpha = wheel[..., 3:] / 255
+    flat = np.rint(alpha * wheel[..., :3] + (1 - alpha) * np.array(STRIP)).astype(np.uint8)
+    return row([text_picture("colour is direction, the rim"), flat, text_picture(f"{longest:.3g} px a frame")], 7)
+
+
+def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = None) -> np.ndarray:
+    """The picture `(H, W, 3)` with a strip below it: two rows high where caption and legend do not fit into one."""
+    W = picture.shape[1]
+    words = row([text_picture(caption)])
+    parts = [words] if legend is None else [words, legend]
+    fits = sum(part.shape[1] for part in parts) + (len(parts) + 1) * GAP <= W
+    rows = [np.full((HEIGHT, W, 3), STRIP, np.uint8) for _ in range(1 if fits else len(parts))]
+    for k, part in enumerate(parts):
+        part = shrunk(part, W)
+        x = GAP if k == 0 or not fits else W - GAP - part.shape[1]
+        x = min(x, W - part.shape[1])
+        rows[k % len(rows)][:part.shape[0], x:x + part.shape[1]] = part
+    return np.concatenate([picture, *rows])
+
+
+def shrunk(picture: np.ndarray, width: int) -> np.ndarray:
+    """The picture, made smaller if it is wider than `width`."""
+    if picture.shape[1] <= width:
+        return picture
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

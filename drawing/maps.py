@@ -1,0 +1,101 @@
+"""Videos of what has a value at every pixel: depth, flow, rendered colour, error.
+
+Notation
+    T, H, W  frames, height, width
+    map      values on a coarse grid of the frame `(h, w, ...)`, enlarged to the picture
+"""
+
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+
+from drawing.colours import depth_colours, error_colours, flow_colours, full_saturation
+from drawing.legend import colour_bar, flow_legend, text_picture, with_strip
+from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
+
+ARROWS = 24            # arrows along the longer side of a flow picture
+
+
+def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Depths `(T, h, w)` of frames of `size` (H, W), in one scale of colours."""
+    near, far = depth_range(depths)
+    legend = colour_bar(lambda share: depth_colours(share, 0, 1), f"{near:.2f}", f"{far:.2f}", "near")
+    for t, depth in enumerate(depths):
+        picture = depth_colours(fit(depth, picture_size(size)), near, far)
+        yield with_strip(picture, frame_caption(t, len(depths)) + "   depth", legend)
+
+
+def depth_range(depths: np.ndarray) -> tuple[float, float]:
+    """Depths that the colours reach: all but the nearest and the farthest percent."""
+    near, far = np.percentile(depths.astype(np.float32), (1, 99))
+    return float(near), float(far)
+
+
+def flow_pictures(flows: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Flows `(T - 1, h, w, 2)` in pixels from each frame of `size` (H, W) to the next: colours of one scale, arrows."""
+    longest, legend = full_saturation(flows), None
+    for t, flow in enumerate(flows):
+        picture = flow_colours(fit(flow, picture_size(size)), longest)
+        legend = flow_legend(longest) if legend is None else legend
+        _draw_arrows(picture, flow, longest)
+        yield with_strip(picture, f"flow from frame {t} to {t + 1}", legend)
+
+
+def colour_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames `(T, H, W, 3)` uint8 beside what the model renders of them `(T, h, w, 3)` in [0, 1]."""
+    size = frames.shape[1:3]
+    for t, (frame, colours) in enumerate(zip(frames, rendered, strict=True)):
+        shown = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
+        small = cv2.resize(frame, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
+        error = ((shown.astype(np.float32) - small) ** 2).mean() / 255**2
+        psnr = 10 * np.log10(1 / max(error, 1e-10))
+        picture = beside([fit(frame, picture_size(size)), fit(shown, picture_size(size))])
+        yield with_strip(picture, frame_caption(t, len(frames)), text_picture(f"frame | rendered, PSNR {psnr:.1f} dB"))
+
+
+def error_pictures(frames: np.ndarray, errors: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames `(T, H, W, 3)` uint8 beside the accumulated flow errors `(T, h, w)` in pixels, one scale of colours."""
+    size, largest = frames.shape[1:3], error_scale(errors)
+    legend = colour_bar(lambda share: error_colours(share, 1), "0", f"{largest:.2f} px", "mean flow error")
+    for t, (frame, error) in enumerate(zip(frames, errors, strict=True)):
+        shown = fit(error_colours(error, largest), picture_size(size), cv2.INTER_NEAREST)
+        yield with_strip(beside([fit(frame, picture_size(size)), shown]), frame_caption(t, len(frames)), legend)
+
+
+def error_scale(errors: np.ndarray) -> float:
+    """The error that the lightest colour means: that of 99% of the cells."""
+    return max(float(np.percentile(errors, 99)), 1e-3)
+
+
+def picture_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the picture of a frame of `size` (H, W)."""
+    zoom = picture_zoom(size)
+    return round(size[0] * zoom), round(size[1] * zoom)
+
+
+def fit(values: np.ndarray, shape: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """A map or frame `(h, w, ...)` enlarged (or made smaller) to `shape`."""
+    if values.shape[0] > shape[0]:
+        interpolation = cv2.INTER_AREA
+    values = values if values.dtype == np.uint8 else values.astype(np.float32)
+    return cv2.resize(values, shape[::-1], interpolation=interpolation)
+
+
+def beside(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Pictures of one size in a row, made smaller if that is wider than a screen."""
+    out = np.concatenate(list(pictures), axis=1)
+    return enlarge(out, min(1, LONGEST_SIDE / out.shape[1]))
+
+
+def _draw_arrows(picture: np.ndarray, flow: np.ndarray, longest: float) -> None:
+    """Arrows on the picture; `longest` pixels of flow `(h, w, 2)` are as long as the arrows are apart."""
+    apart = max(picture.shape[:2]) / ARROWS
+    for y in np.arange(apart / 2, picture.shape[0], apart):
+        for x in np.arange(apart / 2, picture.shape[1], apart):
+            row, column = int(y / picture.shape[0] * flow.shape[0]), int(x / picture.shape[1] * flow.shape[1])
+            motion = flow[row, column] * apart / longest
+            motion = motion * min(1, 1.5 * apart / max(float(np.hypot(*motion)), 1e-6))
+            if np.hypot(*motion) > 2:
+                ends = [tuple(int(v * 16) for v in place) for place in ((x, y), (x + motion[0], y + motion[1]))]
+                cv2.arrowedLine(picture, *ends, DARK, 1, cv2.LINE_AA, 4, 0.3)

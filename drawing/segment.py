@@ -1,0 +1,70 @@
+"""Which tracks move with the background: motion segmentation from tracks alone.
+
+Under an affine camera all tracks of a rigid scene lie in one affine subspace of dimension 3 (Tomasi and Kanade, IJCV
+1992): four tracks span it. As in Sheikh, Javed and Kanade ("Background subtraction for freely moving cameras", ICCV
+2009, section 3), the background is the subspace with the most tracks near it, found by RANSAC; the rest is foreground.
+Tracks of the model need no completion: they go on behind occluders.
+
+Notation
+    N, T     tracks, frames
+    x        tracks as vectors (x_1, y_1, ..., x_T, y_T)   (N, 2 T)
+    residual distance of a track from the subspace, root mean square over frames, in pixels   (N,)
+"""
+
+import numpy as np
+
+SAMPLES = 400           # subspaces that are tried
+BASIS = 4               # tracks that span one
+NEIGHBOURS = 13         # tracks that vote on the label of one
+FLOOR = 0.004           # share of the frame's longer side: closer tracks are background whatever the rest does
+
+
+def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Foreground `(N,)` bool of tracks `(N, T, 2)`, visible `(N, T)`, in frames of `size` (H, W).
+
+    All False if there are fewer than 8 tracks or nothing moves apart from the background."""
+    N = len(tracks)
+    x = tracks.reshape(N, -1).astype(np.float64)
+    if N < 2 * BASIS or not np.isfinite(x).all():
+        return np.zeros(N, bool)
+    floor, rng = FLOOR * max(size), np.random.default_rng(seed)
+    near = np.zeros(N, bool)
+    for _ in range(SAMPLES):
+        found = _residuals(x, rng.choice(N, BASIS, replace=False), visible) < floor
+        if found.sum() > near.sum():
+            near = found
+    for _ in range(3):  # the subspace of all that is near it, and what is near that
+        if near.sum() < BASIS:
+            return np.zeros(N, bool)
+        residual = _residuals(x, np.flatnonzero(near), visible)
+        near = residual < max(floor, _gap(residual))
+    return _without_specks(~near, tracks[:, visible.sum(0).argmax()])
+
+
+def _residuals(x: np.ndarray, members: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Residuals of all x, over the frames where they are visible, from the affine 3-d subspace that fits the tracks
+    `members` `(M,)` best."""
+    centre = x[members].mean(0)
+    _, _, basis = np.linalg.svd(x[members] - centre, full_matrices=False)
+    inside = (x - centre) @ basis[: BASIS - 1].T @ basis[: BASIS - 1]
+    square = ((x - centre - inside) ** 2).reshape(*visible.shape, 2).sum(-1)  # (N, T)
+    return np.sqrt((square * visible).sum(1) / visible.sum(1).clip(1))
+
+
+def _gap(residual: np.ndarray) -> float:
+    """Otsu's threshold of the logarithms: the split of largest variance between its sides."""
+    values = np.sort(np.log(residual + 1e-6))
+    n = np.arange(1, len(values))
+    sums = np.cumsum(values)
+    low, high = sums[:-1] / n, (sums[-1] - sums[:-1]) / (len(values) - n)
+    k = int(np.argmax(n * (len(values) - n) * (high - low) ** 2))
+    return float(np.exp((values[k] + values[k + 1]) / 2))
+
+
+def _without_specks(foreground: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Each track gets the label of most of the `NEIGHBOURS` tracks nearest to its point `(N, 2)`, twice."""
+    count = min(NEIGHBOURS, len(points) - 1)
+    nearest = np.stack([np.argpartition(((points - point) ** 2).sum(-1), count)[:count] for point in points])
+    for _ in range(2):
+        foreground = foreground[nearest].mean(1) > 0.5
+    return foreground

@@ -1,0 +1,68 @@
+"""Trails: the path of each foreground point over the last frames, seen from the moving background.
+
+Notation
+    T, N, L  frames, tracks, frames of a trail
+    step     step[t], a homography that takes background pixels of frame t to frame t + 1   (T - 1, 3, 3)
+"""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from drawing.legend import mark_legend, with_strip
+from drawing.tracks import draw_path, draw_points, enlarge, frame_caption, on_picture, picture_zoom
+
+TRAIL = 24        # frames
+DIMMED = 0.55     # brightness of the frames under the trails
+RANSAC_PX = 1.5   # pixels within which a point moves with the background
+
+
+def background_step(points: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """The homography `(3, 3)` that most of the points `(M, 2)` follow to `moved` `(M, 2)`; a shift by the median motion
+    where there are too few points for one."""
+    if len(points) >= 8:
+        found, _ = cv2.findHomography(points.astype(np.float64), moved.astype(np.float64), cv2.RANSAC, RANSAC_PX)
+        if found is not None and np.isfinite(found).all():
+            return found
+    out = np.eye(3)
+    if len(points):
+        out[:2, 2] = np.median(moved - points, axis=0)
+    return out
+
+
+def stabilised_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int = TRAIL) -> np.ndarray:
+    """Where tracks `(N, T, 2)` were in the frames up to t, carried into frame t by the background's motion:
+    `(N, L, 2)`, the last is the point itself."""
+    start = max(0, t - length)
+    out, carry = np.empty((len(tracks), t - start + 1, 2)), np.eye(3)
+    for k in range(t, start - 1, -1):
+        if k < t:
+            carry = carry @ steps[k]
+        out[:, k - start] = _apply(carry, tracks[:, k])
+    return out
+
+
+def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray, steps: np.ndarray,
+                   query_frame: int) -> Iterator[np.ndarray]:
+    """Pictures of all frames `(T, H, W, 3)` with trails of the foreground's tracks `(N, T, 2)`, visible `(N, T)`, in
+    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible."""
+    zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend()
+    for t, frame in enumerate(frames):
+        picture = np.rint(enlarge(frame, zoom) * DIMMED).astype(np.uint8)
+        trails = on_picture(stabilised_trails(tracks, steps, t), zoom)  # (N, L, 2)
+        L = trails.shape[1]
+        for k in range(L - 1):
+            glow = (k + 1) / L
+            layer = picture if glow > 0.5 else picture.copy()
+            for n in np.flatnonzero(visible[:, t]):
+                draw_path(layer, trails[n, k:k + 2], colours[n], 2 if glow > 0.5 else 1)
+            if layer is not picture:
+                cv2.addWeighted(layer, 2 * glow, picture, 1 - 2 * glow, 0, picture)
+        draw_points(picture, tracks[:, t], visible[:, t], colours, zoom)
+        yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
+
+
+def _apply(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    x = np.concatenate([points, np.ones((len(points), 1))], 1) @ homography.T  # (N, 3)
+    return x[:, :2] / np.where(abs(x[:, 2:]) < 1e-9, 1e-9, x[:, 2:])

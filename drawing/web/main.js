@@ -1,0 +1,282 @@
+"use strict";
+// What the page remembers, and its buttons and keys.
+
+const $ = (id) => document.getElementById(id);
+const PALETTE = ["#ffb000", "#56b4e9", "#00c08b", "#f0e442", "#e8713a", "#d68fc0", "#4f8cff", "#ffffff"];
+const BUNDLE = 300; // tracks of a box that are drawn
+const LAYERS = ["video", ...Object.keys(meta.layers)];
+const LAYER_NAMES = {video: "Video", depth: "Depth", flow: "Flow", error: "Errors"};
+const state = {frame: 0, playing: false, speed: 1, layer: "video", mix: 1, smooth: true, trail: "auto", selection: [],
+  preview: null, note: ""};
+
+let scheduled = false;
+function redraw() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    stage.draw();
+    timeline.draw();
+    showNow();
+  });
+}
+
+// Time
+
+function seek(frame) {
+  state.frame = Math.min(meta.count - 1, Math.max(0, frame));
+  state.preview = null;
+  for (let k = 0; k <= 3; k++) { // this frame and the next ones
+    const t = (state.frame + k) % meta.count;
+    images.get(`video-${t}`);
+    if (state.layer !== "video") images.get(`${state.layer}-${t}`);
+  }
+  blocks.get(blocksNear(state.frame)[0]);
+  redraw();
+}
+
+let clock = 0;
+function play() {
+  state.playing = true;
+  clock = performance.now();
+  showPlaying();
+  requestAnimationFrame(tick);
+}
+
+function pause() {
+  state.playing = false;
+  showPlaying();
+}
+
+function tick(now) {
+  if (!state.playing) return;
+  const next = (state.frame + 1) % meta.count;
+  if (now - clock >= 1000 / (meta.fps * state.speed) && images.ready(`video-${next}`)) {
+    clock = Math.max(clock + 1000 / (meta.fps * state.speed), now - 100); // late frames are not made up for
+    seek(next);
+  } else {
+    images.get(`video-${next}`);
+  }
+  requestAnimationFrame(tick);
+}
+
+function showPlaying() {
+  $("play").setAttribute("aria-label", state.playing ? "Pause" : "Play");
+  $("play-icon").setAttribute("d", state.playing ? "M6 4h4v16H6zM14 4h4v16h-4z" : "M7 4v16l13-8z");
+}
+
+// Selection
+
+async function pick(x, y, add) {
+  const track = await nearestTrack(state.frame, x, y);
+  const others = add ? state.selection.filter((other) => other.id !== track.id) : [];
+  track.colour = PALETTE[others.length % PALETTE.length];
+  const frame = meta.frames[track.query];
+  const far = track.distance > meta.interval ? ` The nearest stored track is ${track.distance.toFixed(0)} px away.` : "";
+  select([...others, track], others.length ? `${others.length + 1} tracks.${far}` :
+    `Query point in frame ${frame} at x ${track.x[track.query].toFixed(0)}, y ${track.y[track.query].toFixed(0)}, ` +
+    `${track.distance.toFixed(1)} px from the click.`);
+  return track;
+}
+
+async function bundle(box) {
+  const {total, tracks} = await tracksInBox(state.frame, box, BUNDLE);
+  for (const track of tracks) {
+    track.colour = placeColour((track.x[state.frame] - box.left) / (box.right - box.left),
+      (track.y[state.frame] - box.top) / (box.bottom - box.top));
+  }
+  select(tracks, total === 0 ? "" : tracks.length < total ? `${tracks.length} of ${total} tracks in the box.` :
+    `${total} ${total === 1 ? "track" : "tracks"} in the box.`);
+}
+
+function placeColour(x, y) { // blue to yellow across, light to dark down, green in the middle
+  const grid = [[[86, 180, 233], [130, 215, 190], [245, 233, 90]], [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
+    [[0, 110, 230], [150, 80, 175], [213, 84, 0]]];
+  const u = Math.min(1.999, Math.max(0, 2 * x)), v = Math.min(1.999, Math.max(0, 2 * y));
+  const i = Math.floor(u), j = Math.floor(v), a = u - i, b = v - j;
+  const rgb = [0, 1, 2].map((k) => Math.round((1 - b) * ((1 - a) * grid[j][i][k] + a * grid[j][i + 1][k]) +
+    b * ((1 - a) * grid[j + 1][i][k] + a * grid[j + 1][i + 1][k])));
+  return `rgb(${rgb})`;
+}
+
+function select(tracks, note) {
+  Object.assign(state, {selection: tracks, note, preview: null});
+  $("hint").hidden = true;
+  $("empty").hidden = tracks.length > 0;
+  $("chosen").hidden = tracks.length === 0;
+  $("what").textContent = note;
+  $("selection").querySelector("h2").textContent = tracks.length > 1 ? "Tracks" : "Track";
+  redraw();
+}
+
+function showNow() {
+  const t = state.frame, {selection} = state;
+  $("counter").querySelector("b").textContent = meta.frames[t];
+  $("chart").setAttribute("aria-valuenow", t);
+  $("chart").setAttribute("aria-valuetext", `frame ${meta.frames[t]}`);
+  $("zoomed").hidden = stage.zoom < 1.01;
+  $("zoomed").querySelector("span").textContent = `${stage.zoom.toFixed(1)}×`;
+  if (!selection.length) return;
+  const rows = [];
+  if (selection.length === 1) {
+    const [track] = selection, seen = track.visible.reduce((sum, v) => sum + v, 0);
+    rows.push(["Now", track.visible[t] ? "visible" : "occluded", `state ${track.visible[t] ? "visible" : ""}`],
+      ["Position", `${track.x[t].toFixed(2)}, ${track.y[t].toFixed(2)}`], ["Depth", track.depth[t].toFixed(3)],
+      ["Occlusion score", track.score[t].toFixed(2)], ["Visible in", `${seen} of ${meta.count} frames`]);
+  } else {
+    const seen = selection.reduce((sum, track) => sum + track.visible[t], 0);
+    const mean = selection.reduce((sum, track) => sum + track.depth[t], 0) / selection.length;
+    rows.push(["Visible now", `${seen} of ${selection.length}`], ["Mean depth", mean.toFixed(3)]);
+  }
+  $("now").replaceChildren(...rows.flatMap(([name, value, style]) => {
+    const dt = document.createElement("dt"), dd = document.createElement("dd");
+    dt.textContent = name;
+    dd.textContent = value;
+    dd.className = style || "";
+    return [dt, dd];
+  }));
+}
+
+function hover(here) {
+  $("cursor").hidden = !here;
+  if (here) $("cursor").textContent = `x ${here.x.toFixed(0)}  y ${here.y.toFixed(0)}`;
+  state.preview = here && !state.playing ? nearestReady(state.frame, here.x, here.y) : null;
+  redraw();
+}
+
+function csv() { // the same columns as eval.py writes
+  const lines = ["track,frame,x,y,visible,occlusion_score,depth"];
+  state.selection.forEach((track, n) => {
+    for (let t = 0; t < meta.count; t++) {
+      lines.push([n, meta.frames[t], track.x[t].toFixed(4), track.y[t].toFixed(4), track.visible[t],
+        track.score[t].toFixed(4), track.depth[t].toFixed(4)].join(","));
+    }
+  });
+  return lines.join("\n") + "\n";
+}
+
+function save() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([csv()], {type: "text/csv"}));
+  link.download = `${meta.title.replace(/[^\w-]+/g, "_")}_tracks.csv`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+async function copy() {
+  if (!state.selection.length) return;
+  const area = document.createElement("textarea"); // works from a file, where the clipboard's own interface may not
+  area.value = csv();
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+  $("copy").textContent = "Copied";
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 1200);
+}
+
+// Layers and options
+
+function setLayer(name) {
+  const layer = meta.layers[name];
+  Object.assign(state, {layer: name, smooth: !layer || layer.smooth !== false});
+  for (const button of $("layers").children) {
+    button.setAttribute("aria-checked", button.dataset.layer === name);
+    button.tabIndex = button.dataset.layer === name ? 0 : -1;
+  }
+  $("mix-row").hidden = !layer;
+  $("legend").hidden = !layer;
+  if (layer) {
+    const parts = [Object.assign(document.createElement("span"), {textContent: layer.low || ""})];
+    if (layer.bar) {
+      const bar = Object.assign(document.createElement("div"), {className: "bar"});
+      bar.style.background = `linear-gradient(90deg, ${layer.bar.join(",")})`;
+      parts.push(bar);
+    } else {
+      parts.push(Object.assign(new Image(), {src: layer.wheel, alt: "colour wheel: hue is direction"}));
+    }
+    parts.push(Object.assign(document.createElement("span"), {textContent: layer.high}));
+    $("legend").replaceChildren(...parts);
+  }
+  seek(state.frame);
+}
+
+function choose(id, by) {
+  const list = $(id), next = list.selectedIndex + by;
+  list.selectedIndex = id === "trail" ? next % list.length : Math.min(list.length - 1, Math.max(0, next));
+  list.dispatchEvent(new Event("change"));
+}
+
+const KEYS = {
+  " ": () => (state.playing ? pause() : play()),
+  ArrowLeft: (e) => (pause(), seek(state.frame - (e.shiftKey ? 10 : 1))),
+  ArrowRight: (e) => (pause(), seek(state.frame + (e.shiftKey ? 10 : 1))),
+  Home: () => (pause(), seek(0)), End: () => (pause(), seek(meta.count - 1)),
+  "[": () => choose("speed", -1), "]": () => choose("speed", 1), t: () => choose("trail", 1), c: copy,
+  0: () => stage.reset(), "+": () => stage.zoomAt(stage.width / 2, stage.height / 2, 1.5),
+  "-": () => stage.zoomAt(stage.width / 2, stage.height / 2, 1 / 1.5),
+  Escape: () => select([], ""), "?": () => $("help").showModal(),
+};
+LAYERS.forEach((name, k) => { KEYS[k + 1] = () => setLayer(name); });
+
+function onKey(e) {
+  const typing = e.target.matches("select, input") && !["Escape", "?"].includes(e.key);
+  const pressing = e.target.matches("button") && e.key === " ";
+  const act = KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
+  if (!act || typing || pressing || e.ctrlKey || e.metaKey || $("help").open) return;
+  e.preventDefault();
+  act(e);
+}
+
+function wire() {
+  for (const name of LAYERS) {
+    const button = Object.assign(document.createElement("button"), {type: "button", textContent: LAYER_NAMES[name]});
+    button.dataset.layer = name;
+    button.setAttribute("role", "radio");
+    button.addEventListener("click", () => setLayer(name));
+    $("layers").append(button);
+  }
+  const on = (id, act, event = "click") => $(id).addEventListener(event, act);
+  on("play", () => (state.playing ? pause() : play()));
+  on("back", () => (pause(), seek(state.frame - 1)));
+  on("forward", () => (pause(), seek(state.frame + 1)));
+  on("speed", (e) => { state.speed = Number(e.target.value); }, "change");
+  on("trail", (e) => { state.trail = e.target.value; redraw(); }, "change");
+  on("mix", (e) => {
+    state.mix = e.target.value / 100;
+    $("mix-value").textContent = `${e.target.value}%`;
+    redraw();
+  }, "input");
+  on("save", save);
+  on("copy", copy);
+  on("clear", () => select([], ""));
+  on("zoom-reset", () => stage.reset());
+  on("help-open", () => $("help").showModal());
+  on("help-close", () => $("help").close());
+  document.addEventListener("keydown", onKey);
+}
+
+function describe() {
+  const tracks = meta.blocks.reduce((sum, block) => sum + block.rows * block.columns, 0);
+  $("facts").textContent = `${meta.count} frames, ${meta.width}×${meta.height}, ${tracks.toLocaleString("en")} tracks`;
+  const every = meta.blocks.length > 1 ? meta.frames[meta.blocks[1].frame] - meta.frames[meta.blocks[0].frame] : 0;
+  const notes = [`Tracks start ${meta.interval === 1 ? "at every pixel" : `${meta.interval} px apart`}` +
+    `${every > 1 ? ` in one of ${every} frames` : every ? " in every frame" : " in the first frame"}; positions are rounded to ` +
+    `${meta.quantum} px.`, ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
+  $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
+  document.documentElement.style.setProperty("--ratio", meta.height / meta.width);
+  $("chart").setAttribute("aria-valuemax", meta.count - 1);
+  $("counter").querySelector("span").textContent = `/ ${meta.frames[meta.count - 1]}`;
+}
+
+const events = {redraw, pick, bundle, hover, seek, pause};
+const stage = new Stage($("view"), state, events);
+const timeline = new Timeline($("chart"), state, events);
+if (typeof DecompressionStream === "undefined") {
+  $("message").textContent = "This browser is too old for the page: it needs one of 2023 or later.";
+  $("message").hidden = false;
+} else {
+  wire();
+  describe();
+  setLayer("video");
+}

@@ -1,0 +1,139 @@
+"use strict";
+// The time line: a ruler to scrub on, and below it when the selection is visible, its depth and its occlusion score.
+
+const LEFT = 58, RIGHT = 16, RULER = 26, STRIP = 12, GAP = 10;
+const INK = {text: "#9ba4b2", line: "#2b3038", playhead: "#ffb000", bright: "#e7eaef"};
+
+class Timeline {
+  constructor(canvas, state, events) {
+    Object.assign(this, {canvas, state, events, context: canvas.getContext("2d")});
+    new ResizeObserver(() => this.resize()).observe(canvas);
+    const scrub = (e) => {
+      const share = (e.offsetX - this.left) / (this.width - this.left - RIGHT);
+      events.seek(Math.round(share * (meta.count - 1)));
+    };
+    canvas.addEventListener("pointerdown", (e) => {
+      canvas.setPointerCapture(e.pointerId);
+      events.pause();
+      scrub(e);
+    });
+    canvas.addEventListener("pointermove", (e) => {
+      if (e.buttons) scrub(e);
+    });
+  }
+
+  get left() {
+    return LEFT;
+  }
+
+  resize() {
+    const ratio = window.devicePixelRatio || 1;
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
+    this.canvas.width = Math.round(this.width * ratio);
+    this.canvas.height = Math.round(this.height * ratio);
+    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.events.redraw();
+  }
+
+  at(t) { // screen position of frame t
+    return this.left + (this.width - this.left - RIGHT) * (meta.count > 1 ? t / (meta.count - 1) : 0);
+  }
+
+  draw() {
+    const c = this.context, {selection} = this.state;
+    c.clearRect(0, 0, this.width, this.height);
+    c.font = "11px system-ui, sans-serif";
+    this.ruler();
+    if (selection.length) {
+      const top = RULER + STRIP + GAP, free = this.height - top - 2 * GAP - 4, depth = Math.round(free * 0.56);
+      this.strip(RULER);
+      this.plot(top, depth, "depth", ["near", "far"], meta.depthRange, (v) => v.depth);
+      this.plot(top + depth + 2 * GAP, free - depth, "occlusion", ["1", "0"], [1, 0], (v) => v.score, meta.threshold);
+    } else {
+      c.fillStyle = INK.text;
+      c.textAlign = "center";
+      c.fillText("Depth and occlusion score of the selected track", (this.left + this.width - RIGHT) / 2, this.height / 2 + 8);
+    }
+    this.playhead();
+  }
+
+  ruler() {
+    const c = this.context, apart = Math.max(1, Math.ceil(44 / ((this.at(1) - this.at(0)) || 44)));
+    const step = [1, 2, 5, 10, 20, 25, 50, 100].find((s) => s >= apart) || 200;
+    c.textAlign = "center";
+    c.textBaseline = "alphabetic";
+    for (let t = 0; t < meta.count; t++) {
+      const major = t % step === 0;
+      c.fillStyle = major ? INK.text : INK.line;
+      c.fillRect(this.at(t) - 0.5, major ? 16 : 19, 1, major ? 7 : 4);
+      if (major) c.fillText(meta.frames[t], this.at(t), 12);
+    }
+    c.textAlign = "right";
+    c.fillStyle = INK.text;
+    c.fillText("frame", this.left - 12, 12);
+  }
+
+  strip(top) { // how much of the selection is visible in each frame
+    const c = this.context, {selection} = this.state, right = this.width - RIGHT;
+    const share = (t) => selection.reduce((sum, track) => sum + track.visible[t], 0) / selection.length;
+    const edge = (t) => Math.round(Math.min(right, Math.max(this.left, this.at(t - 0.5))));
+    c.fillStyle = INK.line;
+    c.fillRect(this.left, top + STRIP / 2 - 1, right - this.left, 2);
+    c.fillStyle = selection.length === 1 ? selection[0].colour : INK.bright;
+    for (let t = 0; t < meta.count; t++) {
+      c.globalAlpha = share(t);
+      c.fillRect(edge(t), top, (meta.count > 1 ? edge(t + 1) : right) - edge(t), STRIP);
+    }
+    c.globalAlpha = 1;
+    c.fillStyle = INK.text;
+    c.textAlign = "right";
+    c.fillText("visible", this.left - 6, top + STRIP - 2);
+  }
+
+  plot(top, height, name, [upper, lower], [high, low], values, threshold) {
+    const c = this.context, {selection} = this.state, right = this.width - RIGHT;
+    const y = (v) => top + height * Math.min(1, Math.max(0, (v - high) / (low - high || 1)));
+    c.strokeStyle = INK.line;
+    c.strokeRect(this.left + 0.5, top + 0.5, right - this.left - 1, height - 1);
+    c.fillStyle = INK.text;
+    c.textAlign = "right";
+    c.fillText(upper, this.left - 6, top + 9);
+    c.fillText(lower, this.left - 6, top + height - 1);
+    c.fillStyle = INK.bright;
+    c.fillText(name, this.left - 6, top + height / 2 + 4);
+    if (threshold !== undefined) {
+      c.setLineDash([3, 3]);
+      c.strokeStyle = INK.text;
+      c.beginPath();
+      c.moveTo(this.left, y(threshold));
+      c.lineTo(right, y(threshold));
+      c.stroke();
+      c.setLineDash([]);
+    }
+    c.save();
+    c.beginPath();
+    c.rect(this.left, top - 2, right - this.left, height + 4);
+    c.clip();
+    c.globalAlpha = selection.length > 12 ? 0.35 : 1;
+    c.lineWidth = selection.length > 12 ? 1 : 1.8;
+    for (const track of selection) {
+      c.strokeStyle = track.colour;
+      c.beginPath();
+      values(track).forEach((v, t) => c.lineTo(this.at(t), y(v)));
+      c.stroke();
+    }
+    c.restore();
+  }
+
+  playhead() {
+    const c = this.context, x = this.at(this.state.frame);
+    c.fillStyle = INK.playhead;
+    c.fillRect(x - 0.75, 14, 1.5, this.state.selection.length ? this.height - 14 : RULER - 4);
+    c.beginPath();
+    c.moveTo(x - 6, 13);
+    c.lineTo(x + 6, 13);
+    c.lineTo(x, 22);
+    c.fill();
+  }
+}

@@ -1,0 +1,124 @@
+"""Tracks for other programs: the ending of the file says which.
+
+.npz    this project's (annotations.py)
+.csv    a line a track and frame: track,frame,x,y,visible,occlusion_score,depth
+.pt     CoTracker's predictions: a tuple (tracks (1, T, N, 2) float32, visibility (1, T, N) bool)
+.nuke   a folder of text files for Nuke's Tracker node, one a track
+.rrd    a Rerun recording: frames, tracks, and the points in space over time (needs the package rerun-sdk)
+
+Notation
+    N, T     tracks, frames
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errors import UserError
+from loaders.annotations import PointTracks, save_tracks
+from loaders.files import atomic_folder, atomic_path
+from loaders.sequence import VideoSequence
+
+COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
+VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # a pair that differs with any kind of colour vision
+
+
+def check_format(path: Path) -> None:
+    """UserError unless tracks can be written to `path`: known before they are computed."""
+    suffix = path.suffix.lower()
+    if suffix not in WRITERS:
+        raise UserError(f"{path}: no format for tracks ends in '{suffix}', choose among {', '.join(WRITERS)}")
+    if suffix == ".rrd":
+        _rerun()
+
+
+def export_tracks(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+    """Write tracks in the format of the ending of `path`. UserError for another ending, or frames of another clip."""
+    check_format(path)
+    if sequence is not None and len(sequence) != tracks.tracks.shape[1]:
+        raise UserError(f"the tracks have {tracks.tracks.shape[1]} frames, {sequence.root} has {len(sequence)}: "
+                        "give their own --data_dir")
+    WRITERS[path.suffix.lower()](path, tracks, sequence)
+
+
+def write_csv(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+    """Cells of what the tracker does not have are empty."""
+    N, T = tracks.visible.shape
+    extra = [np.full((N, T), None) if a is None else a for a in (tracks.occlusion_score, tracks.depth)]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for n in range(N):
+            for t in range(T):
+                (x, y), cells = tracks.tracks[n, t], [a[n, t] for a in extra]
+                writer.writerow([n, t, f"{x:.4f}", f"{y:.4f}", int(tracks.visible[n, t]),
+                                 *("" if cell is None else f"{cell:.5f}" for cell in cells)])
+
+
+def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+    """What CoTracker's predictor returns; `torch.load(path, weights_only=True)` reads it."""
+    positions = torch.from_numpy(np.ascontiguousarray(tracks.tracks.transpose(1, 0, 2), np.float32))[None]
+    visibility = torch.from_numpy(np.ascontiguousarray(tracks.visible.T))[None]
+    with atomic_path(path) as temporary:
+        torch.save((positions, visibility), temporary)
+
+
+def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+    """A folder with track_00000.txt and so on: lines `frame x y`, as Nuke's Tracker reads them with File > Import
+    Time+value Ascii (Foundry, Nuke online help, "Importing Tracking Data"; lines that begin with # are comments).
+
+    Nuke's origin is the frame's lower left corner and a pixel's centre lies at 0.5. Frame numbers are the video's,
+    from 0. All frames are written, the occluded ones too; a comment names these."""
+    H = tracks.frame_size[0]
+    if path.exists() and (path.is_file() or any(not file.match("track_*.txt") for file in path.iterdir())):
+        raise UserError(f"{path} is not a folder of exported tracks: remove it, or choose another name")
+    with atomic_folder(path) as folder:
+        for n, (points, visible) in enumerate(zip(tracks.tracks, tracks.visible, strict=True)):
+            t, y, x = tracks.query_points[n]
+            lines = [f"# track {n}, query point: frame {t:.0f}, x {x + 0.5:.3f}, y {H - y - 0.5:.3f}",
+                     f"# occluded in frames: {_ranges(np.flatnonzero(~visible)) or 'none'}"]
+            lines += [f"{t} {x + 0.5:.4f} {H - y - 0.5:.4f}" for t, (x, y) in enumerate(points)]
+            (folder / f"track_{n:05d}.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+    """A recording for the Rerun viewer: `video` with the frames and the points, orange where visible and blue where
+    occluded, and `space` with the points at (x, y, depth), one unit of depth as long as half the frame's width."""
+    rr = _rerun()
+    recording = rr.RecordingStream("omnimotion_turbo")
+    with atomic_path(path) as temporary:
+        recording.save(str(temporary))
+        recording.log("space", rr.ViewCoordinates.RDF, static=True)
+        for t in range(tracks.tracks.shape[1]):
+            recording.set_time("frame", sequence=t)
+            if sequence is not None:
+                recording.log("video", rr.Image(sequence.frame(t)).compress(jpeg_quality=85))
+            colours = np.where(tracks.visible[:, t, None], VISIBLE, OCCLUDED).astype(np.uint8)
+            recording.log("video/tracks", rr.Points2D(tracks.tracks[:, t] + 0.5, colors=colours, radii=2.0))
+            if tracks.depth is not None:
+                depth = tracks.depth[:, t, None] * tracks.frame_size[1] / 2
+                recording.log("space/points", rr.Points3D(np.concatenate([tracks.tracks[:, t], depth], 1),
+                                                          colors=colours, radii=1.0))
+        recording.disconnect()  # writes what is buffered
+
+
+def _ranges(frames: np.ndarray) -> str:
+    """`3-5, 9` for frames 3, 4, 5, 9."""
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1) if len(frames) else []
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _rerun():
+    try:
+        import rerun
+    except ImportError as error:
+        raise UserError("a .rrd needs rerun-sdk: pip install rerun-sdk, or choose another format") from error
+    return rerun
+
+
+WRITERS: dict[str, Callable] = {
+    ".npz": lambda path, tracks, sequence: save_tracks(path, tracks), ".csv": write_csv, ".pt": write_cotracker,
+    ".nuke": write_nuke, ".rrd": write_rerun}

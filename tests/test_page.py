@@ -1,0 +1,209 @@
+"""The page, in a real browser: what a person clicks is what the model says."""
+
+import csv
+import io
+import shutil
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from configs.options import parse
+from drawing.pack import GridTracks, coarsest_quantum, pack
+from drawing.page import PageData, page_html
+from eval import evaluate
+from loaders.annotations import load_tracks
+from trainer import Trainer
+from viz import visualise
+
+NAME = 'x<img src=q onerror=alert(1)>&"'  # of the sequence folder
+QUICK = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 --affine_layers 3 "
+         "--field_width 24 --num_iters 10").split()
+
+
+def grid_tracks(rng, shape=(4, 5), T=6, step=1.0, frame=0):
+    """Random walks."""
+    n = shape[0] * shape[1]
+    return GridTracks(frame, shape, np.cumsum(rng.normal(0, step, (n, T, 2)), 1).astype(np.float32),
+                      rng.random((n, T)) > 0.4, rng.random((n, T)).astype(np.float32),
+                      rng.random((n, T)).astype(np.float32))
+
+
+def unpacked(data, shape, T, quantum):
+    """The slow way back, as pack.py describes it: x, y `(n, T)`, visible, depth and score in [0, 1]."""
+    n = shape[0] * shape[1]
+    total, data = n * T, np.frombuffer(zlib.decompress(data), np.uint8).astype(int)
+    out = []
+    for k in (0, 1):
+        z = data[2 * k * total:(2 * k + 1) * total] + 256 * data[(2 * k + 1) * total:(2 * k + 2) * total]
+        change = np.where(z % 2, -(z + 1) // 2, z // 2).reshape(T, *shape)
+        whole = np.cumsum(np.cumsum(change, 2), 0)
+        out.append(((whole + 2**15) % 2**16 - 2**15).reshape(T, n).T * quantum)
+    bits = -(-total // 8)
+    seen = [(data[4 * total + k // 8] >> (k % 8)) & 1 for k in range(total)]
+    rest = data[4 * total + bits:].reshape(2, T, n)
+    return *out, np.array(seen).reshape(T, n).T, *(np.cumsum(rest, 1) % 256 / 255).transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("step", [0.5, 300.0])
+def test_packed_tracks_are_the_same_within_half_a_quantum(step):
+    block = grid_tracks(np.random.default_rng(0), step=step)
+    x, y, visible, depth, score = unpacked(pack(block, 0.125, (0.0, 1.0)), block.shape, 6, 0.125)
+    assert abs(np.stack([x, y], -1) - block.tracks).max() <= 0.0626
+    assert np.array_equal(visible, block.visible)
+    assert max(abs(depth - block.depth).max(), abs(score - block.score).max()) <= 0.5 / 255 + 1e-6
+
+
+def test_positions_in_large_frames_fit_into_16_bits():
+    assert coarsest_quantum((480, 854), 0.125) == 0.125
+    assert 2 * 7680 / coarsest_quantum((4320, 7680), 0.125) <= 32_767
+
+
+def page_data(T=3, shape=(24, 32)):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (T, 96, 128, 3), np.uint8)
+    return PageData("x", 10, frames, list(range(T)), [grid_tracks(rng, shape, T, 5.0)], 4, 0.99,
+                    rng.random((T, 8, 8)), rng.normal(size=(T - 1, 8, 8, 2)), None)
+
+
+def test_a_page_keeps_to_its_size_and_says_what_was_left_out():
+    free, tight = page_data(), page_data()
+    assert len(page_html(free, 25)) < 25e6 and not free.notices
+    page = page_html(tight, 0.09)
+    assert len(page) <= 0.09e6 and tight.interval > 4
+    assert tight.notices == [f"to keep the file small, tracks are {tight.interval} pixels apart"]
+    assert tight.notices[0] in page
+
+
+@pytest.fixture(scope="module")
+def run(small_sequence, tmp_path_factory):
+    """Arguments that name a run of ten steps, whose sequence has a name full of markup, and its page."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(small_sequence, folder / NAME)
+    arguments = ["--data_dir", str(folder / NAME), "--save_dir", str(folder / "out")]
+    trainer = Trainer(parse("train", [*arguments, *QUICK]))
+    trainer.dir.mkdir(parents=True)
+    for _ in range(10):
+        trainer.train_step()
+    trainer.save()
+    visualise(parse("viz", [*arguments, "--what", "page", "--page_interval", "4", "--page_query_stride", "3",
+                            "--dense_interval", "4", "--out_dir", str(folder)]))
+    return arguments, folder / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, run):
+    """Opens the page from its file; fails the test if the browser complains about anything."""
+    complaints, contexts = [], []
+
+    def open_it(**device):
+        contexts.append(browser.new_context(**device))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda r: complaints.append(r.url) if r.url.startswith("http") else None)
+        page.goto(run[1].as_uri())
+        until(page, "images.ready('video-0') && blocks.ready(0)")
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def until(page, condition):
+    """Waits until a JavaScript condition holds. The page's policy forbids what playwright's own waiting needs."""
+    deadline = time.monotonic() + 20
+    while not page.evaluate(f"!!({condition})"):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
+
+
+def screen(page, x, y):
+    """Where pixel (x, y) of the video is in the window."""
+    return page.evaluate("([x, y]) => { const r = stage.canvas.getBoundingClientRect(), p = stage.toScreen(x, y);"
+                         "return [r.left + p[0], r.top + p[1]]; }", [x, y])
+
+
+def selected(page):
+    until(page, "state.selection.length > 0")
+    return list(csv.DictReader(io.StringIO(page.evaluate("csv()"))))
+
+
+def test_a_click_shows_the_track_that_eval_writes(open_page, run, tmp_path):
+    page = open_page(viewport={"width": 1200, "height": 800})
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    until(page, "state.frame === 3 && blocks.ready(1)")
+    page.mouse.click(*screen(page, 30.2, 21.7))  # nearest to the query point (29, 21) of the grid 1, 5, 9, ...
+    rows = selected(page)
+
+    (tmp_path / "q.csv").write_text("t,y,x\n3,21,29\n")
+    evaluate(parse("eval", [*run[0], "--queries", str(tmp_path / "q.csv"), "--out", str(tmp_path / "tracks.npz")]))
+    truth = load_tracks(tmp_path / "tracks.npz")
+    assert len(rows) == 8
+    shown = np.array([[float(row["x"]), float(row["y"])] for row in rows])
+    assert abs(shown - truth.tracks[0]).max() <= 0.0626  # half of 1/8 pixel
+    assert [row["visible"] == "1" for row in rows] == truth.visible[0].tolist()
+    assert abs(np.array([float(row["occlusion_score"]) for row in rows]) - truth.occlusion_score[0]).max() < 0.003
+    page.wait_for_timeout(100)  # the mark has the track's colour, where the track is; it has a cross in its query frame
+    x, y = page.evaluate("stage.toScreen(state.selection[0].x[3], state.selection[0].y[3])")
+    pixel = page.evaluate("([x, y]) => [...stage.context.getImageData(x - 3, y + 2, 1, 1).data]", [x, y])
+    assert pixel == [255, 176, 0, 255]
+
+
+def test_a_box_follows_what_is_in_it_and_escape_lets_go(open_page):
+    page = open_page(viewport={"width": 1200, "height": 800})
+    (left, top), (right, bottom) = screen(page, 10, 10), screen(page, 30, 24)
+    page.mouse.move(left, top)
+    page.mouse.down()
+    page.mouse.move((left + right) / 2, bottom)
+    page.mouse.move(right, bottom)
+    page.mouse.up()
+    rows = [row for row in selected(page) if row["frame"] == "0"]
+    assert len(rows) == 5 * 3  # 13, 17, ..., 29 by 13, 17, 21
+    assert all(9.9 < float(row["x"]) < 30.1 and 9.9 < float(row["y"]) < 24.1 for row in rows)
+    assert "15 tracks in the box" in page.inner_text("#what")
+    page.keyboard.press("Escape")
+    assert page.evaluate("state.selection.length") == 0
+
+
+def test_play_speed_layers_and_the_name(open_page):
+    page = open_page(viewport={"width": 1200, "height": 800})
+    assert page.inner_text("h1") == NAME and page.locator("h1 img").count() == 0
+    page.keyboard.press("]")
+    page.keyboard.press(" ")
+    until(page, "state.frame > 2")
+    page.keyboard.press(" ")
+    assert not page.evaluate("state.playing") and page.evaluate("state.speed") == 2
+    for key, words in (("2", "near"), ("3", "px a frame"), ("1", "")):
+        page.keyboard.press(key)
+        assert words in (page.inner_text("#legend") if words else "")
+    assert page.is_hidden("#legend")
+    page.keyboard.press("End")
+    until(page, "document.getElementById('counter').innerText.trim() === 'Frame 7 / 7'")
+
+
+def test_a_tap_on_a_phone(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=3, has_touch=True, is_mobile=True)
+    page.touchscreen.tap(*screen(page, 33, 33))
+    assert len(selected(page)) == 8
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("#play", "#back", "#forward", "#speed", "#trail"):
+        box = page.locator(name).bounding_box()
+        assert box["height"] >= 40 and box["x"] >= 0 and box["x"] + box["width"] <= 390

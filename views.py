@@ -1,0 +1,160 @@
+"""What viz.py draws: everything that a trained run knows about its video, computed when it is first asked for.
+
+Notation
+    T, H, W, N  frames, height, width, drawn points
+    grid        every `interval`-th pixel of a frame, (h, w): dense pictures are computed on it and enlarged
+"""
+
+import logging
+from argparse import Namespace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configs.options import run_dir
+from drawing.segment import foreground_tracks
+from drawing.tracks import point_grid
+from drawing.trails import background_step
+from errors import UserError
+from inference import open_run
+from loaders.checkpoint import find_checkpoint, load_checkpoint
+from loaders.error_map import ErrorMap
+from loaders.sequence import read_mask
+from models import surface
+
+log = logging.getLogger("viz")
+
+
+class Views:
+    """A run's pictures-to-be. UserError where an option asks for what the run or the sequence does not have."""
+
+    def __init__(self, options: Namespace):
+        self.options, self.dir = options, run_dir(options)
+        self.sequence, self.tracker = open_run(options)
+        self.size, self.T = self.sequence.size, len(self.sequence)
+        if not 0 <= options.query_frame_id < self.T:
+            raise UserError(f"--query_frame_id {options.query_frame_id}: the sequence has frames 0 to {self.T - 1}")
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """`(T, H, W, 3)` uint8."""
+        return self.sequence.frames()
+
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """The query frame's foreground `(H, W)` of --foreground_mask_path, or of the sequence's mask/; else None."""
+        if self.options.foreground_mask_path:
+            return read_mask(Path(self.options.foreground_mask_path), self.size)
+        masks = self.sequence.masks()
+        return None if masks is None else masks[self.options.query_frame_id]
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """The drawn points `(N, 2)` of the query frame: a grid, or what of it lies in the foreground."""
+        points, options = point_grid(self.size, self.options.grid_interval), self.options
+        if not (options.use_mask or options.foreground_mask_path):
+            return points
+        if self.mask is None:
+            raise UserError(f"--use_mask: {self.sequence.root / 'mask'} has no masks; give --foreground_mask_path")
+        inside = _at(self.mask, points)
+        if not inside.any():
+            raise UserError(f"the foreground of frame {options.query_frame_id} has no point of the grid: try a smaller "
+                            "--grid_interval")
+        return points[inside]
+
+    @cached_property
+    def tracks(self):
+        """Tracks of `points` through all frames."""
+        return self.track(self.options.query_frame_id, self.points)
+
+    def track(self, t: int, points: np.ndarray):
+        """Tracks of points `(N, 2)` of frame t, N at a time with a bar."""
+        queries = np.concatenate([np.full((len(points), 1), t), points[:, ::-1]], axis=1).astype(np.float32)  # (N, 3)
+        return self.tracker.track(queries)
+
+    @cached_property
+    def foreground(self) -> np.ndarray:
+        """Which of `points` are foreground `(N,)`: by the mask, else by how they move."""
+        if self.mask is not None:
+            return _at(self.mask, self.points)
+        found = foreground_tracks(self.tracks.tracks, self.tracks.visible, self.size, self.options.seed)
+        log.info("no mask: %d of %d tracks move apart from the background", found.sum(), len(found))
+        return found
+
+    @cached_property
+    def background_steps(self) -> np.ndarray:
+        """Homographies `(T - 1, 3, 3)` of the background's motion from each frame to the next."""
+        points, tracks, out = point_grid(self.size), self.tracks.tracks, []
+        for t in range(self.T - 1):
+            nearest = np.array([((tracks[:, t] - p) ** 2).sum(-1).argmin() for p in points])
+            still = points[~self.foreground[nearest]] if len(self.foreground) else points
+            out.append(background_step(still, self.tracker.correspond(still, t, t + 1) if len(still) else still))
+        return np.array(out)
+
+    @cached_property
+    def interval(self) -> int:
+        """Pixels between the grid's columns and rows."""
+        if self.options.dense_interval:
+            return self.options.dense_interval
+        interval = surface.grid_interval(self.tracker)
+        if interval > 1:
+            log.info("on the CPU, dense pictures are computed at every %dth pixel (--dense_interval 1: at all)",
+                     interval)
+        return interval
+
+    @cached_property
+    def renderings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rendered colours `(T, h, w, 3)` in [0, 1] and depths `(T, h, w)`, half precision."""
+        pairs = [surface.colours_and_depths(self.tracker, t, self.interval) for t in self._bar("rendering", self.T)]
+        return tuple(np.stack(arrays).astype(np.float16) for arrays in zip(*pairs, strict=True))
+
+    @cached_property
+    def flows(self) -> np.ndarray:
+        """Flow from each frame to the next `(T - 1, h, w, 2)` in pixels."""
+        return np.stack([surface.coarse_flow(self.tracker, t, t + 1, self.interval)
+                         for t in self._bar("flow", self.T - 1)])
+
+    @cached_property
+    def errors(self) -> np.ndarray | None:
+        """The accumulated error map `(T, h', w')` in pixels; None if the run kept none."""
+        checkpoint = load_checkpoint(find_checkpoint(self.dir, self.options.ckpt_path))
+        state = checkpoint.get("error_map")
+        if state is None or not state["counts"].any():
+            return None
+        cell = int(checkpoint["options"]["error_map_cell"])
+        error_map = ErrorMap(self.T, self.size, cell)
+        error_map.load_state_dict(state)
+        return error_map.mean().numpy()
+
+    def canonical_cloud(self, frames: int = 6, points: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
+        """Canonical points `(N, 3)` that some frames show, and their frames' colours `(N, 3)` uint8."""
+        ids = np.unique(np.linspace(0, self.T - 1, frames).astype(int))
+        interval = max(1, round((self.size[0] * self.size[1] * len(ids) / points) ** 0.5))
+        pixels, _ = surface.grid_pixels(self.size, interval)
+        found = [surface.canonical_points(self.tracker, int(t), pixels) for t in tqdm(ids, "canonical points")]
+        return np.concatenate(found), np.concatenate([_at(self.frames[t], pixels) for t in ids])
+
+    def render_canonical(self, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The canonical volume between two corners `(3,)` from the front, `(*shape, 3)` in [0, 1]."""
+        return surface.render_canonical(self.tracker, low, high, shape)
+
+    @property
+    def target_frame(self) -> int:
+        """The second frame of a pair: --target_frame_id, else half the clip away from the query frame."""
+        t = self.options.target_frame_id
+        if t < 0:
+            return (self.options.query_frame_id + self.T // 2) % self.T
+        if t >= self.T:
+            raise UserError(f"--target_frame_id {t}: the sequence has frames 0 to {self.T - 1}")
+        return t
+
+    def _bar(self, name: str, count: int) -> tqdm:
+        return tqdm(range(count), name)
+
+
+def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Values of an image `(H, W, ...)` at whole pixels `(N, 2)`."""
+    x, y = points.astype(int).T
+    return image[y, x]
