@@ -29,7 +29,7 @@ def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
     filters = [_as_linear(filter_) for filter_ in net.filters]
     hidden = [(linear.weight, linear.bias) for linear in [*net.linear, net.output_linear]]
     tensors = [tensor for layer in filters + hidden for tensor in layer]
-    if products.native is not None and native.fits(filters + hidden[-1:]):
+    if products.native is not None and native.fits(hidden):
         return _NativeGabor.apply(v, products.native, *tensors)
     return _Gabor.apply(v, products.dtype or v.dtype, *tensors)
 

@@ -13,6 +13,13 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """What pick_device sets for the process would otherwise reach into the tests that come after."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def shared():
     """`shared(path)` is the fixture's path; the test skips, saying so, where it is absent."""
