@@ -17,6 +17,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.inference
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

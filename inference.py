@@ -7,7 +7,6 @@ from configs.options import run_dir
 from loaders.checkpoint import check_frames, check_length, find_checkpoint, load_checkpoint
 from loaders.sequence import VideoSequence, open_sequence
 from models.build import checkpoint_num_frames, model_from_checkpoint, pick_device
-from models.products import choose_products, set_products
 from models.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -21,8 +20,6 @@ def open_run(options: Namespace) -> tuple[VideoSequence, Tracker]:
     checkpoint = load_checkpoint(path)
     check_length(checkpoint_num_frames(checkpoint, path), len(sequence), path)
     check_frames(checkpoint, sequence.size, sequence.hashes(), path)
-    device = pick_device(options.device)
-    model = model_from_checkpoint(checkpoint, sequence.size, options).to(device).eval()
-    set_products(model, choose_products(options.precision, options.mlp_backend, device))
+    model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()
     log.info("model: %s", path)
     return sequence, Tracker(model, bool(options.use_max_loc), options.occlusion_th, options.chunk_size)

@@ -28,14 +28,12 @@ from losses import schedules
 from losses.objective import depth_prior_loss, objective, smoothness_loss
 from models.build import (
     checkpoint_num_frames,
-    config_from_options,
     model_from_checkpoint,
+    new_model,
     new_optimisers,
     pick_device,
 )
 from models.depth_init import start_near
-from models.omnimotion import OmniMotion
-from models.products import choose_products, set_products
 from models.tracker import Tracker
 
 log = logging.getLogger("train")
@@ -54,7 +52,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
                            "jitter": torch.Generator(self.device).manual_seed(options.seed + 1)}  # depths on the rays
-        self.model = OmniMotion(config_from_options(options, T, size)).to(self.device)
+        self.model = new_model(options, T, size, self.device)
         self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform,
                                   self.device)
         frames, store = self.sequence.frames(), open_correspondences(self.sequence)
@@ -65,7 +63,6 @@ class Trainer:
         self.step, self.loss_sum = 0, torch.zeros((), device=self.device)
         self._new_optimisers()
         self._start_from_checkpoint()
-        set_products(self.model, choose_products(options.precision, options.mlp_backend, self.device))
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if options.w_depth or options.init_depth:
             self.depth_priors = torch.from_numpy(load_depth(self.sequence))  # (T, H, W) in [0, 2]
@@ -213,7 +210,7 @@ class Trainer:
         if newest is not None:
             check_frames(checkpoint, self.sequence.size, self.hashes, path)
             self._check_config(checkpoint["config"], path)
-        self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options).to(self.device)
+        self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options, self.device)
         self._new_optimisers()
         if newest is None:  # somebody's model as a start: a new run of its own
             log.info("starting from the model in %s", path)

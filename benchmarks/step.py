@@ -1,71 +1,136 @@
-"""Time of a training step, fast paths against their plain twins, in turns in one process: make bench
+"""Time of a training step, the fast paths against the plain ones, in turns in one process: make bench
 
-Both twins take the same steps on the same batches of a small rendered sequence. The table has the medians, their ratio
-and the process's peak memory so far. Machines are noisy: read the ratio.
+All take the same steps on the same batches of a small rendered sequence: the published network and losses, and the
+default preset, computed plainly (every layer by its definition, Adam without its fused kernel, float32); the default
+preset by the fused functions in float32 and in bf16, which is what a user gets where the hardware has it. Machines are
+noisy: read the ratios of medians. GFLOP counts the products of a fused step.
 """
 
 import argparse
+import json
+import logging
 import resource
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from configs.options import parse
+from loaders.files import write_text
 from loaders.sequence import open_sequence
+from models.build import pick_device
+from models.omnimotion import OmniMotion
+from models.products import choose_products
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
 from trainer import Trainer
 
-SHAPES = {"default, 4 x 64 x 16": ["--num_pairs", "4", "--num_pts", "64", "--num_samples_ray", "16"],
-          "demo, 16 x 64 x 8": ["--config", "configs/demo.txt"],
-          "original, 4 x 64 x 16": ["--config", "configs/original.txt", "--num_pairs", "4", "--num_pts", "64",
-                                    "--num_samples_ray", "16"]}
+SHAPES = {"cpu": (4, 64, 16), "cuda": (8, 256, 32)}  # pairs, points, samples a ray
+RUNS = {  # name: preset, plain, more options
+    "original_plain": ("original", True, ["--precision", "fp32", "--mlp_backend", "torch"]),
+    "default_plain": ("default", True, ["--precision", "fp32", "--mlp_backend", "torch"]),
+    "default_fused_fp32": ("default", False, ["--precision", "fp32"]),
+    "default_fused_bf16": ("default", False, ["--precision", "bf16"]),
+}
 
 
-def trainer(folder: Path, arguments: list[str], fused: bool) -> Trainer:
-    """A fresh run with or without the fast paths."""
-    out = Trainer(parse("train", [*arguments, "--data_dir", str(folder), "--save_dir", str(folder / "out")]))
-    out.model.deform.fused = out.model.field.net.fused = fused
-    return out
+def make_plain(trainer: Trainer) -> None:
+    """No fast path: every layer by its definition, and an optimiser that goes from parameter to parameter."""
+    trainer.model.deform.fused = trainer.model.field.net.fused = False
+    if hasattr(trainer.model.time_latent.network, "fused"):
+        trainer.model.time_latent.network.fused = False
+    for optimiser in trainer.optimisers.values():
+        for group in optimiser.param_groups:
+            group.update(fused=False, foreach=trainer.device.type == "cuda")  # PyTorch's defaults
 
 
-def step_time(run: Trainer) -> float:
-    """Seconds of one step."""
-    if run.device.type == "cuda":
+def new_trainer(folder: Path, preset: str, plain: bool, shape: tuple[int, int, int], more: list[str]) -> Trainer:
+    """A fresh run of a preset at `shape`."""
+    sizes = zip(("--num_pairs", "--num_pts", "--num_samples_ray"), map(str, shape), strict=True)
+    trainer = Trainer(parse("train", [
+        "--config", f"configs/{preset}.txt", "--data_dir", str(folder), "--save_dir", str(folder / "out"),
+        *(word for option in sizes for word in option), *more]))
+    if plain:
+        make_plain(trainer)
+    return trainer
+
+
+def seconds_of(work, device: torch.device) -> float:
+    """Seconds of `work()`, all of it done."""
+    if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    run.train_step()
-    if run.device.type == "cuda":
+    work()
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
+def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
+    """Multiplications and additions of a fused step's products, forward and backward, in 10^9: two mappings of all
+    samples through the couplings, the affine map of all samples once, the field once."""
+    def chain(layers) -> int:
+        return sum(layer.in_features * layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+
+    couplings = 0
+    for layer in model.deform.layers:
+        width = layer.mlp[0].out_features
+        couplings += layer.projection[0].in_features * width + width * width + chain(layer.mlp[2:])
+    field = model.field.net
+    filters = sum(2 * f.mu.numel() for f in field.filters)
+    per_sample = 2 * couplings + chain(model.deform.affine.mlp) + filters + chain([*field.linear, field.output_linear])
+    return 3 * 2 * per_sample * shape[0] * shape[1] * shape[2] / 1e9
+
+
+def measure(folder: Path, device: torch.device, steps: int) -> tuple[dict[str, list[float]], list[float], float]:
+    """Seconds of each step of each run, of the last run's sampler, and the GFLOP of a fused step."""
+    shape = SHAPES[device.type]
+    runs = {name: new_trainer(folder, preset, plain, shape, more) for name, (preset, plain, more) in RUNS.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    sampling = []
+    for step in tqdm(range(steps + 3), "steps"):
+        for name, run in runs.items():
+            seconds = seconds_of(run.train_step, device)
+            if step >= 3:
+                times[name].append(seconds)
+        sampling.append(seconds_of(partial(run.sampler.batch, 9, lambda distance: 1.0), device))
+    return times, sampling[3:], step_gflop(runs["default_plain"].model, shape)
+
+
 def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10, help="timed steps a twin, after 2 that are not timed")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps a run, after 3 that are not timed")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", default="out/bench/step.json", help="file for the medians")
     args = parser.parse_args()
-    rows = []
+    device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bench"
-        write_scene(folder, "demo", (128, 128), 10, 0, 16)
+        write_scene(folder, "demo", (256, 256), 10, 0, 16)
         build_store(open_sequence(folder), Method())
-        for name, arguments in SHAPES.items():
-            twins = {fused: trainer(folder, arguments, fused) for fused in (False, True)}
-            times = {False: [], True: []}
-            for step in tqdm(range(args.steps + 2), name):
-                for fused, run in twins.items():
-                    seconds = step_time(run)
-                    if step >= 2:
-                        times[fused].append(seconds)
-            plain, fast = (statistics.median(times[fused]) * 1e3 for fused in (False, True))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            rows.append(f"| {name} | {plain:.0f} | {fast:.0f} | {plain / fast:.2f} | {peak:.2f} |")
-    print("| preset, pairs x points x samples | plain, ms | fast, ms | ratio | peak, GiB |\n|---|---|---|---|---|")
-    print("\n".join(rows))
+        times, sampling, gflop = measure(folder, device, args.steps)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
+    native = choose_products("bf16", "auto", device).native is not None
+    shape = " x ".join(map(str, SHAPES[device.type]))
+    print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps each; "
+          f"bf16 by {'the C++ kernels' if native else 'PyTorch'}")
+    print("| run | median, ms | fastest to slowest | x faster than default plain | than original plain |")
+    print("|---|---|---|---|---|")
+    for name, seconds in times.items():
+        print(f"| {name} | {medians[name] * 1e3:.0f} | {min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f} | "
+              f"{medians['default_plain'] / medians[name]:.2f} | {medians['original_plain'] / medians[name]:.2f} |")
+    fast = medians["default_fused_bf16"]
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30
+    print(f"default_fused_bf16: sampler {statistics.median(sampling) / fast:.1%} of a step; {gflop:.0f} GFLOP, "
+          f"{gflop / fast:.0f} GFLOP/s; peak memory of all runs together {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

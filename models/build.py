@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from models.backends import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
+from models.products import choose_products, set_products
 from models.published import is_published, published_config, published_state
 
 
@@ -27,12 +29,31 @@ def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = 
     return model
 
 
-def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Namespace) -> OmniMotion:
-    """The model of a loaded checkpoint, ours or OmniMotion's; frame size and rays of the latter come from `options`."""
-    if not is_published(checkpoint):
-        return model_from_state(checkpoint["config"], checkpoint["model"])
-    config = published_config(checkpoint, size, options.num_samples_ray, options.min_depth, options.max_depth)
-    return model_from_state(asdict(config), published_state(checkpoint))
+def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device) -> OmniMotion:
+    """A fresh model for a video of `num_frames` frames of `size` = (H, W), computing as `--precision` and
+    `--mlp_backend` say. UserError for what the device cannot do."""
+    config = config_from_options(options, num_frames, size)
+    backend = pick_backend(options.mlp_backend, device, config.coupling_width)
+    return _placed(OmniMotion(config, backend), options, device)
+
+
+def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Namespace,
+                          device: torch.device) -> OmniMotion:
+    """The model of a loaded checkpoint, ours or OmniMotion's, as `new_model`; frame size and rays of the latter come
+    from `options`."""
+    if is_published(checkpoint):
+        config = asdict(published_config(
+            checkpoint, size, options.num_samples_ray, options.min_depth, options.max_depth))
+        state = published_state(checkpoint)
+    else:
+        config, state = checkpoint["config"], checkpoint["model"]
+    backend = pick_backend(options.mlp_backend, device, config["coupling_width"])
+    return _placed(model_from_state(config, state, backend), options, device)
+
+
+def _placed(model: OmniMotion, options: Namespace, device: torch.device) -> OmniMotion:
+    set_products(model, choose_products(options.precision, options.mlp_backend, device))
+    return model.to(device)
 
 
 def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:

@@ -7,6 +7,8 @@ Notation
     w        compositing weights of u along the ray                                          (B, N, K)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +74,7 @@ class OmniMotion(nn.Module):
             config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
             mlp_backend)
         self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
+        self._bound: FrameMaps | None = None
         self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
 
     @property
@@ -79,8 +82,19 @@ class OmniMotion(nn.Module):
         """(max_depth - min_depth) / K, the unit of the occlusion test, as published."""
         return (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
 
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Within it the weights do not change: the maps of all frames are fused once, `maps` selects among them."""
+        self._bound = self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
+        try:
+            yield
+        finally:
+            self._bound = None
+
     def maps(self, ids: Tensor) -> FrameMaps:
         """Maps between the local volumes of frames `(B,)` and the canonical volume."""
+        if self._bound is not None:
+            return self._bound.select(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
     def lift(self, pixels: Tensor, jitter: torch.Generator | bool = False) -> Tensor:
@@ -156,15 +170,13 @@ class OmniMotion(nn.Module):
         x1 = self.lift(p1)
         u = self.maps(ids1).rays_to_canonical(x1)
         weights = self.render(u)[1]
-        return self.target_position(u, weights, ids2, use_max_loc)
-
-    def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor, use_max_loc: bool) -> tuple[Tensor, Tensor]:
-        """Second half of `correspond`: canonical ray samples `(B, N, K, 3)` and their weights into frames `ids2`."""
-        maps = self.maps(ids2)
         if use_max_loc:
-            x2 = maps.to_local(take_sample(u, weights.argmax(-1)))  # (B, N, 3)
-        else:
-            x2 = composite(weights, maps.to_local(u.flatten(1, 2)).view_as(u))
+            u, weights = take_sample(u, weights.argmax(-1))[:, :, None], torch.ones_like(weights[..., :1])
+        return self.target_position(u, weights, ids2)
+
+    def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor) -> tuple[Tensor, Tensor]:
+        """Second half of `correspond`: canonical samples `(B, N, K, 3)`, composited by their weights, in `ids2`."""
+        x2 = composite(weights, self.maps(ids2).to_local(u.flatten(1, 2)).view_as(u))
         return denormalise_pixels(x2[..., :2], self.size), x2[..., 2]
 
     def occlusion_score(self, p2: Tensor, depth: Tensor, ids2: Tensor) -> Tensor:

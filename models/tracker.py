@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.omnimotion import OmniMotion
+from models.rendering import take_sample
 
 
 @dataclass
@@ -48,10 +49,11 @@ class Tracker:
         out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
                      np.zeros((N, T), np.float32))
         frame = query_points[:, 0].astype(np.int64)
-        for t in np.unique(frame):
-            for rows in self._chunks(np.flatnonzero(frame == t)):
+        chunks = [(int(t), rows) for t in np.unique(frame) for rows in self._chunks(np.flatnonzero(frame == t))]
+        with self.model.bound():
+            for t, rows in chunks:
                 p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
-                p2, depth, score = self._track_from(int(t), p1.to(self.device))  # (N', T, 2), (N', T), (N', T)
+                p2, depth, score = self._track_from(t, p1.to(self.device))  # (N', T, 2), (N', T), (N', T)
                 inside = ((p2 >= -0.5) & (p2 <= p2.new_tensor(self.size[::-1]) - 0.5)).all(-1)
                 out.tracks[rows], out.depth[rows], out.occlusion_score[rows] = (
                     a.cpu().numpy() for a in (p2, depth, score))
@@ -60,31 +62,33 @@ class Tracker:
         return out
 
     def _track_from(self, t: int, p1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels `(N, 2)` of frame t in all frames. The canonical samples do not depend on the target frame."""
-        ids = torch.arange(self.num_frames, device=self.device)
-        u, weights = self._canonical_rays(t, p1)  # (1, N, K, 3), (1, N, K)
+        """Pixels `(N, 2)` of frame t in all frames. The canonical samples do not depend on the target frame, nor does
+        the one that `use_max_loc` follows."""
+        model, N = self.model, len(p1)
+        x1 = model.lift(p1[None])
+        u = model.maps(torch.tensor([t], device=self.device)).rays_to_canonical(x1)  # (1, N, K, 3)
+        weights = model.render(u)[1]  # (1, N, K)
+        if self.use_max_loc:
+            u, weights = take_sample(u, weights.argmax(-1))[:, :, None], weights.new_ones(1, N, 1)  # one sample a ray
+        frames = max(self.chunk_size * model.config.num_samples_ray // (N * u.shape[2]), 1)  # at a time
         positions, depths, scores = [], [], []
-        for j in ids.split(1):
-            p2, depth = self.model.target_position(u, weights, j, self.use_max_loc)
-            if j == t:
-                p2 = p1[None]
-            scores.append(self.model.occlusion_score(p2, depth, j)[0])
-            positions.append(p2[0])
-            depths.append(depth[0])
-        return torch.stack(positions, 1), torch.stack(depths, 1), torch.stack(scores, 1)
-
-    def _canonical_rays(self, t: int, p1: Tensor) -> tuple[Tensor, Tensor]:
-        x1 = self.model.lift(p1[None])
-        u = self.model.maps(torch.tensor([t], device=self.device)).to_canonical(x1.flatten(1, 2)).view_as(x1)
-        return u, self.model.render(u)[1]
+        for ids in torch.arange(self.num_frames, device=self.device).split(frames):
+            p2, depth = model.target_position(u.expand(len(ids), -1, -1, -1), weights, ids)  # (B, N, 2), (B, N)
+            p2 = torch.where((ids == t)[:, None, None], p1, p2)
+            scores += [model.occlusion_score(*of_frame) for of_frame in zip(
+                p2.split(1), depth.split(1), ids.split(1), strict=True)]
+            positions.append(p2)
+            depths.append(depth)
+        return tuple(torch.cat(parts).transpose(0, 1) for parts in (positions, depths, scores))
 
     @torch.no_grad()
     def correspond(self, pixels: np.ndarray, i: int, j: int) -> np.ndarray:
         """Pixels `(N, 2)` of frame i in frame j, `(N, 2)`."""
         ids = torch.tensor([i, j], device=self.device)
         pixels = torch.from_numpy(pixels).float()
-        out = [self.model.correspond(p[None].to(self.device), ids[:1], ids[1:], self.use_max_loc)[0][0].cpu()
-               for p in pixels.split(self.chunk_size)]
+        with self.model.bound():
+            out = [self.model.correspond(p[None].to(self.device), ids[:1], ids[1:], self.use_max_loc)[0][0].cpu()
+                   for p in pixels.split(self.chunk_size)]
         return torch.cat(out).numpy()
 
     def flow(self, i: int, j: int) -> np.ndarray:
@@ -98,7 +102,9 @@ class Tracker:
         grid, colours, depths = torch.from_numpy(self._grid()), [], []
         for i in ids:
             frame = torch.tensor([i], device=self.device)
-            parts = [self.model.colour_and_depth(p[None].to(self.device), frame) for p in grid.split(self.chunk_size)]
+            with self.model.bound():
+                parts = [self.model.colour_and_depth(p[None].to(self.device), frame)
+                         for p in grid.split(self.chunk_size)]
             colours.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
             depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
         return np.stack(colours), np.stack(depths)

@@ -9,7 +9,7 @@ import torch
 from losses.objective import objective, smoothness_loss
 from models.build import checkpoint_num_frames, model_from_checkpoint
 
-RAYS = SimpleNamespace(num_samples_ray=32, min_depth=0.0, max_depth=2.0)
+RAYS = SimpleNamespace(num_samples_ray=32, min_depth=0.0, max_depth=2.0, precision="fp32", mlp_backend="torch")
 
 
 @pytest.fixture(params=[True, False], ids=["fused", "plain"])
@@ -17,7 +17,7 @@ def published(request, shared):
     checkpoint = torch.load(shared("reference/omnimotion_000030.pth"), map_location="cpu", weights_only=True)
     outputs = np.load(shared("reference/omnimotion_outputs.npz"))
     assert checkpoint_num_frames(checkpoint, "published") == 6
-    model = model_from_checkpoint(checkpoint, outputs["frame_0"].shape[:2], RAYS)
+    model = model_from_checkpoint(checkpoint, outputs["frame_0"].shape[:2], RAYS, torch.device("cpu"))
     model.deform.fused = request.param
     return model, {k: torch.from_numpy(np.asarray(outputs[k])) for k in outputs}
 

@@ -1,0 +1,79 @@
+"""Time of dense tracks: every pixel of a frame in every frame, with depths and occlusion scores: make bench
+
+`per_frame` maps each target frame from scratch, plainly in float32: the query frame's samples to the canonical volume,
+the field, all samples into the target frame, and the target's own rays for the occlusion score. `shared` is what
+`Tracker.track` does. Both on the same random model of the default preset and the same rows of pixels, in turns; the
+table has medians. Machines are noisy: read the ratio.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from configs.options import parse
+from loaders.files import write_text
+from models.build import new_model, pick_device
+from models.omnimotion import OmniMotion
+from models.tracker import Tracker
+
+
+@torch.no_grad()
+def track_per_frame(model: OmniMotion, pixels: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions `(N, T, 2)`, depths and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t, by the definition."""
+    results, frame = [], torch.tensor([t], device=pixels.device)
+    for j in torch.arange(model.config.num_frames, device=pixels.device).split(1):
+        p2, depth = model.correspond(pixels[None], frame, j, use_max_loc=True)
+        results.append((p2[0], depth[0], model.occlusion_score(p2, depth, j)[0]))
+    return tuple(torch.stack(parts, dim=1) for parts in zip(*results, strict=True))
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="timed repeats, after one that is not timed")
+    parser.add_argument("--frames", type=int, default=12, help="frames of the video")
+    parser.add_argument("--pixels", type=int, default=512, help="pixels of the query frame")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", default="out/bench/inference.json", help="file for the medians, seconds")
+    args = parser.parse_args()
+    device, size = pick_device(args.device), (256, 256)
+    torch.manual_seed(0)
+    plain, fast = (new_model(parse("eval", words), args.frames, size, device).eval() for words in (
+        ["--precision", "fp32", "--mlp_backend", "torch"], []))
+    fast.load_state_dict(plain.state_dict())
+    plain.deform.fused = plain.field.net.fused = False
+    pixels = torch.rand(args.pixels, 2, device=device) * (size[0] - 1)
+    queries = np.column_stack([np.full(args.pixels, 3.0), pixels.flip(1).cpu().numpy()])
+    work = {"per_frame": lambda: track_per_frame(plain, pixels, 3), "shared": lambda: Tracker(fast).track(queries)}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in tqdm(range(args.repeats + 1), "repeats"):
+        for name, function in work.items():
+            start = time.perf_counter()
+            result = function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    positions = track_per_frame(plain, pixels, 3)[0].cpu().numpy()
+    difference = np.linalg.norm(positions - result.tracks, axis=-1)[:, [j for j in range(args.frames) if j != 3]]
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
+    print(f"{device.type}: {args.pixels} pixels to {args.frames} frames of 256x256, {args.repeats} repeats\n"
+          "| way | median, s | fastest to slowest | dense 256x256 frame to 82 frames, min |\n|---|---|---|---|")
+    for name, seconds in times.items():
+        dense = medians[name] * size[0] * size[1] / args.pixels * 82 / args.frames / 60
+        print(f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} to {max(seconds):.2f} | {dense:.1f} (extrapolated) |")
+    print(f"ratio {medians['per_frame'] / medians['shared']:.1f}; positions differ by {np.median(difference):.3f} px "
+          f"(median), {np.percentile(difference, 99):.3f} px (99%)")
+
+
+if __name__ == "__main__":
+    main()
