@@ -119,7 +119,7 @@ def main() -> None:
     write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
     native = choose_products("bf16", "auto", device).native is not None
     shape = " x ".join(map(str, SHAPES[device.type]))
-    print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps each; "
+    print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps; "
           f"bf16 by {'the C++ kernels' if native else 'PyTorch'}")
     print("| run | median, ms | fastest to slowest | x faster than default plain | than original plain |")
     print("|---|---|---|---|---|")

@@ -1,0 +1,82 @@
+"""What bf16 products cost: python -m benchmarks.precision --data_dir seqs/demo --annotations seqs/demo/annotations.npz
+
+Trains a preset with several seeds in float32 and in bf16, one process a run, scores the tracks, and measures how far
+pixels move when the trained networks map them to the canonical volume and back. A run that is
+there already is not trained again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from configs.options import parse
+from inference import open_run
+from loaders.files import write_text
+from models.coords import denormalise_pixels
+
+METRICS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
+           "temporal_coherence": "TC"}
+
+
+def train_and_score(arguments: list[str], folder: Path, annotations: str) -> dict:
+    """Metrics of a run and its training time in seconds, from its folder if they are there."""
+    result = folder / "precision.json"
+    if not result.is_file():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "train.py", *arguments, "--i_img", "0", "--no_tensorboard"], check=True)
+        seconds = time.perf_counter() - start
+        subprocess.run([sys.executable, "eval.py", *arguments, "--annotations", annotations, "--query_mode", "first",
+                        "--out", str(folder / "metrics.json")], check=True)
+        write_text(result, json.dumps({**json.loads((folder / "metrics.json").read_text()), "seconds": seconds}))
+    return json.loads(result.read_text())
+
+
+@torch.no_grad()
+def round_trip(arguments: list[str]) -> float:
+    """Largest distance in pixels between samples of the first frame and the same samples after forward and inverse."""
+    _, tracker = open_run(parse("eval", arguments))
+    model, generator = tracker.model, torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 2_000, 2, generator=generator) * (torch.tensor(model.size[::-1]) - 1)
+    maps, x = model.maps(torch.tensor([0])), model.lift(pixels)
+    back = maps.to_local(maps.rays_to_canonical(x).flatten(1, 2)).view_as(x)
+    return (denormalise_pixels(back[..., :2], model.size) - pixels[:, :, None]).norm(dim=-1).max().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/demo.txt", help="preset")
+    parser.add_argument("--data_dir", required=True, help="sequence folder")
+    parser.add_argument("--annotations", required=True, help="annotations (.npz)")
+    parser.add_argument("--save_dir", default="out/precision", help="folder for the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a precision")
+    parser.add_argument("--num_iters", type=int, default=0, help="steps; 0: the preset's")
+    args = parser.parse_args()
+    rows, trips = {}, {}
+    for seed in range(1, args.seeds + 1):
+        for precision in ("fp32", "bf16"):
+            name = f"{precision}_{seed}"
+            arguments = ["--config", args.config, "--data_dir", args.data_dir, "--save_dir", args.save_dir, "--expname",
+                         name, "--seed", str(seed), "--precision", precision, "--device", "cpu"]
+            arguments += ["--num_iters", str(args.num_iters)] if args.num_iters else []
+            folder = Path(args.save_dir) / f"{name}_{Path(args.data_dir).resolve().name}"
+            rows.setdefault(precision, []).append(train_and_score(arguments, folder, args.annotations))
+            trips.setdefault(precision, []).append(round_trip(arguments))
+    print(f"| precision | {' | '.join(METRICS.values())} | training, s | forward then inverse, px |")
+    print("|---" * (len(METRICS) + 3) + "|")
+    for precision, runs in rows.items():
+        cells = []
+        for key in METRICS:
+            values = [run[key] for run in runs]
+            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        cells += [f"{statistics.mean(run['seconds'] for run in runs):.0f}", f"{max(trips[precision]):.5f}"]
+        print(f"| {precision} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
