@@ -87,7 +87,20 @@ def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
     return 3 * 2 * per_sample * shape[0] * shape[1] * shape[2] / 1e9
 
 
-def measure(folder: Path, device: torch.device, steps: int) -> tuple[dict[str, list[float]], list[float], float]:
+def print_profile(trainer: Trainer, steps: int = 5, rows: int = 12) -> None:
+    """The operators that take most of a step."""
+    with torch.profiler.profile() as profile:
+        for _ in range(steps):
+            trainer.train_step()
+    operators = sorted(profile.key_averages(), key=lambda op: -op.self_cpu_time_total)
+    total = sum(op.self_cpu_time_total for op in operators)
+    print("| operator | calls a step | share of a step |\n|---|---|---|")
+    for op in operators[:rows]:
+        print(f"| {op.key} | {op.count / steps:.0f} | {op.self_cpu_time_total / total:.1%} |")
+
+
+def measure(folder: Path, device: torch.device, steps: int,
+            profile: bool) -> tuple[dict[str, list[float]], list[float], float]:
     """Seconds of each step of each run, of the last run's sampler, and the GFLOP of a fused step."""
     shape = SHAPES[device.type]
     runs = {name: new_trainer(folder, preset, plain, shape, more) for name, (preset, plain, more) in RUNS.items()}
@@ -99,6 +112,8 @@ def measure(folder: Path, device: torch.device, steps: int) -> tuple[dict[str, l
             if step >= 3:
                 times[name].append(seconds)
         sampling.append(seconds_of(partial(run.sampler.batch, 9, lambda distance: 1.0), device))
+    if profile:
+        print_profile(run)
     return times, sampling[3:], step_gflop(runs["default_plain"].model, shape)
 
 
@@ -108,13 +123,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="timed steps a run, after 3 that are not timed")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", default="out/bench/step.json", help="file for the medians")
+    parser.add_argument("--profile", action="store_true", help="also print where the time of a bf16 step goes")
     args = parser.parse_args()
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bench"
         write_scene(folder, "demo", (256, 256), 10, 0, 16)
         build_store(open_sequence(folder), Method())
-        times, sampling, gflop = measure(folder, device, args.steps)
+        times, sampling, gflop = measure(folder, device, args.steps, args.profile)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
     native = choose_products("bf16", "auto", device).native is not None

@@ -1,0 +1,52 @@
+"""What a training step of a preset keeps in memory for its backward pass: python -m benchmarks.memory
+
+Counts the bytes of all tensors that autograd saves, each storage once, when nothing is recomputed. It is what a GPU
+holds, and can be counted on any machine. What a backward pass needs besides is a few of these tensors at a time.
+"""
+
+import argparse
+
+import torch
+
+from configs.options import parse
+from models.build import new_model, new_optimisers, pick_device
+
+SIZE, FRAMES = (480, 854), 60
+
+
+def saved_bytes(model, options) -> int:
+    """Bytes that the forward pass of a step keeps."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.arange(options.num_pairs)
+    pixels = torch.rand(options.num_pairs, options.num_pts, 2) * 400
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        prediction = model.predict_pairs(pixels, ids, ids + 1, torch.Generator().manual_seed(0))
+    assert prediction.pixels.requires_grad
+    return sum(storages.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", default="default,original", help="comma-separated presets")
+    args = parser.parse_args()
+    print("| preset | products | kept for the backward pass, GiB | parameters, gradients and Adam, GiB |")
+    print("|---|---|---|---|")
+    for preset in args.presets.split(","):
+        for precision in ("fp32", "bf16"):
+            options = parse("train", ["--config", f"configs/{preset}.txt", "--precision", precision, "--mlp_backend",
+                                      "torch", "--device", "cpu"])
+            model = new_model(options, FRAMES, SIZE, pick_device("cpu"))
+            model.recompute_above = 1 << 62
+            new_optimisers(model, options)
+            parameters = 4 * 4 * sum(p.numel() for p in model.parameters())  # value, gradient, two moments
+            print(f"| {preset} | {precision} | {saved_bytes(model, options) / 2**30:.2f} | {parameters / 2**30:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
