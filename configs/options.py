@@ -183,7 +183,10 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names.
     `max_pixels` holds from here on."""
     reader = parser(driver)
-    options = reader.parse_args(argv)
+    try:
+        options = reader.parse_args(argv)
+    except UnicodeDecodeError:
+        reader.error("the --config file is not a text in UTF-8")
     limit_pixels(options.max_pixels)
     for name, low in AT_LEAST.items():
         if not getattr(options, name) >= low:
