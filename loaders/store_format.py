@@ -129,9 +129,11 @@ class Row:
     def __init__(self, path: Path, size: tuple[int, int]):
         if not path.is_file():
             raise UserError(f"{path} is missing: run `python -m preprocessing` again in a fresh folder")
-        self.size, self.data = size, np.memmap(path, np.uint8, mode="c")  # private: writable for PyTorch, never written
         self.damaged = f"{path} is damaged: delete its folder and run `python -m preprocessing` again"
-        pairs = int(self.data[:8].view(np.int64)[0]) if len(self.data) >= ALIGN else -1
+        if path.stat().st_size < ALIGN:
+            raise UserError(self.damaged)
+        self.size, self.data = size, np.memmap(path, np.uint8, mode="c")  # private: writable for PyTorch, never written
+        pairs = int(self.data[:8].view(np.int64)[0])
         if not 0 <= pairs <= (len(self.data) - 8) // 24:
             raise UserError(self.damaged)
         table = self.data[8: 8 + 24 * pairs].view(np.int64).reshape(-1, 3)

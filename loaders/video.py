@@ -77,9 +77,11 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                 raise UserError(f"{path} has no picture track: give a video file or a folder of images")
             stream = container.streams.video[0]
             check_pixels(stream.codec_context.height, stream.codec_context.width, path)
-            stream.codec_context.options = {"max_pixels": str(pixel_limit())}  # frames may grow on the way
+            # frames may grow on the way; decoders count in blocks, so they get room for the last row and column of them
+            stream.codec_context.options = {"max_pixels": str(2 * pixel_limit() + 4096)}
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
+                check_pixels(frame.height, frame.width, path)
                 # the display matrix turns counter-clockwise, in quarter turns
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
     except UserError:
