@@ -242,7 +242,7 @@ def test_pictures_that_claim_more_pixels_than_the_limit():
     Path("a.png").write_bytes(png(60_000, 60_000))
     Path("a.gif").write_bytes(gif(65535, 65535))
     for read in (read_image, read_levels):
-        refused(read, Path("a.png"), "60000x60000", "--max_pixels")
+        refused(read, Path("a.png"), "--max_pixels")
     refused(lambda path: list(read_video(path)), "a.gif")  # FFmpeg's own bound, below this size
     Path("b.gif").write_bytes(gif(9000, 9000))
     refused(lambda path: list(read_video(path)), "b.gif", "9000x9000", "--max_pixels")
