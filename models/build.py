@@ -1,7 +1,8 @@
 """From options or a checkpoint to a model."""
 
+import math
 from argparse import Namespace
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from models.backends import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
 from models.published import is_published, published_config, published_state
+
+LARGEST = 100_000  # of a whole number in a checkpoint's configuration
 
 
 def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int]) -> ModelConfig:
@@ -57,13 +60,39 @@ def _placed(model: OmniMotion, options: Namespace, device: torch.device) -> Omni
 
 
 def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
-    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model."""
-    if isinstance(checkpoint, dict):
-        if is_published(checkpoint):
-            return checkpoint["num_imgs"]
-        if {"config", "model"} <= checkpoint.keys():
-            return checkpoint["config"]["num_frames"]
-    raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model, or
+    if its parameters are not those of the model that it describes."""
+    published = isinstance(checkpoint, dict) and is_published(checkpoint)
+    if not published and not (isinstance(checkpoint, dict) and {"config", "model"} <= checkpoint.keys()):
+        raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+    try:
+        if published:
+            config, state = published_config(checkpoint, (2, 2)), published_state(checkpoint)
+        else:
+            config, state = ModelConfig(**checkpoint["config"]), checkpoint["model"]
+        _check_parameters(config, state)
+    except Exception as error:  # anything can be missing, misplaced or misshapen in somebody else's file
+        raise UserError(f"{path} is damaged, its parameters fit no model: give another --ckpt_path") from error
+    return config.num_frames
+
+
+def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """An error unless `state` is the parameters of such a model; found without making room for them."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float):
+            sane = math.isfinite(value)
+        elif isinstance(value, int):
+            sane = 0 <= value <= LARGEST
+        else:
+            sane = isinstance(value, str) or all(v in (0, 1, 2) for v in value)
+        if not sane or not isinstance(value, float | int | str | list | tuple):
+            raise ValueError(f"{f.name} is {value}")
+    with torch.device("meta"):
+        model = OmniMotion(replace(config, coordinates=tuple(config.coordinates)))
+        if "time_latent.frozen" in state:
+            model.time_latent.freeze()
+    model.load_state_dict(state, assign=True)
 
 
 def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:

@@ -226,7 +226,7 @@ QUICK_VIDEO = ("--tapvid", "../inputs/small.pkl", "--save_dir", "out", "--query_
                "--num_iters", "12", "--i_weight", "4", "--coupling_width", "32", *TINY)
 STAGES = [
     Stage("preprocessing", ("clip.mp4",), ("preprocessing", "--video", "clip.mp4", "--data_dir", "seq", "--chain",
-                                           "--num_workers", "2", "--resume"), frames_and_store),
+                                           "--num_workers", "1", "--resume"), frames_and_store),
     Stage("training", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "60", "--i_weight", "7", "--i_cache",
                                  "40000", "--coupling_width", "32", *TINY), last_checkpoint),
     Stage("checkpoint writing", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "20", "--i_weight", "1",

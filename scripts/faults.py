@@ -3,9 +3,9 @@
 1. SIGKILL at random moments in preprocessing, training, checkpoint writing, evaluation and a benchmark. The same
    command then goes on, perhaps to be killed again, until it finishes; its result must be that of an uninterrupted run,
    byte for byte, and after every kill all that has a final name must be readable.
-2. A full disk (a small tmpfs where mounting is permitted, else a limit on the length of files), a read-only one, and a
-   sequence folder that vanishes: one clear line; what was saved before is whole, and with room again the command goes on
-   to the same result.
+2. A full disk (a small tmpfs where mounting is permitted, else a limit on the length of files), a read-only one, and
+   a sequence folder that vanishes: one clear line; what was saved before is whole, and with room again the command goes
+   on to the same result.
 3. Files that the commands read, cut short or with flipped bits: a result or one clear line.
 4. The fuzz of the readers (scripts/fuzz.py).
 
