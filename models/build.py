@@ -1,8 +1,7 @@
 """From options or a checkpoint to a model."""
 
-import math
 from argparse import Namespace
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -77,22 +76,22 @@ def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
 
 
 def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """An error unless `state` is the parameters of such a model; found without making room for them."""
+    """An error unless `state` is the parameters of such a model, and the model is no larger than they are."""
     for f in fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, float):
-            sane = math.isfinite(value)
-        elif isinstance(value, int):
-            sane = 0 <= value <= LARGEST
+        if f.name == "coordinates":
+            sane = len(value) <= LARGEST and all(v in (0, 1, 2) for v in value)
         else:
-            sane = isinstance(value, str) or all(v in (0, 1, 2) for v in value)
-        if not sane or not isinstance(value, float | int | str | list | tuple):
+            sane = isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST)
+        if not sane:
             raise ValueError(f"{f.name} is {value}")
-    with torch.device("meta"):
-        model = OmniMotion(replace(config, coordinates=tuple(config.coordinates)))
-        if "time_latent.frozen" in state:
-            model.time_latent.freeze()
-    model.load_state_dict(state, assign=True)
+    claimed = (len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
+               + config.affine_layers * config.affine_width**2 + config.field_layers * config.field_width**2
+               + config.num_frames * config.latent_dim)  # about
+    if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
+        raise ValueError("the model is larger than the file")
+    with torch.random.fork_rng(devices=[]):  # the new parameters are drawn, and thrown away
+        model_from_state(asdict(config), state)
 
 
 def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:

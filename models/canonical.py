@@ -58,7 +58,7 @@ def initialise_for_code(filter_: nn.Module, alpha: float, gamma_scale: float = G
     """
     F_, D = filter_.mu.shape
     filter_.mu.copy_(periodic_encoding(torch.rand(F_, 3) * 2 - 1, NUM_OCTAVES))
-    gamma = torch.distributions.Gamma(alpha, 1.0, validate_args=False).sample((F_,))
+    gamma = torch.distributions.Gamma(alpha, 1.0).sample((F_,))
     filter_.gamma.copy_(gamma * gamma_scale * 2.5 / D)
     octave = torch.arange(NUM_OCTAVES).repeat(D // NUM_OCTAVES)  # column order: coordinate, sine/cosine, octave
     share = 2.0 ** (-falloff * octave)

@@ -23,7 +23,7 @@ class GaborFilter(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_dim, num_filters)
         self.mu = nn.Parameter(2 * torch.rand(num_filters, in_dim) - 1)
-        self.gamma = nn.Parameter(torch.distributions.Gamma(alpha, 1.0, validate_args=False).sample((num_filters,)))
+        self.gamma = nn.Parameter(torch.distributions.Gamma(alpha, 1.0).sample((num_filters,)))
         with torch.no_grad():
             self.linear.weight.mul_(weight_scale * self.gamma.sqrt()[:, None])
             self.linear.bias.uniform_(-math.pi, math.pi)

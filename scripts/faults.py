@@ -233,6 +233,8 @@ class small_disk:  # noqa: N801  a context manager
         self.path, self.mounted = path, False
 
     def __enter__(self) -> "small_disk":
+        if os.path.ismount(self.path):  # a campaign that was killed left it
+            subprocess.run(["umount", "-l", str(self.path)], check=True)
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
         self.mounted = self._mount("-t", "tmpfs", "-o", "size=1g", "tmpfs")

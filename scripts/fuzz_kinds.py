@@ -6,6 +6,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -209,9 +210,10 @@ def read_benchmark(path: Path) -> None:
         read()
 
 
-def model_options(*more: str):
+@cache
+def model_options():
     """Options of a tiny model."""
-    return parse("train", ["--data_dir", "x", "--device", "cpu", "--mlp_backend", "torch", *QUICK, *more])
+    return parse("train", ["--data_dir", "x", "--device", "cpu", "--mlp_backend", "torch", *QUICK])
 
 
 def checkpoint(folder: Path) -> Path:
@@ -368,7 +370,7 @@ KINDS = [
     Kind("queries.csv", queries(".csv"), lambda path: load_queries(path, FRAMES, SIZE), CSV_BYTES),
     Kind("tapvid.pkl", benchmark("dict"), read_benchmark, PICKLE_BYTES, share=8),
     Kind("tapvid_jpeg.pkl", benchmark("jpeg"), read_benchmark, PICKLE_BYTES),
-    Kind("checkpoint.pth", checkpoint, read_checkpoint, share=6),
+    Kind("checkpoint.pth", checkpoint, read_checkpoint),
     Kind("raft.pth", raft_weights, read_raft, share=1),
     Kind("config.txt", config, read_config, CONFIG_BYTES, share=2), Kind("result.json", result, _record, JSON_BYTES),
 ]
