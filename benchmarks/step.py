@@ -134,7 +134,8 @@ def main() -> None:
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
     products = choose_products("bf16", "auto", device)
-    maker = "the C++ kernels" if products.native else "float32 products of rounded numbers" if products.emulated else "PyTorch"
+    maker = ("the C++ kernels" if products.native else
+             "float32 products of rounded operands" if products.emulated else "PyTorch")
     shape = " x ".join(map(str, SHAPES[device.type]))
     print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps; "
           f"bf16 by {maker}")

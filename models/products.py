@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Products:
-    """`dtype` that the products' operands are rounded to, None: not rounded; `native`: the C++ kernels, None for PyTorch;
-    `emulated`: rounded operands are kept and multiplied as float32, for hardware that has no products of `dtype`."""
+    """`dtype` that the products' operands are rounded to, None: not rounded; `native`: the C++ kernels, None for
+    PyTorch; `emulated`: rounded operands are multiplied as float32, for hardware that has no products of `dtype`."""
     dtype: torch.dtype | None = None
     native: object | None = None
     emulated: bool = False
@@ -55,14 +55,14 @@ def choose_products(precision: str, backend: str, device: torch.device) -> Produ
         return Products(torch.bfloat16)
     kernels = native.kernels() if backend in ("auto", "native") else None
     if not bf16_units():
-        log.warning("--precision bf16: this CPU has no bf16 products; rounded operands are multiplied as float32, which "
-                    "is slower than --precision fp32")
+        log.warning("--precision bf16: this CPU has no bf16 products; rounded operands are multiplied as float32, "
+                    "which is slower than --precision fp32")
     return Products(torch.bfloat16, kernels, emulated=kernels is None and not bf16_units())
 
 
 def bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 vectors or matrices. Without, PyTorch's bfloat16 products are 20 times slower
-    than its float32 products."""
+    """Whether this CPU multiplies bfloat16 vectors or matrices. Where it does not, PyTorch's bfloat16 products are 20
+    times slower than its float32 products."""
     return native.matrix_unit() or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
