@@ -71,6 +71,7 @@ def run(argv: tuple[str, ...], folder: Path, kill_after: float | None = None, pr
     pid = os.fork()
     if pid == 0:
         _command(argv, folder, log, prepare)
+    os.setpgid(pid, pid)  # here too: a kill may come before the child has done it
     deadline = begin + (LIMIT_S if kill_after is None else kill_after)
     status = None
     while status is None:
@@ -93,7 +94,7 @@ def _command(argv: tuple[str, ...], folder: Path, log: Path, prepare: Callable) 
     """The child's part; does not return."""
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

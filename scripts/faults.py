@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=8, help="damaged files of each kind")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next call goes on")
     parser.add_argument("--parts", default="kills,disk,vanish,files,fuzz", help="comma-separated")
+    parser.add_argument("--stages", default=",".join(SHARES), help="comma-separated, of the first two parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="out/faults", help="where to work")
     parser.add_argument("--fresh", action="store_true", help="forget the campaign that is there")
@@ -306,7 +307,7 @@ def main() -> None:
     campaign = Campaign(folder, time.monotonic() + 60 * args.minutes)
     runs.make_inputs(folder / "inputs")
     random = Random(args.seed + len(campaign.events))
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage.name in args.stages.split(",")):
         if "kills" in parts:
             kills(campaign, stage, args.kills * SHARES[stage.name] // 100, random)
         if "disk" in parts:
