@@ -36,7 +36,7 @@ from loaders.video import write_video
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--device cpu --mlp_backend torch --num_pairs 2 --num_pts 16 --num_samples_ray 8 --affine_width 16 "
         "--affine_layers 3 --field_width 24 --no_tensorboard --i_img 0").split()
-LIMIT_S = 300  # of one process: longer is a hang
+LIMIT_S = 900  # of one process: longer is a hang
 
 
 @dataclass
@@ -228,10 +228,10 @@ QUICK_VIDEO = ("--tapvid", "../inputs/small.pkl", "--save_dir", "out", "--query_
 STAGES = [
     Stage("preprocessing", ("clip.mp4",), ("preprocessing", "--video", "clip.mp4", "--data_dir", "seq", "--chain",
                                            "--num_workers", "1", "--resume"), frames_and_store),
-    Stage("training", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "60", "--i_weight", "7", "--i_cache",
+    Stage("training", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "24", "--i_weight", "5", "--i_cache",
                                  "40000", "--coupling_width", "32", *TINY), last_checkpoint),
-    Stage("checkpoint writing", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "20", "--i_weight", "1",
-                                           "--coupling_width", "256", *TINY), last_checkpoint),
+    Stage("checkpoint writing", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "10", "--i_weight", "1",
+                                           "--coupling_width", "128", *TINY), last_checkpoint),
     Stage("evaluation", ("seq", "out"), ("eval.py", "--data_dir", "seq", "--annotations", "seq/annotations.npz",
                                          "--query_mode", "first", "--baselines", "static,chain", "--device", "cpu"),
           scores),

@@ -329,3 +329,21 @@ def test_a_hostile_name_in_the_page_is_shown_and_not_run(tmp_path):
             assert page.locator("h1").text_content() == HOSTILE and page.locator("h1 *").count() == 0
             assert HOSTILE in page.locator("#notes").text_content() and page.locator("#notes img").count() == 0
         browser.close()
+
+
+def test_a_folder_of_the_hub_that_brings_code(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from third_party.hub import load_model
+
+    folder, config = tmp_path / "evil", transformers.Dinov2Config(hidden_size=12, num_hidden_layers=1,
+                                                                  num_attention_heads=2, image_size=28)
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "code.py").write_text("import os\nos.system('touch ran')\n")
+    (folder / "config.json").write_text(json.dumps({**written, "model_type": "evil", "auto_map": {
+        "AutoConfig": "code.Config", "AutoModel": "code.Model"}}))
+    refused(lambda path: load_model("AutoModel", str(path), offline=True), folder)
+    (folder / "config.json").write_text(json.dumps(written))
+    (folder / "model.safetensors").unlink()
+    torch.save({"embeddings.cls_token": Command()}, folder / "pytorch_model.bin")
+    refused(lambda path: load_model("AutoModel", str(path), offline=True), folder)
