@@ -145,7 +145,7 @@ def test_killed_half_way_and_run_again(done, small_file, tmp_path):
                                env={**os.environ, "OMP_NUM_THREADS": "1"},
                                stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     results = tmp_path / "default_small_davis" / "first"
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600  # of a run that hangs
     while not ((results / "model/easy.json").is_file() and (results / "demo.running").is_file()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
