@@ -13,6 +13,8 @@ A campaign goes on where it stopped (--fresh starts a new one); the report is OU
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -270,6 +272,12 @@ def rows(events: list[dict]) -> Iterator[tuple[str, list[dict]]]:
             yield f"{names.get(fault, fault)}: {what}", [e for e in own if e["what"].partition(",")[0] == what]
 
 
+def code_hash() -> str:
+    """Hash of the project's code: another one may give other results than those that are compared with."""
+    paths = sorted(path for path in runs.ROOT.rglob("*.py") if not {".venv", "out"} & set(path.parts))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
 def report(campaign: Campaign) -> str:
     """The tables in Markdown."""
     events = campaign.events
@@ -304,8 +312,16 @@ def main() -> None:
     folder, parts = Path(args.out).resolve(), args.parts.split(",")
     if args.fresh:
         shutil.rmtree(folder, ignore_errors=True)
+    if (code := folder / "code").exists() and code.read_text() != code_hash():
+        sys.exit(f"the campaign in {folder} was begun with other code: --fresh starts a new one")
+    code.write_text(code_hash())
     campaign = Campaign(folder, time.monotonic() + 60 * args.minutes)
     folder.mkdir(parents=True, exist_ok=True)
+    alone = open(folder / "lock", "w")  # held until the end
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another campaign works in {folder}: give another --out")
     if parts != ["fuzz"]:
         runs.make_inputs(folder / "inputs")
     random = Random(args.seed + len(campaign.events))
