@@ -156,13 +156,15 @@ def main() -> None:
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--work_dir", required=True, type=Path)
     parser.add_argument("--weights_dir", type=Path)
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--picture", type=Path)
     parser.add_argument("preprocessing", nargs="*", help="more options of `python -m preprocessing`, after --")
     args = parser.parse_args()
     weights = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
     names = [f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
     folders, costs, consistency = {}, [], []
-    for name, options in SOURCES.items():
+    for name in args.sources:
+        options = SOURCES[name]
         folder = folders[name] = args.work_dir / name.replace(" ", "_")
         cost = preprocess(folder, ["--video", args.video, *options, *weights, "--chain", *args.preprocessing])
         sequence = open_sequence(folder, None)
