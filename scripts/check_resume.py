@@ -2,6 +2,7 @@
 
 A short, small version of the video is preprocessed in one go; then again with SIGKILL at random moments, each time
 resumed. All files of the finished stores must be equal, byte for byte. With --weights_dir also for RAFT, with the best
+of its published weights that is there. Options after -- are passed on to `python -m preprocessing`.
 """
 
 import argparse
