@@ -4,6 +4,7 @@ Preprocesses the video with each source of SOURCES (resumed where it was stopped
     time, time of all cores together, peak memory, disk of the finished store
     the share of pixels with a valid correspondence, by interval
     for annotated joints of pairs of frames, both directions, by interval: the share that lands within 4 px at 256x256
+        still    the joint's place in the other frame
         direct   flow between the two frames themselves, whether believed or not
         chained  adjacent flows added up, whether believed or not
         stored   what the store has of them, and the share of joints that it covers in its pairs of frames
@@ -94,8 +95,8 @@ def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> Fl
 
 def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: CorrespondenceStore,
            annotations: Annotations) -> np.ndarray:
-    """Rows (interval, direct, chained, stored) a joint and pair; errors in pixels at 256x256. Not stored: NaN;
-    infinity: the store does not have this pair of frames."""
+    """Rows (interval, still, direct, chained, stored), one a joint and pair; errors in pixels at 256x256. NaN: not
+    stored; infinity: the store does not have this pair of frames."""
     model = flow_model(name, weights_dir, sequence.size)
     pairs = frame_pairs(annotations)
     frames = sorted({i for i, _, _ in pairs})
@@ -105,13 +106,13 @@ def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: 
     for i, j, joints in tqdm(pairs, desc=f"{name}, annotated pairs"):
         p, truth = annotations.points[joints, i], annotations.points[joints, j]
         [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
-        found = [p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.inf)]
+        found = [p, p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.inf)]
         if (i, j) in stored_pairs:
-            found[2][:] = np.nan
+            found[3][:] = np.nan
             pair = store.dense(i, j)
             x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
             valid = (pair.cycle | pair.occlusion)[y, x]
-            found[2][valid] = (p + pair.flow[y, x])[valid]
+            found[3][valid] = (p + pair.flow[y, x])[valid]
         distance = [np.linalg.norm((q - truth) * scale, axis=-1) for q in found]
         out.append(np.stack([np.full(len(p), abs(i - j)), *distance], axis=-1))
     return np.concatenate(out)
@@ -127,7 +128,7 @@ def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) 
     lines = [f"| {name} | {cost['seconds'] / 60:.1f} min | {cost['cpu'] / 60:.1f} min | {cost['bytes'] / 2**30:.2f} "
              f"GiB | {disk / 2**20:.0f} MiB | "
              + " | ".join(f"{x.mean():.0%}" if len(x) else "-" for x in valid) + " |"]
-    for k, kind in ((1, "direct"), (2, "chained"), (3, "stored")):
+    for k, kind in enumerate(("still", "direct", "chained", "stored"), 1):
         cells = []
         for low, high in (*BINS, (1, 1000)):
             e = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), k]
