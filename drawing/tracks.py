@@ -5,7 +5,7 @@ Notation
     picture     a frame enlarged by `zoom`, so that marks on a small video can be told apart
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     radius = max(3.5, min(picture.shape[:2]) / 130)
     centres = on_picture(points, zoom)
     for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
-        colour = tuple(int(c) for c in colours[n])
+        colour = colours[n].tolist()
         if visible[n]:
             _circle(picture, centres[n], radius + 1, DARK, cv2.FILLED)
             _circle(picture, centres[n], radius, colour, cv2.FILLED)
@@ -78,15 +78,16 @@ def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, mat
     right = np.array([pictures[0].shape[1], 0])
     ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + right], 1)  # (N, 2, 2)
     shown = np.flatnonzero(visible)
-    for n in shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]:
-        draw_path(out, ends[n], colours[n])
+    joined = shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]
+    draw_paths(out, ends[joined], colours[joined])
     return with_strip(out, caption, mark_legend()) if caption else out
 
 
-def draw_path(picture: np.ndarray, path: np.ndarray, colour: np.ndarray, thickness: int = 1) -> None:
-    """A line through `(L, 2)` pixels of the picture."""
-    places = np.rint(path.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
-    cv2.polylines(picture, [places], False, tuple(int(c) for c in colour), thickness, cv2.LINE_AA, SHIFT)
+def draw_paths(picture: np.ndarray, paths: np.ndarray, colours: np.ndarray, thickness: int = 1) -> None:
+    """Lines through `(N, L, 2)` pixels of the picture, in colours `(N, 3)`."""
+    places = np.rint(paths.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
+    for path, colour in zip(places, colours.tolist(), strict=True):
+        cv2.polylines(picture, [path], False, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
 def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
@@ -102,7 +103,7 @@ def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: tuple, thickness: int) -> None:
+def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: Sequence[int], thickness: int) -> None:
     scale = 1 << SHIFT
     place = tuple(round(float(c) * scale) for c in centre)
     cv2.circle(picture, place, round(radius * scale), colour, thickness, cv2.LINE_AA, SHIFT)

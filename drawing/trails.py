@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 
 from drawing.legend import mark_legend, with_strip
-from drawing.tracks import draw_path, draw_points, enlarge, frame_caption, on_picture, picture_zoom
+from drawing.tracks import draw_paths, draw_points, enlarge, frame_caption, on_picture, picture_zoom
 
 TRAIL = 24        # frames
+PIECE = 3         # frames of a trail that fade together
 DIMMED = 0.55     # brightness of the frames under the trails
 RANSAC_PX = 1.5   # pixels within which a point moves with the background
 
@@ -50,17 +51,19 @@ def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, 
     zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend()
     for t, frame in enumerate(frames):
         picture = np.rint(enlarge(frame, zoom) * DIMMED).astype(np.uint8)
-        trails = on_picture(stabilised_trails(tracks, steps, t), zoom)  # (N, L, 2)
-        L = trails.shape[1]
-        for k in range(L - 1):
-            glow = (k + 1) / L
-            layer = picture if glow > 0.5 else picture.copy()
-            for n in np.flatnonzero(visible[:, t]):
-                draw_path(layer, trails[n, k:k + 2], colours[n], 2 if glow > 0.5 else 1)
-            if layer is not picture:
-                cv2.addWeighted(layer, 2 * glow, picture, 1 - 2 * glow, 0, picture)
-        draw_points(picture, tracks[:, t], visible[:, t], colours, zoom)
+        shown = visible[:, t]
+        _draw_trails(picture, on_picture(stabilised_trails(tracks[shown], steps, t), zoom), colours[shown])
+        draw_points(picture, tracks[:, t], shown, colours, zoom)
         yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
+
+
+def _draw_trails(picture: np.ndarray, trails: np.ndarray, colours: np.ndarray) -> None:
+    """Trails `(N, L, 2)` in pixels of the picture, from the oldest, faintest piece to the newest."""
+    last = trails.shape[1] - 1
+    for age in reversed(range(0, last, PIECE)):
+        layer = picture.copy()
+        draw_paths(layer, trails[:, max(0, last - age - PIECE):last - age + 1], colours, 2)
+        cv2.addWeighted(layer, 1 - age / TRAIL, picture, age / TRAIL, 0, picture)
 
 
 def _apply(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
