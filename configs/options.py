@@ -60,7 +60,8 @@ OPTIONS = {
         ("affine_layers", int, 8, "linear layers of the affine map's MLP"),
         ("field_width", int, 256, "width of the canonical field"),
         ("field_layers", int, 3, "hidden layers of the canonical field"),
-        ("field_encoding", ("periodic", "none"), "periodic", "66-d periodic code of canonical points, or none"),
+        ("field_encoding", ("periodic", "nerf", "none"), "periodic", "code of canonical points: periodic, 66-d; "
+         "nerf, 63-d (the coordinates and 10 octaves); or none"),
     ],
     "optimisation": [
         ("optimiser", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
