@@ -119,7 +119,7 @@ def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
     i, j = views.options.query_frame_id, views.target_frame
     found, points = views.tracks, views.points
     picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, j], found.visible[:, j],
-                            position_colours(points, views.size), f"frame {i} | frame {j}", lines=40)
+                            position_colours(points, views.size), f"frame {i} | frame {j}", lines=12)
     path = path.with_name(f"pairs_{i:05d}_{j:05d}.png")
     write_png(path, maps.beside([picture]))
     return [path]

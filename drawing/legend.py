@@ -75,7 +75,7 @@ def flow_legend(longest: float) -> np.ndarray:
     wheel = flow_wheel(HEIGHT - 4).astype(np.float32)
     alpha = wheel[..., 3:] / 255
     flat = np.rint(alpha * wheel[..., :3] + (1 - alpha) * np.array(STRIP)).astype(np.uint8)
-    return row([text_picture("colour is direction, the rim"), flat, text_picture(f"{longest:.3g} px a frame")], 7)
+    return row([text_picture("colour is direction"), flat, text_picture(f"rim: {longest:.3g} px a frame")], 7)
 
 
 def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = None) -> np.ndarray:

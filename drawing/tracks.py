@@ -91,14 +91,14 @@ def draw_paths(picture: np.ndarray, paths: np.ndarray, colours: np.ndarray, thic
 
 
 def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
-    """`frame 3 of 0-81`, and whether it is the frame whose points are drawn."""
+    """`frame 3 / 81`, and whether it is the frame whose points are drawn."""
     return f"frame {t} / {T - 1}" + ("   query frame" if t == query_frame else "")
 
 
 def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
-    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W); `interval` 0 puts about 20 along its longer
+    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W); `interval` 0 puts about 28 along its longer
     side."""
-    interval = interval or max(1, round(max(size) / 20))
+    interval = interval or max(1, round(max(size) / 28))
     y, x = np.mgrid[interval // 2: size[0]: interval, interval // 2: size[1]: interval]
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
 

@@ -54,7 +54,8 @@ def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, 
         shown = visible[:, t]
         _draw_trails(picture, on_picture(stabilised_trails(tracks[shown], steps, t), zoom), colours[shown])
         draw_points(picture, tracks[:, t], shown, colours, zoom)
-        yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
+        caption = frame_caption(t, len(frames), query_frame) + f"   paths of {TRAIL} frames, background held still"
+        yield with_strip(picture, caption, legend)
 
 
 def _draw_trails(picture: np.ndarray, trails: np.ndarray, colours: np.ndarray) -> None:
