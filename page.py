@@ -33,8 +33,8 @@ def write_page(views: Views, path: Path) -> Path:
     blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
     data = PageData(
         title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
-        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings[1][ids],
-        flows=views.flows[ids[:-1]], errors=None if views.errors is None else views.errors[ids], notices=notices)
+        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
+        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices)
     write_text(path, page_html(data, options.page_mb))
     log.info("page: %d tracks, %.1f MB", sum(len(block.tracks) for block in data.blocks), path.stat().st_size / 1e6)
     return path

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from drawing.legend import mark_legend, with_strip
-from drawing.tracks import draw_paths, draw_points, enlarge, frame_caption, on_picture, picture_zoom
+from drawing.legend import point_legend, with_strip
+from drawing.tracks import draw_paths, draw_points, enlarge, frame_caption, on_picture, picture_zoom, too_dense
 
 TRAIL = 24        # frames
 PIECE = 3         # frames of a trail that fade together
@@ -45,15 +45,17 @@ def stabilised_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int
 
 
 def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray, steps: np.ndarray,
-                   query_frame: int) -> Iterator[np.ndarray]:
+                   query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with trails of the foreground's tracks `(N, T, 2)`, visible `(N, T)`, in
-    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible."""
-    zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend()
+    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points `spacing` pixels
+    apart."""
+    zoom = picture_zoom(frames.shape[1:3])
+    legend = point_legend(too_dense(spacing, zoom))
     for t, frame in enumerate(frames):
         picture = np.rint(enlarge(frame, zoom) * DIMMED).astype(np.uint8)
         shown = visible[:, t]
         _draw_trails(picture, on_picture(stabilised_trails(tracks[shown], steps, t), zoom), colours[shown])
-        draw_points(picture, tracks[:, t], shown, colours, zoom)
+        draw_points(picture, tracks[:, t], shown, colours, zoom, spacing)
         caption = frame_caption(t, len(frames), query_frame) + f"   paths of {TRAIL} frames, background held still"
         yield with_strip(picture, caption, legend)
 
