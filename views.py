@@ -79,10 +79,10 @@ class Views:
         """Tracks of `points` through all frames."""
         return self.track(self.options.query_frame_id, self.points)
 
-    def track(self, t: int, points: np.ndarray) -> Tracks:
-        """Tracks of points `(N, 2)` of frame t through all frames."""
+    def track(self, t: int, points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
+        """Tracks of points `(N, 2)` of frame t through all frames, or through `frames`."""
         queries = np.concatenate([np.full((len(points), 1), t), points[:, ::-1]], axis=1).astype(np.float32)  # (N, 3)
-        return self.tracker.track(queries)
+        return self.tracker.track(queries, frames)
 
     @cached_property
     def scene(self) -> tuple[Tracks, np.ndarray]:

@@ -32,6 +32,14 @@ def test_points_outside_the_frame_are_not_drawn():
     assert not picture.any()
 
 
+def test_points_of_a_one_pixel_grid_are_squares_that_leave_no_gap():
+    frames = np.zeros((1, 100, 160, 3), np.uint8)  # enlarged five times
+    points, visible = point_grid((100, 160), 1), np.ones(16_000, bool)
+    visible[:160] = False  # the first row
+    picture = next(track_pictures(frames, points[:, None], visible[:, None], np.repeat(RED, 16_000, 0), 0, 1))
+    assert (picture[5:500] == RED[0]).all() and not picture[:5].any()
+
+
 def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
     frames = np.zeros((3, 60, 80, 3), np.uint8)
     tracks = np.array([[[10, 10], [20, 20], [30, 30]]], np.float32)
