@@ -122,8 +122,7 @@ class Views:
             return self.options.dense_interval
         interval = surface.grid_interval(self.tracker)
         if interval > 1:
-            log.info("on the CPU, dense pictures are computed at every %dth pixel (--dense_interval 1: at all)",
-                     interval)
+            log.info("on the CPU, dense pictures are computed %d pixels apart (--dense_interval 1: all)", interval)
         return interval
 
     def renderings(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

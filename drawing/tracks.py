@@ -45,7 +45,7 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     `spacing` pixels of the frame between them, are squares where visible and are not drawn where occluded."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
-    radius = min(max(3.5, min(picture.shape[:2]) / 130), 0.4 * spacing * zoom)
+    radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
     centres = on_picture(points, zoom)
     if too_dense(spacing, zoom):
         _draw_squares(picture, centres[inside & visible], colours[inside & visible], max(1, round(spacing * zoom)))
@@ -62,7 +62,7 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
 
 def too_dense(spacing: float, zoom: float) -> bool:
     """Whether points `spacing` pixels of the frame apart leave too little room on the picture for discs and rings."""
-    return spacing * zoom < 6
+    return spacing * zoom < 8
 
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
