@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from drawing.pack import GridTracks
@@ -15,7 +14,7 @@ from views import Views
 log = logging.getLogger("viz")
 MOST_FRAMES = 120           # of a page; a longer video is thinned
 MOST_SAMPLES = 20_000_000   # tracks x frames; a denser grid is thinned
-CPU_SIDE, CPU_SAMPLES = 64, 4_000_000  # on the CPU: query points along the longer side, and samples, if none is asked for
+CPU_SIDE, CPU_SAMPLES = 64, 4_000_000  # on the CPU, unless asked for: query points along the longer side, and samples
 
 
 def write_page(views: Views, path: Path) -> Path:

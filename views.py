@@ -58,7 +58,11 @@ class Views:
     @cached_property
     def points(self) -> np.ndarray:
         """The drawn points `(N, 2)` of the query frame: a grid, or what of it lies in the foreground."""
-        points, options = point_grid(self.size, self.options.grid_interval), self.options
+        return self.grid(self.spacing)
+
+    def grid(self, interval: int) -> np.ndarray:
+        """The same, `interval` pixels apart. UserError if no point is left."""
+        points, options = point_grid(self.size, interval), self.options
         if not (options.use_mask or options.foreground_mask_path):
             return points
         if self.mask is None:

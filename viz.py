@@ -118,9 +118,11 @@ def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
 def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame and where they are in another frame."""
     i, j = views.options.query_frame_id, views.target_frame
-    found, points = views.tracks, views.points
-    picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, j], found.visible[:, j],
-                            position_colours(points, views.size), f"frame {i} | frame {j}", 12, views.spacing)
+    spacing = views.options.grid_interval or 2 * views.spacing
+    points = views.grid(spacing)
+    found = views.track(i, points, [j])
+    picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, 0], found.visible[:, 0],
+                            position_colours(points, views.size), f"frame {i} | frame {j}", 12, spacing)
     path = path.with_name(f"pairs_{i:05d}_{j:05d}.png")
     write_png(path, maps.beside([picture]))
     return [path]

@@ -2,8 +2,8 @@
 
 Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and a page with a track for every fourth pixel
 of every fifth of 60 frames: its packing, its size, and, where playwright and a Chromium are installed, how long it
-takes to load. The tracks are those of a panning camera and a walking block, with a noise of `--noise` pixels in every position.
-Beside the seconds that passed are those that the CPU worked in, which other work on the machine does not change.
+takes to load. The tracks are those of a panning camera and a walking block, with a noise of `--noise` pixels in every
+position. Beside the seconds that passed are those that the CPU worked, which other work on the machine hardly changes.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from drawing.legend import point_legend, with_strip
 PICTURE_SIDE, LONGEST_SIDE = 480, 1920  # pictures' shorter side, at least, as long as the longer one is at most this
 SHIFT = 4           # binary places of cv2's sub-pixel coordinates
 DARK = (20, 20, 20)
+DENSE = 0.65        # opacity of squares
 
 
 def picture_zoom(size: tuple[int, int]) -> float:
@@ -42,7 +43,7 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     """Mark points `(N, 2)`, in pixels of the frame, on its picture: a disc where visible `(N,)`, a ring where occluded.
 
     Points outside the frame are not drawn. Discs lie over rings. Points of a grid that leaves no room for discs, with
-    `spacing` pixels of the frame between them, are squares where visible and are not drawn where occluded."""
+    `spacing` pixels of the frame between them, are see-through squares where visible, and nothing where occluded."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
     radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
@@ -126,11 +127,12 @@ def grid_shape(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _draw_squares(picture: np.ndarray, centres: np.ndarray, colours: np.ndarray, side: int) -> None:
-    H, W = picture.shape[:2]
+    (H, W), frame = picture.shape[:2], picture.copy()
     column, row = np.rint(centres - (side - 1) / 2).astype(int).T
     for dy in range(side):
         for dx in range(side):
-            picture[(row + dy).clip(0, H - 1), (column + dx).clip(0, W - 1)] = colours
+            place = (row + dy).clip(0, H - 1), (column + dx).clip(0, W - 1)
+            picture[place] = np.rint((1 - DENSE) * frame[place] + DENSE * colours)
 
 
 def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: Sequence[int], thickness: int) -> None:

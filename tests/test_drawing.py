@@ -37,7 +37,7 @@ def test_points_of_a_one_pixel_grid_are_squares_that_leave_no_gap():
     points, visible = point_grid((100, 160), 1), np.ones(16_000, bool)
     visible[:160] = False  # the first row
     picture = next(track_pictures(frames, points[:, None], visible[:, None], np.repeat(RED, 16_000, 0), 0, 1))
-    assert (picture[5:500] == RED[0]).all() and not picture[:5].any()
+    assert (picture[5:500] == [166, 0, 0]).all() and not picture[:5].any()  # 65% of red
 
 
 def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
