@@ -24,7 +24,7 @@ from errors import UserError
 from inference import open_run
 from loaders.checkpoint import find_checkpoint, load_checkpoint
 from loaders.error_map import ErrorMap
-from loaders.sequence import read_mask
+from loaders.images import read_mask
 from models import surface
 from models.tracker import Tracks
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import configargparse
 
-from errors import UserError
+from errors import UserError, os_error_line
+from loaders.images import MAX_PIXELS, limit_pixels
 
 OPTIONS = {
     "general": [
@@ -28,6 +29,7 @@ OPTIONS = {
          "for CPUs with AMX; Triton or tiny-cuda-nn for CUDA; auto is native where it can be, else PyTorch"),
         ("seed", int, 1234, "seed of everything random"),
         ("num_iters", int, 100_000, "number of training steps; all schedules are shares of it"),
+        ("max_pixels", int, MAX_PIXELS, "refuse larger images and video frames"),
     ],
     "data": [
         ("num_imgs", int, 250, "use at most this many frames"),
@@ -145,7 +147,7 @@ AT_LEAST = {  # smallest values that make sense
     "page_mb": 1, "dense_interval": 0, "page_interval": 0,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
                      "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
-                     "num_cpus", "w_depth"), 0),
+                     "num_cpus", "w_depth"), 0), "max_pixels": 1,
 }
 
 
@@ -179,9 +181,14 @@ def parser(driver: str) -> configargparse.ArgumentParser:
 
 
 def parse(driver: str, argv: list[str] | None = None) -> Namespace:
-    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names."""
+    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names.
+    `max_pixels` holds from here on."""
     reader = parser(driver)
-    options = reader.parse_args(argv)
+    try:
+        options = reader.parse_args(argv)
+    except UnicodeDecodeError:
+        reader.error("the --config file is not a text in UTF-8")
+    limit_pixels(options.max_pixels)
     for name, low in AT_LEAST.items():
         if not getattr(options, name) >= low:
             reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
@@ -196,9 +203,12 @@ def run_dir(options: Namespace) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a driver's main; a user's mistake becomes one line on stderr and exit code 2."""
+    """Call a driver's main; what is the user's to mend becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:  # a full or read-only disk, a folder that is gone
+        sys.stderr.write(f"error: {os_error_line(error)}\n")
         sys.exit(2)

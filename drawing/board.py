@@ -9,7 +9,7 @@ from drawing.colours import depth_colours, error_colours, flow_colours, full_sat
 from drawing.legend import colour_bar, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
 from drawing.tracks import match_picture
-from loaders.files import atomic_path
+from loaders.files import write_bytes
 
 FOLDER = "vis"
 
@@ -73,5 +73,4 @@ class Board:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write `(H, W, 3)` uint8 RGB, whole or not at all."""
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_bytes(path, cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -9,6 +9,7 @@ Notation
 """
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -128,8 +129,10 @@ def _filled(meta: dict, items: dict[str, bytes]) -> str:
     safe = json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
     data = "\n".join(f'<script type="application/octet-stream" id="{name}">{_text(value)}</script>'
                      for name, value in items.items())
+    script = "\n".join((WEB / name).read_text() for name in SCRIPTS)
+    digest = hashlib.sha256(f"\n{script}\n".encode()).digest()  # of all between the tags: the browser runs nothing else
     parts = {"title": html.escape(meta["title"]), "style": (WEB / "page.css").read_text(), "meta": safe, "data": data,
-             "script": "\n".join((WEB / name).read_text() for name in SCRIPTS)}
+             "script": script, "hash": _text(digest)}
     pieces = (WEB / "page.html").read_text().split("%%")  # text, name, text, name, ..., text
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
 

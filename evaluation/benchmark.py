@@ -18,7 +18,7 @@ from evaluation.report import collect, one_line, print_tables, write_reports
 from evaluation.runners import run_here, run_on_ray
 from evaluation.scoring import BASELINES
 from evaluation.video import Job, record_failure, write_sequence
-from loaders.files import write_text
+from loaders.files import read_json, write_text
 from loaders.tapvid import benchmark_name, open_benchmark
 from preprocessing.cli import main_parser
 
@@ -27,7 +27,8 @@ TRAINING = ("data", "model", "optimisation")  # groups of options that a model d
 NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options of eval.py that change no result
 # options of `python -m preprocessing` that are about frames, and those that say where and how fast
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
-NO_METHOD = {"data_dir", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline", "batch"}
+NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
+             "batch"}
 
 
 def run_benchmark(options: Namespace) -> None:
@@ -157,7 +158,11 @@ def preprocessing_settings(options: Namespace) -> dict:
     """The method of the correspondences. UserError for an option about frames, which are the benchmark's; SystemExit 2
     for one that `python -m preprocessing` does not have."""
     parser = main_parser()
-    method = vars(parser.parse_args(["--data_dir", "", *shlex.split(options.preprocessing)]))
+    try:
+        words = shlex.split(options.preprocessing)
+    except ValueError as error:
+        raise UserError(f"--preprocessing {options.preprocessing}: {error}") from error
+    method = vars(parser.parse_args(["--data_dir", "", *words]))
     if changed := [name for name in FRAME_OPTIONS if method[name] != parser.get_default(name)]:
         raise UserError(f"--preprocessing {options.preprocessing}: the frames are the benchmark's, leave out "
                         f"--{changed[0]}")
@@ -171,7 +176,7 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
     if not path.is_file() or not any(folder.glob(evidence)):
         write_text(path, json.dumps(settings, indent=1) + "\n")
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, "remove it and what is beside it")
     for name in settings:
         if before.get(name) != settings[name]:
             raise UserError(f"{folder} was made with {name} {before.get(name)}, now it is {settings[name]}: give "

@@ -15,8 +15,9 @@ from pathlib import Path
 from errors import UserError
 from evaluation.scoring import COLUMNS, UNITS
 from evaluation.video import Job, versions
-from loaders.files import write_text
+from loaders.files import read_json, write_text
 
+AGAIN = "remove it, and run the same command again"
 PUBLISHED = Path(__file__).with_name("published.csv")
 STAGES = ("frames", "preprocess", "train", "track")
 WIDTH = 28  # of a video's name on the screen
@@ -66,21 +67,36 @@ def _tables(results: Path, names: list[str]) -> list[Table]:
         for name in names:
             failure, result = folder / f"{name}.failed.json", folder / f"{name}.json"
             if failure.is_file():
-                table.failed[name] = json.loads(failure.read_text())["error"]
+                table.failed[name] = _failure(failure)
             elif result.is_file():
-                table.videos[name] = json.loads(result.read_text())
+                table.videos[name] = _record(result)
         if table.videos or table.failed:
             tables.append(table)
     return tables
 
 
+def _record(path: Path) -> dict:
+    """A result file. UserError unless it has what the reports show."""
+    record = read_json(path, AGAIN)
+    numbers = [record.get("metrics"), record.get("seconds"), record.get("error_since_query")]
+    if not (all(isinstance(record.get(name), int) for name in ("num_queries", "num_frames"))
+            and isinstance(numbers[0], dict) and isinstance(numbers[1], dict) and isinstance(record.get("machine"), str)
+            and all(isinstance(value, int | float) for table in numbers[:2] for value in table.values())):
+        raise UserError(f"{path} is damaged: {AGAIN}")
+    return record
+
+
+def _failure(path: Path) -> str:
+    return str(read_json(path, AGAIN).get("error", "no reason is given"))
+
+
 def one_line(job: Job, tracker: str) -> str:
     """What came out for one video."""
     if job.failure(tracker).is_file():
-        return f"{job.name}: {tracker} failed: {json.loads(job.failure(tracker).read_text())['error']}"
+        return f"{job.name}: {tracker} failed: {_failure(job.failure(tracker))}"
     if not job.result(tracker).is_file():
         return f"{job.name}: {tracker} has no result"
-    record = json.loads(job.result(tracker).read_text())
+    record = _record(job.result(tracker))
     cells = [f"{title} {record['metrics'][key]:.3f}" for key, title in COLUMNS.items() if key in record["metrics"]]
     return f"{job.name}: {tracker} {', '.join(cells)}; {sum(record['seconds'].values()):.0f} s"
 
@@ -113,7 +129,7 @@ def write_reports(results: Path, benchmark: str, tables: list[Table], names: lis
             "mean": table.mean(), "num_videos": len(table.videos), "seconds": table.seconds(),
             "videos": table.videos, "failed": table.failed,
             "missing": [name for name in names if name not in table.videos and name not in table.failed],
-            "settings": json.loads((results / table.tracker / "settings.json").read_text()),
+            "settings": read_json(results / table.tracker / "settings.json", AGAIN),
         } for table in own},
         "config": vars(options), "versions": versions(), "seed": options.seed}, indent=1) + "\n")
     write_text(results / "results.md", _markdown(results, benchmark, tables, names, options))
@@ -164,7 +180,7 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
               "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
               "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
     for table in (table for table in tables if table.own):
-        settings = json.loads((results / table.tracker / "settings.json").read_text())
+        settings = read_json(results / table.tracker / "settings.json", AGAIN)
         given = (f"{name} {value}" for name, value in settings.items() if value not in (None, ""))
         lines += [f"{table.tracker}: " + ", ".join(given) + ".", ""]
     lines += ["![](curves.png)", "![](videos.png)", "![](since_query.png)", ""]

@@ -47,7 +47,8 @@ from loaders.annotations import (
     save_tracks,
 )
 from loaders.checkpoint import checkpoint_path
-from loaders.files import atomic_path, write_text
+from loaders.files import atomic_path, read_json, write_text
+from loaders.images import limit_pixels
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
 from preprocessing.baselines import static_tracks
@@ -95,7 +96,7 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
               "hash": data_hash(*(np.ascontiguousarray(part) for part in parts if part is not None))}
     path = root / "source.json"
     if path.is_file():
-        if json.loads(path.read_text()) != source:
+        if read_json(path, "remove its folder, or give another --sequences") != source:
             raise UserError(f"{root} was made from another video or with another --tapvid_size: remove it, or give "
                             "another --sequences")
         return
@@ -126,6 +127,7 @@ def run_video(job: Job) -> None:
     others. SystemExit 130 if a signal stopped the training."""
     os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
+    limit_pixels(job.options.max_pixels)  # this may be another process than the one that parsed the options
     prepare = cache(lambda: _preprocess(job))  # once for all trackers
     try:
         for tracker in job.trackers:
@@ -242,7 +244,8 @@ def _add_seconds(folder: Path, stage: str, seconds: float) -> None:
 def _seconds(folder: Path) -> dict[str, float]:
     """Wall time of the stages whose output the folder holds, added up over interrupted runs."""
     path = folder / "seconds.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = read_json(path, "remove it") if path.is_file() else {}
+    return {stage: float(value) for stage, value in found.items() if isinstance(value, int | float)}
 
 
 def _write_frames(color: Path, video: TapVideo, size: tuple[int, int]) -> None:

@@ -8,17 +8,17 @@ Notation
 """
 
 import csv
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
+from loaders.arrays import ArrayFile
 from loaders.files import atomic_path
 
 QUERY_STRIDE = 5  # frames between the query frames of TAP-Vid's strided mode
+MAX_CSV = 64 << 20  # bytes
 DTYPES = {"b": "bool", "iu": "whole numbers", "f": "floating point", "iuf": "numbers"}
 
 
@@ -65,7 +65,7 @@ def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotat
     UserError if the file is missing or damaged, a key is missing or of the wrong type or shape, a visible point is not
     finite, a query is outside the clip, or the annotations are not for `num_frames` frames."""
     entries = _Entries(path)
-    points = entries.array("points", "f", (None, None, 2))
+    points = entries.numbers("points", (None, None, 2))
     N, T = points.shape[:2]
     occluded = entries.array("occluded", "b", (N, T))
     size = entries.size()
@@ -82,7 +82,7 @@ def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotat
                         "mark it occluded or give its position")
     if queries is not None:
         queries = _checked_queries(queries, path, T, size)
-    points = np.nan_to_num(points.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    points = np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)
     return Annotations(points, occluded, size, queries, evaluated)
 
 
@@ -141,14 +141,14 @@ def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
     UserError if the file is missing or damaged, a key is missing, of the wrong type or shape or not finite, or the
     tracks are not for `num_frames` frames."""
     entries = _Entries(path)
-    tracks = entries.array("tracks", "f", (None, None, 2), finite=True)
+    tracks = entries.numbers("tracks", (None, None, 2), finite=True)
     M, T = tracks.shape[:2]
     if num_frames is not None and num_frames != T:
         raise UserError(f"{path}: `tracks` has {T} frames, {num_frames} are needed")
     size = entries.size()
     queries = _checked_queries(entries.array("query_points", "iuf", (M, 3)), path, T, size)
-    score, depth = (entries.array(key, "f", (M, T), optional=True) for key in ("occlusion_score", "depth"))
-    return PointTracks(tracks.astype(np.float32), entries.array("visible", "b", (M, T)), queries, size, score, depth)
+    score, depth = (entries.numbers(key, (M, T), optional=True) for key in ("occlusion_score", "depth"))
+    return PointTracks(tracks, entries.array("visible", "b", (M, T)), queries, size, score, depth)
 
 
 def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
@@ -168,22 +168,26 @@ class _Entries:
     """The arrays of an .npz file; everything that is wrong with one is a UserError that names the file and the key."""
 
     def __init__(self, path: str | Path):
-        self.path = path
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self.arrays = {key: file[key] for key in file.files}
-        except FileNotFoundError as error:
-            raise UserError(f"no file {path}") from error
-        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{path} cannot be read as .npz (arrays of numbers, no Python objects): "
-                            "write it again with numpy.savez") from error
+        self.path, self.arrays = path, ArrayFile(path, "an .npz of numbers is needed, as numpy.savez writes it")
 
-    def array(self, key: str, kinds: str, shape: tuple, optional: bool = False, finite: bool = False):
+    def numbers(self, key: str, shape: tuple, optional: bool = False, finite: bool = False):
+        """The array `key` of floating-point numbers as float32, where what is too large for it is infinite."""
+        found = self.array(key, "f", shape, optional)
+        if found is None:
+            return None
+        with np.errstate(over="ignore"):
+            out = found.astype(np.float32)
+        if finite and not np.isfinite(out).all():
+            raise UserError(f"{self.path}: `{key}` has values that are not finite")
+        return out
+
+    def array(self, key: str, kinds: str, shape: tuple, optional: bool = False):
         """The array `key`, whose dtype is one of `kinds` and whose sides are `shape` (None: any)."""
         if key not in self.arrays:
             if optional:
                 return None
-            raise UserError(f"{self.path} has no `{key}`: it has {', '.join(sorted(self.arrays)) or 'nothing'}")
+            there = ", ".join(sorted(self.arrays.names)[:20]) or "nothing"
+            raise UserError(f"{self.path} has no `{key}`: it has {there}")
         out = self.arrays[key]
         fits = out.ndim == len(shape) and all(want in (None, side) for want, side in zip(shape, out.shape, strict=True))
         if not fits:
@@ -191,8 +195,6 @@ class _Entries:
             raise UserError(f"{self.path}: `{key}` has the shape {out.shape}, it must be ({wanted})")
         if out.dtype.kind not in kinds:
             raise UserError(f"{self.path}: `{key}` is {out.dtype}, it must be {DTYPES[kinds]}")
-        if finite and not np.isfinite(out).all():
-            raise UserError(f"{self.path}: `{key}` has values that are not finite")
         return out
 
     def size(self) -> tuple[int, int]:
@@ -222,6 +224,8 @@ def _checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | No
 
 def _read_csv(path: Path) -> np.ndarray:
     try:
+        if path.stat().st_size > MAX_CSV:
+            raise UserError(f"{path} has more than {MAX_CSV >> 20} MiB: give the queries as .npz")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -1,12 +1,13 @@
 """Depth priors of a sequence: depth/NAME.npy, (H, W) float16 in [0, 2], 0 nearest; depth/meta.json names the frames."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from errors import UserError
+from loaders.arrays import read_npy
+from loaders.files import read_json
 from loaders.sequence import VideoSequence
 
 AGAIN = "run `python -m preprocessing --depth ...` again"
@@ -22,20 +23,19 @@ def load_depth(sequence: VideoSequence) -> np.ndarray:
     meta = sequence.root / "depth" / "meta.json"
     if not meta.is_file():
         raise UserError(f"no depth priors in {meta.parent}: run `python -m preprocessing --depth ...` first")
-    try:
-        hashes = json.loads(meta.read_text())["hashes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{meta} is damaged: {AGAIN}") from error
+    hashes = read_json(meta, AGAIN).get("hashes")
+    if not isinstance(hashes, dict):
+        raise UserError(f"{meta} is damaged: {AGAIN}")
     changed = [name for name, now in zip(sequence.names, sequence.hashes(), strict=True) if hashes.get(name) != now]
     if changed:
         raise UserError(f"{meta.parent} was made for other frames: {len(changed)} changed, first {changed[0]}: {AGAIN}")
     out = np.empty((len(sequence), *sequence.size), np.float16)
     for t, name in enumerate(sequence.names):
         path = depth_path(sequence, name)
-        try:
-            out[t] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is missing or damaged: {AGAIN}") from error
+        prior = read_npy(path, AGAIN)
+        if prior.shape != sequence.size or not ((prior >= 0) & (prior <= 2)).all():  # NaN is neither
+            raise UserError(f"{path} is not a map of depths from 0 to 2 of the frames' size: {AGAIN}")
+        out[t] = prior
     return out
 
 

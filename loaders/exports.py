@@ -11,6 +11,7 @@ Notation
 """
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 
 from errors import UserError
 from loaders.annotations import PointTracks, save_tracks
-from loaders.files import atomic_folder, atomic_path
+from loaders.files import atomic_folder, atomic_path, write_bytes
 from loaders.sequence import VideoSequence
 
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
@@ -62,8 +63,9 @@ def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | N
     """What CoTracker's predictor returns; `torch.load(path, weights_only=True)` reads it."""
     positions = torch.from_numpy(np.ascontiguousarray(tracks.tracks.transpose(1, 0, 2), np.float32))[None]
     visibility = torch.from_numpy(np.ascontiguousarray(tracks.visible.T))[None]
-    with atomic_path(path) as temporary:
-        torch.save((positions, visibility), temporary)
+    buffer = io.BytesIO()  # PyTorch's own writing does not say that a disk is full
+    torch.save((positions, visibility), buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:

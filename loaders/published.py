@@ -6,15 +6,18 @@ count_maps/A.png         (H, W) uint16 number of valid correspondences of each p
 flow_stats.json          {A: {B: number of valid correspondences}}
 """
 
-import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from errors import UserError
-from loaders.sequence import VideoSequence, read_image
+from loaders.arrays import map_npy
+from loaders.files import read_json
+from loaders.images import read_image, read_levels
+from loaders.sequence import VideoSequence
 from loaders.store_format import MAX_FLOW, STEPS, DensePair, StoredPair, as_images
+
+AGAIN = "process the sequence again"
 
 
 def is_published(root: Path) -> bool:
@@ -31,27 +34,35 @@ class PublishedFolder:
         self.root, self.size, self.num_frames = sequence.root, sequence.size, len(sequence)
         self.names, self.meta = sequence.names, {"layout": "omnimotion", "size": list(sequence.size)}
         path = self.root / "flow_stats.json"
+        stats = read_json(path, AGAIN)
         try:
-            stats = json.loads(path.read_text())
             counts = [[int(stats.get(a, {}).get(b, 0)) for b in self.names] for a in self.names]
             self.counts = np.array(counts, np.int64)  # (T, T)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path} is damaged: process the sequence again") from error
+        except (ValueError, AttributeError, TypeError, OverflowError) as error:
+            raise UserError(f"{path} is damaged: {AGAIN}") from error
+        if self.counts.min() < 0 or self.counts.max() > np.prod(self.size):
+            raise UserError(f"{path} counts {self.counts.min()} to {self.counts.max()} correspondences in frames of "
+                            f"{np.prod(self.size)} pixels: {AGAIN}")
         if not self.counts.any():
-            raise UserError(f"{path} has no pair of the frames in {self.root / 'color'}: process the sequence again")
+            raise UserError(f"{path} has no pair of the frames in {self.root / 'color'}: {AGAIN}")
         known = [(i, j) for i, a in enumerate(self.names) for j, b in enumerate(self.names) if b in stats.get(a, {})]
         self.pairs = np.array(known, np.int64)  # (P, 2)
 
     def stored(self, i: int, j: int) -> StoredPair:
-        """Correspondences from frame i to frame j: all pixels of adjacent frames, else the valid ones."""
+        """Correspondences from frame i to frame j: all pixels of adjacent frames, else the valid ones. Flow that is not
+        finite loses its flags."""
         name = f"{self.names[i]}_{self.names[j]}"
         masks = read_image(self.root / "raft_masks" / f"{name}.png") > 0  # (H, W, 3)
-        flow = self._flow(self.root / "raft_exhaustive" / f"{name}.npy")
+        flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", AGAIN)
         if masks.shape[:2] != self.size or flow.shape != (*self.size, 2):
-            raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: process it again")
-        cycle, occlusion = masks[..., 0].ravel(), masks[..., 1].ravel()
+            raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: {AGAIN}")
+        finite = np.isfinite(flow).all(axis=-1).ravel()
+        cycle, occlusion = masks[..., 0].ravel() & finite, masks[..., 1].ravel() & finite
         pixels = np.arange(cycle.size) if abs(i - j) == 1 else np.flatnonzero(cycle | occlusion)
-        flow = flow.reshape(-1, 2)[pixels].clip(-MAX_FLOW, MAX_FLOW)
+        if self.counts[i, j] and not len(pixels):
+            raise UserError(f"{name} in {self.root / 'raft_masks'} has no valid pixel, flow_stats.json says otherwise: "
+                            f"{AGAIN}")
+        flow = np.nan_to_num(flow.reshape(-1, 2)[pixels]).clip(-MAX_FLOW, MAX_FLOW)
         return StoredPair(pixels, np.rint(flow * STEPS).astype(np.int16), cycle[pixels], occlusion[pixels])
 
     def dense(self, i: int, j: int) -> DensePair:
@@ -61,13 +72,7 @@ class PublishedFolder:
     def count_map(self, i: int) -> np.ndarray:
         """Number of valid correspondences of each pixel of frame i over all target frames `(H, W)` uint16."""
         path = self.root / "count_maps" / Path(self.names[i]).with_suffix(".png")
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
-        if image is None or image.shape != self.size:
-            raise UserError(f"{path} is missing or not of the frames' size: process the sequence again")
-        return image.astype(np.uint16)
-
-    def _flow(self, path: Path) -> np.ndarray:
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is missing or damaged: process the sequence again") from error
+        levels = read_levels(path)
+        if levels.shape != self.size:
+            raise UserError(f"{path} is not of the frames' size: {AGAIN}")
+        return levels

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from errors import UserError
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+from loaders.images import image_files, read_image, size_text
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class VideoSequence:
                             "one mask a frame is needed, or none")
         out = np.stack([read_image(path).max(axis=-1) > 0 for path in paths])  # (T, H, W)
         if out.shape[1:] != self.size:
-            raise UserError(f"the masks in {self.root / 'mask'} are {_size(out.shape[1:])}, the frames "
-                            f"{_size(self.size)}: resize the masks")
+            raise UserError(f"the masks in {self.root / 'mask'} are {size_text(out.shape[1:])}, the frames "
+                            f"{size_text(self.size)}: resize the masks")
         return out
 
     def hashes(self) -> list[str]:
@@ -74,46 +72,9 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequ
     for path in paths[1:]:  # every frame is decoded, so that a broken one is found now and not an hour into training
         other = read_image(path).shape[:2]
         if other != size:
-            raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {_size(size)}, "
-                            f"{path.name} is {_size(other)}")
+            raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {size_text(size)}, "
+                            f"{path.name} is {size_text(other)}")
     return VideoSequence(root, tuple(path.name for path in paths), size)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder sorted by name, without hidden ones; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as `(H, W, 3)` uint8 RGB: greyscale is repeated, alpha dropped, 16 bits reduced to 8, and a
-    camera's orientation tag applied. UserError if it cannot be decoded."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit greyscale
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-            if image.mode == "F":  # whose range nobody knows
-                raise UserError(f"{path} holds floating-point numbers: save the frames with 8 or 16 bits")
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: replace or remove it") from error
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A foreground mask `(H, W)` bool: what is opaque in an image with transparency, else what is brighter than half.
-    UserError if it cannot be decoded or is not of `size`."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            transparent = "A" in image.getbands() or "transparency" in image.info
-            levels = np.array(image.convert("RGBA"))[..., 3] if transparent else np.array(image.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: give another mask") from error
-    if levels.shape != tuple(size):
-        raise UserError(f"the mask {path} is {_size(levels.shape)}, the frames are {_size(size)}: resize the mask")
-    return levels > 127
 
 
 def file_hash(path: Path) -> str:
@@ -128,6 +89,3 @@ def data_hash(*parts) -> str:
         out.update(part)
     return out.hexdigest()
 
-
-def _size(size: tuple[int, ...]) -> str:
-    return f"{size[1]}x{size[0]}"

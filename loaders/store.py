@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from loaders.files import atomic_path
+from loaders.arrays import read_npy, save_npy
+from loaders.files import atomic_path, read_json, write_text
 from loaders.sequence import VideoSequence
 from loaders.store_format import (
     ALIGN,
@@ -36,6 +37,8 @@ from loaders.store_format import (
 log = logging.getLogger(__name__)
 FOLDER = "correspondences"
 FORMAT = 1
+AGAIN = "delete its folder and run `python -m preprocessing` again"
+AFRESH = "run the same command without --resume"
 
 
 class CorrespondenceStore:
@@ -102,13 +105,14 @@ def describe(sequence: VideoSequence, method: dict) -> dict:
 
 def read_meta(path: Path) -> dict:
     """A store's meta.json. UserError if it is damaged or of another format."""
-    try:
-        meta = json.loads(path.read_text())
-        complete = {"size", "names", "hashes", "method"} <= meta.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: delete its folder and run `python -m preprocessing` again") from error
-    if meta.get("format") != FORMAT or not complete:
+    meta = read_json(path, AGAIN)
+    if meta.get("format") != FORMAT:
         raise UserError(f"{path} is of another format than {FORMAT}: delete its folder and run preprocessing again")
+    size, texts = meta.get("size"), [meta.get("names"), meta.get("hashes")]
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+            and all(isinstance(text, list) and text and all(isinstance(x, str) for x in text) for text in texts)
+            and len(texts[0]) == len(texts[1]) and isinstance(meta.get("method"), dict)):
+        raise UserError(f"{path} is damaged: {AGAIN}")
     return meta
 
 
@@ -150,14 +154,14 @@ class StoreWriter:
             check_same(read_meta(self._journal), meta, self._journal)
         else:
             shutil.rmtree(self.root, ignore_errors=True)
-            with atomic_path(self._journal) as path:
-                path.write_text(json.dumps(meta, indent=1))
+            write_text(self._journal, json.dumps(meta, indent=1))
         for leftover in self.root.rglob(".tmp-*"):
             leftover.unlink()
 
     def has(self, i: int, j: int) -> bool:
-        """Whether the ordered pair is written."""
-        return self.has_row(i) or self._part(i, j).is_file()
+        """Whether the ordered pair is written, and whole: parts are not forced onto the disk one by one, so a machine
+        that died may have left some of them short."""
+        return self.has_row(i) or self._is_whole(self._part(i, j))
 
     def has_row(self, i: int) -> bool:
         """Whether source frame i is packed."""
@@ -170,7 +174,7 @@ class StoreWriter:
         too."""
         adjacent = every_pixel and abs(i - j) == 1
         block = encode(flow, cycle, occlusion, every_pixel=adjacent)
-        with atomic_path(self._part(i, j, chained)) as temporary, open(temporary, "wb") as file:
+        with atomic_path(self._part(i, j, chained), sync=False) as temporary, open(temporary, "wb") as file:
             file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
             file.write(block.data)
             if adjacent:  # chains add these up: until the store is finished they are also kept without round-off
@@ -195,12 +199,11 @@ class StoreWriter:
 
     def keep_start(self, i: int, j: int, start: np.ndarray) -> None:
         """Keep what the flow of the pair after (i, j) starts from; call it before the pair is written."""
-        with atomic_path(self._start(i, j)) as temporary, open(temporary, "wb") as file:
-            np.save(file, start)
+        save_npy(self._start(i, j), start, sync=False)
 
     def start(self, i: int, j: int) -> np.ndarray:
-        """What `keep_start` kept of a pair that is written."""
-        return np.load(self._start(i, j))
+        """What `keep_start` kept of a pair that is written. UserError if it is gone or damaged."""
+        return read_npy(self._start(i, j), AFRESH)
 
     def drop_starts(self, interval: int | None) -> None:
         """Forget what was kept of the pairs `interval` apart."""
@@ -250,8 +253,19 @@ class StoreWriter:
     def _start(self, i: int, j: int) -> Path:
         return self.scratch("starts") / f"{i:05d}_{j:05d}.npy"
 
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a part is there and as long as its header says, with or without exact flow."""
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            stored = int.from_bytes(file.read(8), "little")
+        length, pixels = path.stat().st_size, self.size[0] * self.size[1]
+        return stored <= pixels and length - ALIGN - block_bytes(stored, self.size) in (0, 8 * pixels)
+
     def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
-        """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any."""
+        """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any. UserError if damaged."""
+        if not self._is_whole(path):
+            raise UserError(f"{path} is missing or damaged: {AFRESH}")
         data = np.fromfile(path, np.uint8)
         stored = int(data[:8].view(np.int64)[0])
         end = ALIGN + block_bytes(stored, self.size)

@@ -66,12 +66,15 @@ def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pix
 
 
 def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) -> StoredPair:
-    """The block of `stored` pixels that begins at `offset` of a uint8 buffer; its flow stays in the buffer."""
+    """The block of `stored` pixels that begins at `offset` of a uint8 buffer; its flow stays in the buffer. ValueError
+    if its flags are not those of so many pixels."""
     cycle, occlusion = flags(buffer, offset, size)
     start = offset + 2 * plane_bytes(size)
     flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
     pixels = np.flatnonzero(cycle | occlusion)
     if len(pixels) != stored:
+        if stored != size[0] * size[1]:
+            raise ValueError(f"{len(pixels)} flags for {stored} stored pixels")
         pixels = np.arange(size[0] * size[1])
     return StoredPair(pixels, flow_q, cycle[pixels], occlusion[pixels])
 
@@ -126,20 +129,35 @@ class Row:
     def __init__(self, path: Path, size: tuple[int, int]):
         if not path.is_file():
             raise UserError(f"{path} is missing: run `python -m preprocessing` again in a fresh folder")
+        self.damaged = f"{path} is damaged: delete its folder and run `python -m preprocessing` again"
+        if path.stat().st_size < ALIGN:
+            raise UserError(self.damaged)
         self.size, self.data = size, np.memmap(path, np.uint8, mode="c")  # private: writable for PyTorch, never written
-        pairs = int(self.data[:8].view(np.int64)[0]) if len(self.data) >= ALIGN else 0
+        pairs = int(self.data[:8].view(np.int64)[0])
+        if not 0 <= pairs <= (len(self.data) - 8) // 24:
+            raise UserError(self.damaged)
         table = self.data[8: 8 + 24 * pairs].view(np.int64).reshape(-1, 3)
         self.targets, self.stored, self.valid = (np.array(column) for column in table.T)  # (P,) each
+        if not ((self.targets >= 0).all() and (np.diff(self.targets) > 0).all() and (self.valid >= 0).all()
+                and (self.valid <= self.stored).all() and (self.stored <= size[0] * size[1]).all()):
+            raise UserError(self.damaged)
         lengths = [block_bytes(int(n), size) for n in self.stored]
         self.offsets = padded(8 + 24 * pairs) + np.cumsum([0, *lengths])
         if len(self.data) != self.offsets[-1] + 2 * size[0] * size[1]:
-            raise UserError(f"{path} is damaged: delete its folder and run `python -m preprocessing` again")
+            raise UserError(self.damaged)
         self.place = {int(j): k for k, j in enumerate(self.targets)}
 
     def pair(self, j: int) -> StoredPair:
-        """Correspondences to frame j; KeyError if there are none in the file."""
+        """Correspondences to frame j; KeyError if there are none in the file, UserError if they are not what the header
+        says."""
         k = self.place[j]
-        return decode(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+        try:
+            out = decode(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+        except ValueError as error:
+            raise UserError(self.damaged) from error
+        if np.count_nonzero(out.cycle | out.occlusion) != self.valid[k]:
+            raise UserError(self.damaged)
+        return out
 
     def count_map(self) -> np.ndarray:
         """Number of flagged correspondences of each pixel over all target frames `(H, W)` uint16."""

@@ -12,7 +12,7 @@ A TAP-Vid file is a pickled dict (DAVIS, RoboTAP) or list (RGB-Stacking, Kinetic
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +21,14 @@ from PIL import Image
 
 from errors import UserError
 from loaders.annotations import Annotations, load_annotations
+from loaders.arrays import MAX_BYTES
 from loaders.files import atomic_path
-from loaders.sequence import image_files
+from loaders.images import check_pixels, decode_image, image_files
+from loaders.plain_pickle import read_pickle
 from loaders.video import read_video
 
 OVERSHOOT = 0.05  # a visible point may lie this much outside [0, 1]: tracks between two clicks can leave the frame
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
-ADMITTED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,  # classes that a pickle may name
-            ("builtins", "bytearray"): bytearray, ("__builtin__", "bytearray"): bytearray,
-            ("builtins", "bytes"): bytes, ("__builtin__", "bytes"): bytes}
-ARRAY_MAKERS = {maker.__name__: maker for maker in (  # numpy's own _reconstruct, scalar and _frombuffer
-    np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0])}
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,11 @@ def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVide
     Names are made safe for file names, and unique. UserError if a file is missing, cannot be read, or has no videos;
     the functions raise it for what is wrong with one video, or with one of several shards."""
     path = Path(path)
-    taken: set[str] = set()
+    taken = {"settings"}  # a file of this name is beside the results
     for name, read in _open(path):
-        yield _unique(re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "video", taken), read
-    if not taken:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
+        yield _unique(re.sub(r"\.failed$", "_failed", safe) or "video", taken), read
+    if len(taken) == 1:
         raise UserError(f"{path} has no videos: give a TAP-Vid file (.pkl), a folder of its shards, or a folder of "
                         "clips with annotations.npz")
 
@@ -78,41 +76,6 @@ def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "di
         pickle.dump(examples if layout == "dict" else list(examples.values()), file)
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers; a pickle that asks for anything else is refused."""
-
-    def find_class(self, module: str, name: str):
-        """The few makers of arrays, under the names that old and new numpy give them. UnpicklingError else."""
-        if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        if module.rpartition(".")[0] in ("numpy.core", "numpy._core") and name in ARRAY_MAKERS:
-            return ARRAY_MAKERS[name]
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return _latin1_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_pickle(path: Path) -> object:
-    """Contents of a pickle of numpy arrays and plain containers.
-
-    UserError if it is missing, is damaged, or would run code."""
-    try:
-        with open(path, "rb") as file:
-            return PlainUnpickler(file).load()
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}: download it from the TAP-Vid page, or give a folder of clips") from error
-    except pickle.UnpicklingError as error:
-        if str(error).startswith("it asks for "):
-            raise UserError(f"{path} is refused: a TAP-Vid file holds arrays and plain containers only, and {error}; "
-                            "do not trust this file") from error
-        why = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a TAP-Vid pickle ({why}): download it again") from error
-    except (EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, MemoryError,
-            OverflowError, RecursionError) as error:
-        why = str(error) or type(error).__name__
-        raise UserError(f"{path} is damaged or cut short ({why.splitlines()[0]}): download it again") from error
-
-
 def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     if not path.is_dir():
         yield from _open_pickle(path, "")
@@ -134,7 +97,7 @@ def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
 def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     data = read_pickle(path)
     if isinstance(data, dict):
-        examples = [(name if isinstance(name, str) else str(name), example) for name, example in data.items()]
+        examples = [(str(name)[:100], example) for name, example in data.items()]
     elif isinstance(data, list | tuple):
         examples = [(f"{prefix}{i:04d}", example) for i, example in enumerate(data)]
     else:
@@ -158,14 +121,17 @@ def read_example(example: object, where: str) -> TapVideo:
     if not isinstance(example, dict):
         raise UserError(f"{where} is of type {type(example).__name__}: it must be a dict of video, points and occluded")
     if missing := [key for key in ("video", "points", "occluded") if key not in example]:
-        raise UserError(f"{where} has no `{missing[0]}`: it has {', '.join(map(str, example)) or 'nothing'}")
+        there = ", ".join(str(key)[:40] for key in list(example)[:20]) or "nothing"
+        raise UserError(f"{where} has no `{missing[0]}`: it has {there}")
+    if wrong := [key for key in ("points", "occluded") if not isinstance(example[key], np.ndarray)]:
+        raise UserError(f"{where}: `{wrong[0]}` is a {type(example[wrong[0]]).__name__}: it must be an array")
     frames = _frames(example["video"], where)
     points, occluded = np.asarray(example["points"]), np.asarray(example["occluded"])
     T, H, W = frames.shape[:3]
     if points.ndim != 3 or points.shape[1:] != (T, 2) or points.dtype.kind not in "fiu":
         raise UserError(f"{where}: `points` is {points.dtype} {points.shape}, it must be numbers (points, {T}, 2) for "
                         f"{T} frames")
-    if occluded.shape != points.shape[:2] or not np.isin(occluded, (0, 1)).all():
+    if occluded.shape != points.shape[:2] or occluded.dtype.kind not in "biuf" or not np.isin(occluded, (0, 1)).all():
         raise UserError(f"{where}: `occluded` is {occluded.dtype} {occluded.shape}, it must be true or false "
                         f"{points.shape[:2]}")
     occluded = occluded.astype(bool)
@@ -186,7 +152,7 @@ def read_folder(folder: Path) -> TapVideo:
     files, clips = image_files(color), [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
     if not files and len(clips) != 1:
         raise UserError(f"{folder} has {len(clips)} video files and no images: put frames in color/, or one video file")
-    frames = list(read_video(color if files else clips[0]))
+    frames = _bounded(read_video(color if files else clips[0]), folder)
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"the frames in {folder} have different sizes")
     annotations = load_annotations(folder / "annotations.npz", len(frames))
@@ -206,7 +172,14 @@ def _frames(video: object, where: str) -> np.ndarray:
     if not isinstance(video, np.ndarray | list | tuple) or len(video) < 2:
         raise UserError(f"{where}: `video` must have at least two frames")
     if isinstance(video[0], bytes):
-        video = [_decode(frame, where, t) for t, frame in enumerate(video)]
+        if not all(isinstance(frame, bytes) for frame in video):
+            raise UserError(f"{where}: not all frames of `video` are encoded images")
+        decoded = (decode_image(frame, f"{where}, frame {t} of `video`") for t, frame in enumerate(video))
+        video = _bounded(decoded, where)
+    elif not all(isinstance(frame, np.ndarray) for frame in video):
+        raise UserError(f"{where}: the frames of `video` are not arrays or encoded images")
+    elif not isinstance(video, np.ndarray):
+        video = _bounded(video, where)
     try:
         frames = np.asarray(video)
     except ValueError as error:
@@ -214,27 +187,25 @@ def _frames(video: object, where: str) -> np.ndarray:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or min(frames.shape) < 1:
         raise UserError(f"{where}: `video` is {frames.dtype} {frames.shape}, it must be uint8 (frames, height, width, "
                         "3) or JPEG images")
+    check_pixels(*frames.shape[1:3], where)
     return frames
 
 
-def _decode(data: object, where: str, t: int) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: frame {t} of `video` cannot be decoded as an image") from error
+def _bounded(frames: Iterable[np.ndarray], where: object) -> list[np.ndarray]:
+    """The frames as a list. UserError if they take more memory than a video may."""
+    out, total = [], 0
+    for frame in frames:
+        total += frame.nbytes
+        if total > MAX_BYTES:
+            raise UserError(f"{where} takes more than {MAX_BYTES / 1e9:.0f} GB decoded: shorten it, or make it smaller")
+        out.append(frame)
+    return out
 
 
 def _jpeg(frame: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
-    return text.encode("latin1")
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -11,14 +11,17 @@ from PIL import Image
 
 from errors import UserError
 from loaders.files import atomic_path
-from loaders.sequence import image_files, read_image
+from loaders.images import check_pixels, image_files, pixel_limit, read_image
+
+# containers that hold their own pictures: FFmpeg's others (concat, hls, ...) may send it to other files and addresses
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
     """Frames start, start + stride, ... before `stop` of a video file, or of a folder's images sorted by name.
 
     A phone's rotation or mirroring is applied; frames of a variable rate come as they are, one after the other.
-    UserError if the file is missing or cannot be decoded, or has no frame in the range."""
+    UserError if the file is missing or cannot be decoded, has frames larger than --max_pixels, or none in the range."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
@@ -67,15 +70,24 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, l
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
+    within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{path} has no picture track: give a video file or a folder of images")
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
+            stream = container.streams.video[0]
+            check_pixels(stream.codec_context.height, stream.codec_context.width, path)
+            # frames may grow on the way; decoders count in blocks, so they get room for the last row and column of them
+            stream.codec_context.options = {"max_pixels": str(2 * pixel_limit() + 4096)}
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                check_pixels(frame.height, frame.width, path)
                 yield _upright(frame)
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path} cannot be decoded as a video ({error.strerror}): give another") from error
+    except UserError:
+        raise
+    except Exception as error:  # FFmpeg's, or what a damaged file makes of PyAV
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

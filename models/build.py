@@ -14,6 +14,8 @@ from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
 from models.published import is_published, published_config, published_state
 
+LARGEST = 100_000  # of a whole number in a checkpoint's configuration
+
 
 def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int]) -> ModelConfig:
     """The model's shape from the option table, for a video of `num_frames` frames of `size` = (H, W)."""
@@ -58,13 +60,39 @@ def _placed(model: OmniMotion, options: Namespace, device: torch.device) -> Omni
 
 
 def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
-    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model."""
-    if isinstance(checkpoint, dict):
-        if is_published(checkpoint):
-            return checkpoint["num_imgs"]
-        if {"config", "model"} <= checkpoint.keys():
-            return checkpoint["config"]["num_frames"]
-    raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model, or
+    if its parameters are not those of the model that it describes."""
+    published = isinstance(checkpoint, dict) and is_published(checkpoint)
+    if not published and not (isinstance(checkpoint, dict) and {"config", "model"} <= checkpoint.keys()):
+        raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+    try:
+        if published:
+            config, state = published_config(checkpoint, (2, 2)), published_state(checkpoint)
+        else:
+            config, state = ModelConfig(**checkpoint["config"]), checkpoint["model"]
+        _check_parameters(config, state)
+    except Exception as error:  # anything can be missing, misplaced or misshapen in somebody else's file
+        raise UserError(f"{path} is damaged, its parameters fit no model: give another --ckpt_path") from error
+    return config.num_frames
+
+
+def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """An error unless `state` is the parameters of such a model, and the model is no larger than they are."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name == "coordinates":
+            sane = len(value) <= LARGEST and all(v in (0, 1, 2) for v in value)
+        else:
+            sane = isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST)
+        if not sane:
+            raise ValueError(f"{f.name} is {value}")
+    claimed = (len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
+               + config.affine_layers * config.affine_width**2 + config.field_layers * config.field_width**2
+               + config.num_frames * config.latent_dim)  # about
+    if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
+        raise ValueError("the model is larger than the file")
+    with torch.random.fork_rng(devices=[]):  # the new parameters are drawn, and thrown away
+        model_from_state(asdict(config), state)
 
 
 def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:

@@ -1,5 +1,6 @@
 """What is computed once a frame and needed by many pairs, within a bound of memory."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,11 @@ from threading import Lock
 
 import numpy as np
 
+from errors import UserError
+from loaders.arrays import ArrayFile
 from loaders.files import atomic_path
 
+log = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, ...]
 
 
@@ -42,10 +46,13 @@ class FrameCache:
             return self._compute(t)
         path = self.folder / f"{t:05d}.npz"
         if path.is_file():
-            with np.load(path) as file:  # read, not mapped: mapped pages would count as memory
-                return tuple(file[name] for name in file.files)
+            try:  # read, not mapped: mapped pages would count as memory
+                file = ArrayFile(path, "it is computed again")
+                return tuple(file[name] for name in file.names)
+            except UserError as error:  # a machine that died may have left it short
+                log.warning("%s", error)
         arrays = self._compute(t)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path, sync=False) as temporary, open(temporary, "wb") as file:
             np.savez(file, *arrays)
         return arrays
 

@@ -1,7 +1,6 @@
 """The commands of `python -m preprocessing` and their options."""
 
 import argparse
-import errno
 import logging
 import os
 import shutil
@@ -10,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from errors import UserError
-from loaders.files import atomic_path
+from errors import UserError, os_error_line
+from loaders.arrays import save_npy
+from loaders.images import MAX_PIXELS, limit_pixels, read_image
 from loaders.published import is_published
-from loaders.sequence import VideoSequence, open_sequence, read_image
+from loaders.sequence import VideoSequence, open_sequence
 from loaders.store import CorrespondenceStore
 from preprocessing.convert import convert
 from preprocessing.depth import DEPTHS, write_depth
@@ -76,6 +75,7 @@ def main_parser() -> Parser:
     add("--stop", type=at_least(1), help="frame to stop before")
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
+    add_pixel_limit(frames)
     add = out.add_argument_group("correspondences").add_argument
     add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
     add("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of `tracks`, "
@@ -99,10 +99,17 @@ def main_parser() -> Parser:
     add("--depth_is_disparity", action="store_true", help="the values of these files are larger where it is nearer")
     add("--depth_model", default="", help="another model of the kind: a name of the hub, or a folder")
     add = out.add_argument_group("CoTracker").add_argument
-    add("--cotracker", metavar="DIR", help="local checkout of facebookresearch/co-tracker (default: by torch.hub)")
+    add("--cotracker", metavar="DIR", help="needed with --flow cotracker, which runs the code of "
+        "facebookresearch/co-tracker with all your rights: a local checkout of it that you trust, or `github` to fetch "
+        "what is there now and run it")
     add("--grid", type=at_least(1), default=4, help="pixels between query points")
     add("--query_every", type=at_least(1), default=8, help="frames between the frames with query points")
     return out
+
+
+def add_pixel_limit(out) -> None:
+    """The option that bounds what is decoded, for the commands that read pictures."""
+    out.add_argument("--max_pixels", type=at_least(1), default=MAX_PIXELS, help="refuse larger images and video frames")
 
 
 def add_model_options(out: argparse.ArgumentParser) -> None:
@@ -130,6 +137,7 @@ def flow_parser() -> Parser:
     out.add_argument("images", nargs=2, metavar=("A", "B"), help="two images of one size")
     out.add_argument("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
     out.add_argument("--out", required=True, help="file to write (.npy)")
+    add_pixel_limit(out)
     add_model_options(out)
     return out
 
@@ -142,6 +150,7 @@ def convert_parser() -> Parser:
     out.add_argument("--to", required=True, choices=LAYOUTS, help="store: correspondences/, 16 bits a flow component; "
                      "omnimotion: raft_exhaustive/, raft_masks/, count_maps/, flow_stats.json")
     out.add_argument("--resume", action="store_true", help="go on with unfinished work")
+    add_pixel_limit(out)
     return out
 
 
@@ -175,20 +184,27 @@ def main(argv: list[str]) -> None:
         synthetic_tapvid.add_arguments(parser)
         synthetic_tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
-        flow_of_pair(flow_parser().parse_args(argv[1:]))
+        flow_of_pair(_parsed(flow_parser(), argv[1:]))
     elif argv[:1] == ["convert"]:
-        args = convert_parser().parse_args(argv[1:])
-        with full_disk_told(args.data_dir):
+        args = _parsed(convert_parser(), argv[1:])
+        with interruptions_told(args.data_dir):
             convert(open_sequence(args.data_dir, num_imgs=None), args.to, args.resume)
         log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
-        preprocess(main_parser().parse_args(argv))
+        preprocess(_parsed(main_parser(), argv))
+
+
+def _parsed(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = parser.parse_args(argv)
+    limit_pixels(args.max_pixels)
+    return args
 
 
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
-    sequence, models = _sequence(args), model_options(args)
-    with full_disk_told(args.data_dir):
+    models = model_options(args)
+    with interruptions_told(args.data_dir):
+        sequence = _sequence(args)
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
                         args.depth_model, args.depth_is_disparity)
@@ -208,7 +224,11 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
     if args.tracks:
         return build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
     if args.flow == "cotracker":
-        tracker = TrackerOptions(Path(args.cotracker) if args.cotracker else None, args.grid, args.query_every)
+        if not args.cotracker:
+            raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your rights: give "
+                            "--cotracker DIR, a checkout that you trust, or --cotracker github to fetch and run it")
+        checkout = None if args.cotracker == "github" else Path(args.cotracker)
+        tracker = TrackerOptions(checkout, args.grid, args.query_every)
         return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
     keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
     method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep)
@@ -216,18 +236,17 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
 
 
 @contextmanager
-def full_disk_told(data_dir: str) -> Iterator[None]:
-    """Within it Ctrl-C and a full disk are told in a line; what is written stays, and --resume goes on from it."""
+def interruptions_told(data_dir: str) -> Iterator[None]:
+    """Within it Ctrl-C and a disk that is full or read-only are told in a line; what is written stays, and --resume
+    goes on from it."""
     try:
         yield
     except KeyboardInterrupt:
         log.info("stopped: the same command with --resume goes on from here")
         sys.exit(130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(f"the disk of {data_dir} is full: free some of it, and the same command with --resume goes on "
-                        "from here") from error
+        raise UserError(f"{os_error_line(error, data_dir)}; what is written stays, the same command with --resume goes "
+                        "on from here") from error
 
 
 def _sequence(args: argparse.Namespace) -> VideoSequence:
@@ -248,9 +267,5 @@ def flow_of_pair(args: argparse.Namespace) -> None:
                         " flow needs two images of one size")
     model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
     [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
-    try:
-        with atomic_path(args.out) as path, open(path, "wb") as file:
-            np.save(file, flow)
-    except OSError as error:
-        raise UserError(f"{args.out} cannot be written ({error.strerror}): give another --out") from error
+    save_npy(args.out, flow)
     log.info("%s: flow from %s to %s", args.out, *args.images)

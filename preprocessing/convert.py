@@ -13,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
-from loaders.files import atomic_path, write_text
+from loaders.arrays import save_npy
+from loaders.files import write_bytes, write_text
 from loaders.published import PublishedFolder, is_published
 from loaders.sequence import VideoSequence
 from loaders.store import FOLDER, CorrespondenceStore, StoreWriter, open_correspondences
@@ -59,8 +60,7 @@ def to_published(sequence: VideoSequence, store: CorrespondenceStore) -> None:
         if flow.is_file() and masks.is_file():
             continue
         pair = store.dense(i, j)
-        with atomic_path(flow) as path, open(path, "wb") as file:
-            np.save(file, pair.flow)
+        save_npy(flow, pair.flow)
         channels = [np.zeros_like(pair.cycle), pair.occlusion, pair.cycle]  # OpenCV's order: blue, green, red
         _write_image(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
     for i, name in enumerate(names):
@@ -80,6 +80,4 @@ def to_store(sequence: VideoSequence, published: PublishedFolder, resume: bool =
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), image):
-            raise OSError(f"{path} cannot be written")
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())

@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
+from loaders.arrays import ArrayFile, map_npy, save_npy
 from loaders.depth import depth_path
-from loaders.files import atomic_path, write_text
+from loaders.files import write_text
 from loaders.sequence import VideoSequence
 from preprocessing.cache import FrameCache
 from preprocessing.flow import ModelOptions
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 DEPTHS = ("depth_anything", "midas", "npz")
 RANGE = (0.0, 2.0)       # min_depth and max_depth of the published options
 PERCENTILES = (1, 99)    # of the video that become the ends of the range; beyond them z is clamped
+AGAIN = "write it again with numpy.save or numpy.savez"
 SAMPLES = 10_000         # pixels of a frame that the percentiles are taken from
 
 
@@ -53,8 +55,7 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
         low, high = value_range(sign * maps[t][0] for t in tqdm(range(len(sequence)), desc="depth"))
         (folder / "meta.json").unlink(missing_ok=True)  # from here on the old priors are gone
         for t, frame in enumerate(sequence.names):
-            with atomic_path(depth_path(sequence, frame)) as path, open(path, "wb") as file:
-                np.save(file, normalised(sign * maps[t][0], low, high))
+            save_npy(depth_path(sequence, frame), normalised(sign * maps[t][0], low, high))
     finally:
         shutil.rmtree(raw, ignore_errors=True)
     hashes = dict(zip(sequence.names, sequence.hashes(), strict=True))
@@ -81,19 +82,15 @@ def _files(sequence: VideoSequence, source: Path) -> Callable[[int], np.ndarray]
         paths = sorted(path for path in source.iterdir() if path.suffix == ".npy")
         if len(paths) != len(sequence):
             raise UserError(f"{source} has {len(paths)} .npy files for {len(sequence)} frames: one a frame is needed")
-        return lambda t: _load(paths[t])
-    content = _load(source)
-    maps = content["depth"] if hasattr(content, "files") and "depth" in content.files else content
-    if getattr(maps, "ndim", 0) != 3 or len(maps) != len(sequence):
+        return lambda t: map_npy(paths[t], AGAIN)
+    if source.suffix == ".npy":
+        maps = map_npy(source, AGAIN)
+    else:
+        arrays = ArrayFile(source, AGAIN)
+        maps = arrays["depth"] if "depth" in arrays else np.empty(0)
+    if maps.ndim != 3 or len(maps) != len(sequence):
         raise UserError(f"{source} has no array `depth` of {len(sequence)} maps (T, H, W)")
     return lambda t: maps[t]
-
-
-def _load(path: Path):
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as an array: write it again with numpy.save") from error
 
 
 def _checked(d: np.ndarray, t: int, sequence: VideoSequence, kind: str) -> np.ndarray:

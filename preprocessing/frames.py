@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 
 from errors import UserError
-from loaders.sequence import VideoSequence, file_hash, image_files, open_sequence
+from loaders.files import write_bytes
+from loaders.images import image_files
+from loaders.sequence import VideoSequence, file_hash, open_sequence
 from loaders.video import read_video
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
                 raise UserError(f"frames of different sizes in {video}: the first is {size[1]}x{size[0]}, frame "
                                 f"{start + (count - 1) * stride} is {frame.shape[1]}x{frame.shape[0]}")
             image = _resized(frame, resize, short_side)
-            cv2.imwrite(str(partial / f"{count - 1:05d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            write_bytes(partial / f"{count - 1:05d}.png",
+                        cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
         if count == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):

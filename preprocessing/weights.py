@@ -12,6 +12,7 @@ import os
 import shutil
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from loaders.files import atomic_path
 log = logging.getLogger(__name__)
 PRINCETON = "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"  # the link in RAFT's download_models.sh
 TORCHVISION = "https://download.pytorch.org/models"
+MAX_BYTES = 1 << 30  # of a download, and of a file in it
 COTRACKER = "https://huggingface.co/facebook/cotracker3/resolve/main"
 
 
@@ -97,6 +99,9 @@ def _download(published: Published, path: Path) -> None:
         with (atomic_path(path) as temporary, open(temporary, "wb") as file,
               tqdm(total=length, desc=path.name, unit="B", unit_scale=True) as bar):
             while piece := answer.read(1 << 20):
+                if bar.n + len(piece) > MAX_BYTES:
+                    raise UserError(f"{published.url} is not what was published (over {MAX_BYTES >> 20} MiB): fetch "
+                                    f"{path.name} elsewhere")
                 (source or file).write(piece)
                 bar.update(len(piece))
             if source is not None:
@@ -112,8 +117,10 @@ def _unpack(archive: io.BytesIO, url: str, name: str, file: BinaryIO) -> None:
     """Copy the archive's file of that name, in whichever folder it is."""
     try:
         with zipfile.ZipFile(archive) as content:
-            member = next(m for m in content.namelist() if Path(m).name == name)
+            member = next(m for m in content.infolist() if Path(m.filename).name == name)
+            if member.file_size > MAX_BYTES:
+                raise zipfile.BadZipFile("a member is too large")
             with content.open(member) as source:
                 shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, StopIteration) as error:
+    except (zipfile.BadZipFile, StopIteration, RuntimeError, EOFError, zlib.error) as error:
         raise UserError(f"{url} is not an archive with {name}: fetch that file by hand") from error

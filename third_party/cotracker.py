@@ -1,7 +1,8 @@
 """CoTracker (Karaev et al., ECCV 2024; CoTracker3, 2024): its published predictor, through torch.hub.
 
-The predictor comes from the project's repository, or from a local checkout of it, and runs that code as it is. Its
-weights are loaded by us, from a file that was checked, and as tensors only.
+The predictor is its authors' code, from a local checkout or fetched from GitHub, and is run as it is: whoever can
+write there can do here what the user can. Its weights are loaded by us, from a file that was checked, and as tensors
+only.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from errors import UserError
+from third_party.torch_files import tensors_by_name
 
 REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"
 
@@ -17,7 +19,8 @@ REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"
 class CoTracker:
     """`(video, queries) -> (tracks, visible)` of the offline predictor.
 
-    checkout: a local checkout of the repository; None: torch.hub fetches it. weights: the entry's published file.
+    checkout: a local checkout of the repository; None: torch.hub fetches and trusts it.
+    weights: the entry's published file.
     UserError if either cannot be had or they do not fit each other."""
 
     def __init__(self, weights: Path, checkout: Path | None = None, device: str = "cpu"):
@@ -26,8 +29,7 @@ class CoTracker:
         source = {"source": "local"} if checkout else {"source": "github", "trust_repo": True}
         try:
             self.predictor = torch.hub.load(str(checkout or REPOSITORY), ENTRY, pretrained=False, **source)
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-            self.predictor.model.load_state_dict(state.get("model", state))
+            self.predictor.model.load_state_dict(tensors_by_name(weights))
         except Exception as error:  # other people's code, a network, a file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"CoTracker cannot be loaded from {checkout or REPOSITORY} with {weights} ({reason}): give "

@@ -28,14 +28,14 @@ def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offl
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(
-            folder or name, cache_dir=weights_dir, local_files_only=offline)
+            folder or name, cache_dir=weights_dir, local_files_only=offline, trust_remote_code=False)
         if config.model_type == "vit":
             options = {**options, "add_pooling_layer": False}  # DINO's file has none
         model, report = getattr(transformers, auto_class).from_pretrained(
             folder or name, config=config, cache_dir=weights_dir, local_files_only=offline, output_loading_info=True,
-            **options)
+            trust_remote_code=False, weights_only=True, **options)
     except Exception as error:  # transformers', safetensors' or the network's
-        where, reason = "--offline, and " if offline else "", str(error).splitlines()[0][:160]
+        where, reason = "--offline, and " if offline else "", (str(error) or type(error).__name__).splitlines()[0][:160]
         raise UserError(f"{where}the model {folder or name} cannot be loaded ({reason}): put config.json and "
                         f"model.safetensors of https://huggingface.co/{name} into --weights_dir/{Path(name).name}") \
             from error

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from errors import UserError
 from third_party.raft import RAFT
+from third_party.torch_files import tensors_by_name
 
 MIN_SIDE = 128  # the coarsest level of the correlation needs it; smaller frames are enlarged
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -138,17 +139,16 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_raft(path: Path) -> RAFT:
     """The network of a weights file. UserError if it is damaged or not RAFT's."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a zip, pickle or Unicode error, as the damage has it
-        raise UserError(f"{path} is not a weights file, or damaged ({type(error).__name__}): download it again") \
-            from error
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    first = published_names(state).get("fnet.conv1.weight") if tensors else None
-    if first is None:
+        state = tensors_by_name(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not a weights file, or damaged ({error}): download it again") from error
+    first = published_names(state).get("fnet.conv1.weight")
+    if first is None or not first.ndim:
         raise UserError(f"{path} has no RAFT weights: give princeton-vl's or torchvision's file")
     model = RAFT("small" if len(first) == 32 else "large")
     try:
         model.load_state_dict(published_names(state))
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit RAFT {model.size}: {str(error).splitlines()[1].strip()[:120]}") from error
+        why = str(error).splitlines()[-1].strip()[:120]
+        raise UserError(f"{path} does not fit RAFT {model.size}: {why}") from error
     return model.eval().requires_grad_(False)

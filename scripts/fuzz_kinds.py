@@ -1,0 +1,376 @@
+"""The kinds of files that this project reads: a valid one of each, how it is read, and content that could be in one."""
+
+import io
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+
+from configs.options import parse
+from errors import UserError
+from evaluation.report import _record
+from loaders.annotations import (
+    Annotations,
+    PointTracks,
+    load_annotations,
+    load_queries,
+    load_tracks,
+    save_annotations,
+    save_queries,
+    save_tracks,
+)
+from loaders.checkpoint import load_checkpoint
+from loaders.depth import load_depth
+from loaders.images import read_image, read_levels, read_mask
+from loaders.published import PublishedFolder
+from loaders.sequence import VideoSequence, open_sequence
+from loaders.store import StoreWriter, open_correspondences
+from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
+from loaders.video import read_video, write_gif, write_video
+from models.build import checkpoint_num_frames, model_from_checkpoint, new_model
+from preprocessing.convert import to_published
+
+SIZE, FRAMES = (24, 32), 3
+QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layers 2 --field_width 8".split()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """make(folder) writes a valid file and what must be beside it; read(path) is the project's reader of it."""
+    name: str
+    make: Callable[[Path], Path]
+    read: Callable[[Path], object]
+    invented: st.SearchStrategy | None = None
+    share: int = 4  # of all inputs
+
+
+def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A smooth picture, which compresses as pictures do."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return np.stack([(x * 7 + seed * 20) % 256, (y * 9) % 256, (x + y + seed) % 256], -1).astype(np.uint8)
+
+
+def image(suffix: str, **options) -> Callable[[Path], Path]:
+    """Writes a picture."""
+    def make(folder: Path) -> Path:
+        path = folder / f"image{suffix}"
+        Image.fromarray(picture()).save(path, **options)
+        return path
+    return make
+
+
+def mask(folder: Path) -> Path:
+    """A mask with transparency."""
+    path = folder / "mask.png"
+    Image.fromarray(np.dstack([picture(), picture()[..., 0]])).save(path)
+    return path
+
+
+def count_map(folder: Path) -> Path:
+    """A map of 16 bits."""
+    path = folder / "counts.png"
+    Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE)).save(path)
+    return path
+
+
+def video(suffix: str) -> Callable[[Path], Path]:
+    """Writes a video of a few frames."""
+    def make(folder: Path) -> Path:
+        path = folder / f"video{suffix}"
+        (write_gif if suffix == ".gif" else write_video)(path, [picture(t) for t in range(FRAMES)])
+        return path
+    return make
+
+
+def sequence(folder: Path) -> VideoSequence:
+    """A sequence folder with a store, made by hand."""
+    (folder / "color").mkdir()
+    for t in range(FRAMES):
+        Image.fromarray(picture(t)).save(folder / "color" / f"{t:05d}.png")
+    out = open_sequence(folder)
+    writer, good = StoreWriter(out, {"flow": "by hand"}), np.ones(SIZE, bool)
+    good[::3] = False
+    for i in range(FRAMES):
+        for j in range(FRAMES):
+            if i != j:
+                writer.write(i, j, np.full((*SIZE, 2), j - i, np.float32), good, ~good & False)
+    writer.finish()
+    return out
+
+
+def store_file(name: str) -> Callable[[Path], Path]:
+    """A file of the store."""
+    def make(folder: Path) -> Path:
+        return sequence(folder).root / "correspondences" / name
+    return make
+
+
+def published_file(pattern: str) -> Callable[[Path], Path]:
+    """A file of OmniMotion's folders."""
+    def make(folder: Path) -> Path:
+        made = sequence(folder)
+        to_published(made, open_correspondences(made))
+        return next(folder.glob(pattern))
+    return make
+
+
+def everything(store) -> None:
+    """Read every pair and count map."""
+    for i, j in store.pairs.tolist():
+        if store.counts[i, j]:
+            store.dense(i, j)
+    for i in range(store.num_frames):
+        store.count_map(i)
+
+
+def part(folder: Path) -> Path:
+    """A pair of an unfinished store."""
+    made = sequence(folder)
+    writer = StoreWriter(made, {"flow": "by hand"})
+    writer.write(0, 1, np.ones((*SIZE, 2), np.float32), np.ones(SIZE, bool), np.zeros(SIZE, bool))
+    return writer._part(0, 1)
+
+
+def read_part(path: Path) -> None:
+    """What resuming reads."""
+    made = VideoSequence(path.parents[3], tuple(f"{t:05d}.png" for t in range(FRAMES)), SIZE)
+    writer = StoreWriter(made, {"flow": "by hand"}, resume=True)
+    if writer.has(0, 1):
+        writer.dense(0, 1)
+
+
+def depth_file(name: str) -> Callable[[Path], Path]:
+    """A file of the depth priors."""
+    def make(folder: Path) -> Path:
+        made = sequence(folder)
+        (folder / "depth").mkdir()
+        for frame in made.names:
+            np.save(folder / "depth" / frame.replace(".png", ".npy"), np.ones(SIZE, np.float16))
+        hashes = dict(zip(made.names, made.hashes(), strict=True))
+        (folder / "depth" / "meta.json").write_text(json.dumps({"kind": "npz", "low": 0, "high": 1, "hashes": hashes}))
+        return folder / "depth" / name
+    return make
+
+
+def truth() -> Annotations:
+    """Ground truth of four points."""
+    points = np.arange(4 * FRAMES * 2, dtype=np.float32).reshape(4, FRAMES, 2) % 20
+    occluded = np.zeros((4, FRAMES), bool)
+    return Annotations(points, occluded, SIZE, np.zeros((4, 3), np.float32), ~occluded)
+
+
+def annotations(folder: Path) -> Path:
+    """annotations.npz"""
+    save_annotations(folder / "annotations.npz", truth())
+    return folder / "annotations.npz"
+
+
+def tracks(folder: Path) -> Path:
+    """tracks.npz, not compressed."""
+    path, t = folder / "tracks.npz", truth()
+    save_tracks(path, PointTracks(t.points, ~t.occluded, np.zeros((4, 3), np.float32), SIZE))
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays)
+    return path
+
+
+def queries(suffix: str) -> Callable[[Path], Path]:
+    """Query points."""
+    def make(folder: Path) -> Path:
+        path = folder / f"queries{suffix}"
+        if suffix == ".csv":
+            path.write_text("t,y,x\n0,1.5,2\n2,20,30\n")
+        else:
+            save_queries(path, np.array([[0, 1.5, 2], [2, 20, 30]], np.float32), SIZE)
+        return path
+    return make
+
+
+def benchmark(layout: str) -> Callable[[Path], Path]:
+    """A TAP-Vid pickle."""
+    def make(folder: Path) -> Path:
+        frames = np.stack([picture(t) for t in range(FRAMES)])
+        save_tapvid(folder / "videos.pkl", {"bear": TapVideo(frames, truth())}, layout)
+        return folder / "videos.pkl"
+    return make
+
+
+def read_benchmark(path: Path) -> None:
+    """Every video."""
+    for name, read in open_benchmark(path):
+        assert Path(name).name == name and not name.startswith("."), name
+        read()
+
+
+@cache
+def model_options():
+    """Options of a tiny model."""
+    return parse("train", ["--data_dir", "x", "--device", "cpu", "--mlp_backend", "torch", *QUICK])
+
+
+def checkpoint(folder: Path) -> Path:
+    """A checkpoint's model in our format."""
+    model, path = new_model(model_options(), FRAMES, SIZE, torch.device("cpu")), folder / "model_000001.pth"
+    torch.save({"format": 1, "step": 1, "config": vars(model.config), "model": model.state_dict()}, path)
+    return path
+
+
+def read_checkpoint(path: Path) -> None:
+    """What eval.py makes of it."""
+    content = load_checkpoint(path)
+    if checkpoint_num_frames(content, path) == FRAMES:
+        model_from_checkpoint(content, SIZE, model_options(), torch.device("cpu"))
+
+
+def raft_weights(folder: Path) -> Path:
+    """Weights of the small RAFT, in PyTorch's older format as the published ones are."""
+    from third_party.raft import RAFT
+
+    torch.save(RAFT("small").state_dict(), folder / "raft.pth", _use_new_zipfile_serialization=False)
+    return folder / "raft.pth"
+
+
+def read_raft(path: Path) -> object:
+    """The network."""
+    from third_party.raft_flow import load_raft
+
+    return load_raft(path)
+
+
+def config(folder: Path) -> Path:
+    """A config file."""
+    path = folder / "config.txt"
+    path.write_text("# a preset\nnum_iters = 100\nlr_deform = 1e-4\nuse_mask = true\nquery_mode = first\n")
+    return path
+
+
+def read_config(path: Path) -> None:
+    """What every driver does first; wrong options end with one line and exit code 2."""
+    try:
+        parse("train", ["--config", str(path)])
+    except SystemExit as error:
+        if error.code not in (0, 2):
+            raise
+        raise UserError(f"{path}: refused by the parser") from error
+
+
+def result(folder: Path) -> Path:
+    """A result of a benchmark's video."""
+    (folder / "bear.json").write_text(json.dumps({
+        "video": "bear", "num_queries": 3, "num_frames": 3, "metrics": {"average_jaccard": 0.5},
+        "error_since_query": {"frames": [1], "median": [0.5]}, "seconds": {"train": 1.0}, "machine": "x"}))
+    return folder / "bear.json"
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
+                        ["format", "size", "names", "hashes", "method", "00000.png", "00001.png", "metrics", "seconds",
+                         "../../x"]) | st.text(max_size=5), inner, max_size=6), max_leaves=12)
+JSON_BYTES = st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40),
+                       st.integers(1, 100_000).map(lambda depth: b"[" * depth), st.text(max_size=30).map(str.encode))
+CELL = st.one_of(st.floats().map(str), st.integers().map(str), st.sampled_from(["nan", "-inf", "1e999", "=1+1", '"']),
+                 st.text(max_size=4))
+CSV_BYTES = st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_size=6).map(
+    lambda rows: "\n".join(["t,y,x", *rows]).encode("utf-8", "surrogatepass"))
+OPTION_LINES = st.lists(st.tuples(st.sampled_from(["num_iters", "lr_deform", "query_mode", "config", "no_reload", "x"]),
+                                  st.sampled_from([" = ", ":", " ", "==", "="]), CELL).map("".join), max_size=6)
+CONFIG_BYTES = st.one_of(OPTION_LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")),
+                         st.binary(max_size=40))
+
+
+def npy(dtype: str, shape: tuple, data: bytes) -> bytes:
+    """An .npy file that claims a dtype and a shape."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+    header += b" " * (-(10 + len(header) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def npz(arrays: dict[str, bytes]) -> bytes:
+    """A zip archive of such files."""
+    import zipfile
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in arrays.items():
+            archive.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+DTYPE = st.sampled_from(["<f4", "<f8", "|b1", "<i8", "<u2", "|O", "<U3", "|S0", "|V0", "<f2", "<c8", "<M8[s]", "x",
+                         "<f16"])
+SIDE = st.sampled_from([0, 1, 2, 3, 4, 24, 32, -1, 10**6, 10**12, 2**63 - 1, 2**64])
+ARRAY = st.builds(npy, DTYPE, st.lists(SIDE, max_size=4).map(tuple), st.binary(max_size=96))
+
+
+@st.composite
+def fitting_arrays(draw) -> bytes:
+    """Arrays of the right names, and mostly of shapes that fit each other, with any numbers in them."""
+    T, N = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+    shapes = {"points": (N, T, 2), "tracks": (N, T, 2), "occluded": (N, T), "visible": (N, T), "frame_size": (2,),
+              "query_points": (N, 3), "evaluated": (N, T), "depth": (N, T), "occlusion_score": (N, T)}
+    floats = st.sampled_from([0.0, 1.0, 2.5, 30.0, -1.0, np.nan, np.inf, 1e30, 1e300])
+    out = {}
+    for name, shape in shapes.items():
+        if draw(st.integers(0, 9)) == 0:
+            continue
+        flat = [draw(floats) for _ in range(int(np.prod(shape)))]
+        dtype = draw(st.sampled_from(["f4", "f8", "?", "i8", "f2"])) if draw(st.integers(0, 5)) == 0 else (
+            "?" if name in ("occluded", "visible", "evaluated") else "i8" if name == "frame_size" else "f4")
+        with np.errstate(all="ignore"):
+            out[name] = np.nan_to_num(flat).clip(-2**62, 2**62).astype(dtype).reshape(shape) if dtype == "i8" else \
+                np.array(flat).astype(dtype).reshape(shape)
+    buffer = io.BytesIO()
+    np.savez(buffer, **out)
+    return buffer.getvalue()
+
+
+NPZ_BYTES = st.one_of(fitting_arrays(), st.dictionaries(st.sampled_from(
+    ["points", "occluded", "frame_size", "query_points", "tracks", "visible", "../x"]), ARRAY, max_size=5).map(npz))
+OPCODES = [getattr(pickle, name) for name in dir(pickle) if name.isupper() and isinstance(getattr(pickle, name), bytes)
+           and len(getattr(pickle, name)) == 1]
+ARGUMENTS = st.one_of(st.sampled_from([
+    b"numpy\ndtype\n", b"numpy\nndarray\n", b"numpy._core.multiarray\n_reconstruct\n", b"os\nsystem\n", b"1\n",
+    b"\x05video", b"\xff\xff\xff\xff", b"\x00" * 8, b"\x02f4", b"\x02O8"]), st.binary(max_size=6))
+PICKLE_BYTES = st.lists(st.tuples(st.sampled_from(OPCODES), st.one_of(st.just(b""), ARGUMENTS)).map(b"".join),
+                        max_size=30).map(lambda parts: b"".join(parts) + b".")
+
+KINDS = [
+    Kind("frame.png", image(".png"), read_image), Kind("frame.jpg", image(".jpg"), read_image),
+    Kind("frame.tif", image(".tif", compression="tiff_lzw"), read_image),
+    Kind("frame.webp", image(".webp"), read_image),
+    Kind("frame.bmp", image(".bmp"), read_image), Kind("mask.png", mask, lambda path: read_mask(path, SIZE)),
+    Kind("count_map.png", count_map, read_levels),
+    Kind("video.mp4", video(".mp4"), lambda path: list(read_video(path)), share=3),
+    Kind("video.gif", video(".gif"), lambda path: list(read_video(path)), share=3),
+    Kind("meta.json", store_file("meta.json"), lambda path: everything(open_correspondences(
+        open_sequence(path.parents[1]))), JSON_BYTES),
+    Kind("row", store_file("00001.row"), lambda path: everything(open_correspondences(
+        open_sequence(path.parents[1]))), share=6),
+    Kind("unfinished.pair", part, read_part),
+    Kind("flow_stats.json", published_file("flow_stats.json"), lambda path: everything(PublishedFolder(
+        open_sequence(path.parent))), JSON_BYTES),
+    Kind("flow.npy", published_file("raft_exhaustive/*.npy"), lambda path: everything(PublishedFolder(
+        open_sequence(path.parents[1]))), ARRAY),
+    Kind("flow_mask.png", published_file("raft_masks/*.png"), lambda path: everything(PublishedFolder(
+        open_sequence(path.parents[1])))),
+    Kind("depth.npy", depth_file("00001.npy"), lambda path: load_depth(open_sequence(path.parents[1])), ARRAY),
+    Kind("depth_meta.json", depth_file("meta.json"), lambda path: load_depth(open_sequence(path.parents[1])),
+         JSON_BYTES),
+    Kind("annotations.npz", annotations, lambda path: load_annotations(path, FRAMES), NPZ_BYTES, share=6),
+    Kind("tracks.npz", tracks, load_tracks, NPZ_BYTES, share=6), Kind("queries.npz", queries(".npz"), load_queries,
+                                                                     NPZ_BYTES),
+    Kind("queries.csv", queries(".csv"), lambda path: load_queries(path, FRAMES, SIZE), CSV_BYTES),
+    Kind("tapvid.pkl", benchmark("dict"), read_benchmark, PICKLE_BYTES, share=8),
+    Kind("tapvid_jpeg.pkl", benchmark("jpeg"), read_benchmark, PICKLE_BYTES),
+    Kind("checkpoint.pth", checkpoint, read_checkpoint),
+    Kind("raft.pth", raft_weights, read_raft, share=1),
+    Kind("config.txt", config, read_config, CONFIG_BYTES, share=2), Kind("result.json", result, _record, JSON_BYTES),
+]

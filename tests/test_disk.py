@@ -1,0 +1,66 @@
+"""A disk without room, in the middle of preprocessing. `make faults` has more of it."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from loaders.files import atomic_path, write_text
+from loaders.sequence import open_sequence
+from loaders.store import StoreWriter, open_correspondences
+from preprocessing.cache import FrameCache
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def sequence(folder, count=3):
+    (folder / "color").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for t in range(count):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(folder / "color" / f"{t:05d}.png")
+    return open_sequence(folder)
+
+
+def preprocess(folder, prepare=None):
+    command = [sys.executable, "-m", "preprocessing", "--data_dir", str(folder), "--resume", "--num_workers", "1"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=prepare)
+
+
+def test_no_room_is_one_line_and_the_same_command_goes_on(tmp_path):
+    made = sequence(tmp_path / "seq")
+    result = preprocess(made.root, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000)))
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert last.startswith("error: ") and "ulimit -f" in last and "--resume goes on" in last
+    assert not list(made.root.rglob("*.row"))
+    assert preprocess(made.root).returncode == 0
+    assert len(open_correspondences(made).pairs) == 6
+
+
+def test_parts_that_a_dead_machine_left_short_are_made_again(tmp_path):
+    made = sequence(tmp_path / "seq")
+    writer, good = StoreWriter(made, {}), np.ones((48, 48), bool)
+    writer.write(0, 1, np.zeros((48, 48, 2), np.float32), good, ~good)
+    assert writer.has(0, 1)
+    part = writer._part(0, 1)
+    for length in (0, 5, 100, part.stat().st_size - 1):
+        part.write_bytes(part.read_bytes()[:length].ljust(length, b"\0"))
+        assert not StoreWriter(made, {}, resume=True).has(0, 1)
+    cache = FrameCache(lambda t: (np.full(9, t),), 0, tmp_path / "cache")
+    assert cache[3][0][0] == 3
+    (tmp_path / "cache" / "00003.npz").write_bytes(b"PK\x03\x04")
+    assert FrameCache(lambda t: (np.full(9, t),), 0, tmp_path / "cache")[3][0].tolist() == [3] * 9
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    try:
+        with atomic_path(tmp_path / "a.txt") as path:
+            path.write_text("half")
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert (tmp_path / "a.txt").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
