@@ -20,7 +20,7 @@ CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
     """Frames start, start + stride, ... before `stop` of a video file, or of a folder's images sorted by name.
 
-    A phone's rotation is applied; frames of a variable rate come as they are, one after the other.
+    A phone's rotation or mirroring is applied; frames of a variable rate come as they are, one after the other.
     UserError if the file is missing or cannot be decoded, has frames larger than --max_pixels, or none in the range."""
     path = Path(path)
     if not path.exists():
@@ -82,10 +82,20 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
                 check_pixels(frame.height, frame.width, path)
-                # the display matrix turns counter-clockwise, in quarter turns
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+                yield _upright(frame)
     except UserError:
         raise
     except Exception as error:  # FFmpeg's, or what a damaged file makes of PyAV
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as it is to be shown: (x, y) is moved to (a x + c y, b x + d y) by the file's display matrix."""
+    image, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        if abs(a) < abs(c):  # a quarter turn
+            image, a, d = image.transpose(1, 0, 2), c, b
+        image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(image)
