@@ -125,7 +125,7 @@ OPTIONS = {
         ("out_dir", str, "", "folder of the results, instead of the run's"),
         ("query_frame_id", int, 0, "frame whose points are drawn"),
         ("target_frame_id", int, -1, "the other frame of `pairs`; -1: half the clip away"),
-        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 20 points along the longer side"),
+        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side"),
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
         ("fps", float, 10.0, "frames a second of the videos and of the page"),
