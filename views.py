@@ -19,7 +19,7 @@ from drawing.tracks import point_grid
 from drawing.trails import background_step
 from errors import UserError
 from inference import open_run
-from loaders.checkpoint import find_checkpoint, load_checkpoint
+from loaders.checkpoint import find_checkpoint
 from loaders.error_map import ErrorMap
 from loaders.sequence import read_mask
 from models import surface
@@ -119,7 +119,7 @@ class Views:
     @cached_property
     def errors(self) -> np.ndarray | None:
         """The accumulated error map `(T, h', w')` in pixels; None if the run kept none."""
-        checkpoint = load_checkpoint(find_checkpoint(self.dir, self.options.ckpt_path))
+        checkpoint = find_checkpoint(self.dir, self.options.ckpt_path)[1]
         state = checkpoint.get("error_map")
         if state is None or not state["counts"].any():
             return None

@@ -97,15 +97,18 @@ class OmniMotion(nn.Module):
             return self._bound.select(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
-    def lift(self, pixels: Tensor, jitter: torch.Generator | bool = False) -> Tensor:
-        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only.
+    def lift(self, pixels: Tensor, jitter: torch.Generator | Tensor | None = None) -> Tensor:
+        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only, drawn
+        from a generator or given as numbers in [0, 1], `(B, 1, K)`.
 
         All rays of a frame get the same depths, also jittered ones: what depends on time and depth alone is then
         evaluated once a frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
         shape = pixels.shape[:-1]
-        if jitter:
-            z = jitter_depths(z, (shape[0], 1), jitter if isinstance(jitter, torch.Generator) else None)  # (B, 1, K)
+        if isinstance(jitter, torch.Generator):
+            jitter = torch.rand(shape[0], 1, len(z), device=z.device, generator=jitter)
+        if jitter is not None:
+            z = jitter_depths(z, jitter)  # (B, 1, K)
         xy = normalise_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
         return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
 
@@ -130,9 +133,10 @@ class OmniMotion(nn.Module):
         shape = canonical.shape[:-1]
         return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
-    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | bool = False,
+    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | Tensor | None = None,
                       near_share: float = 0.0) -> PairPrediction:
-        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`."""
+        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`; `jitter` as
+        `lift` takes it."""
         B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
         order = torch.arange(2 * B, device=p1.device)
