@@ -21,6 +21,8 @@ from drawing.tracks import point_grid
 from models import surface
 from models.tracker import Tracker
 from trainer import CHECK_EVERY, Trainer
+from training.diagnosis import watch
+from training.memory import GIB, plan
 from training.parallel import Processes, join_processes, leave_processes
 from training.record import write_record
 
@@ -31,23 +33,25 @@ def train(options: Namespace, processes: Processes | None = None) -> None:
     """Run `num_iters` steps, or what is left of them. SystemExit 130 if a signal stopped it."""
     stop = stop_on_signal()
     trainer = Trainer(options, processes)
+    if trainer.step < options.num_iters:
+        log.info("memory at the peak: about %s", plan(trainer, int(options.max_memory * GIB)))
     board = begin(trainer)
-    bar = tqdm(total=options.num_iters, initial=trainer.step, desc=trainer.dir.name, unit="step", dynamic_ncols=True,
-               disable=board is None)
     begun, saved = trainer.step, time.monotonic()
-    while trainer.step < options.num_iters:
-        due = options.save_every_minutes and time.monotonic() - saved > 60 * options.save_every_minutes
-        stopping, saving = agreed(trainer, bool(stop), bool(due))
-        if stopping:
-            break
-        if saving or (trainer.step % options.i_weight == 0 and trainer.step > begun):
-            trainer.save()
-            begun, saved = trainer.step, time.monotonic()
-        terms, error = trainer.train_step()
-        bar.update()
-        if board is not None:
-            show(board, bar, trainer, terms, error)
-    bar.close()
+    with tqdm(total=options.num_iters, initial=trainer.step, desc=trainer.dir.name, unit="step", dynamic_ncols=True,
+              disable=board is None) as bar:
+        while trainer.step < options.num_iters:
+            due = options.save_every_minutes and time.monotonic() - saved > 60 * options.save_every_minutes
+            stopping, saving = agreed(trainer, bool(stop), bool(due))
+            if stopping:
+                break
+            if saving or (trainer.step % options.i_weight == 0 and trainer.step > begun):
+                trainer.save()
+                saved = time.monotonic()
+            terms, error = trainer.train_step()
+            bar.update()
+            if board is not None:
+                show(board, bar, trainer, terms, error)
+                watch(trainer)
     if trainer.step > begun:
         trainer.save()
     if board is not None:

@@ -7,7 +7,7 @@ Notation
     w        compositing weights of u along the ray                                          (B, N, K)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from models.canonical import CanonicalField
 from models.coords import denormalise_pixels, normalise_pixels
 from models.invertible import FrameMaps, InvertibleNetwork
-from models.recompute import recomputed
+from models.recompute import recomputed, recomputed_in_pieces
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
 
-FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time
+FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class OmniMotion(nn.Module):
         self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
         self._bound: FrameMaps | None = None
         self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
+        self.piece = 0  # points whose activations are then in memory at a time; 0: all of a layer's
+        self.field_piece = FIELD_PIECE  # the same of the field, and at inference
 
     @property
     def sample_spacing(self) -> float:
@@ -123,13 +125,17 @@ class OmniMotion(nn.Module):
             alpha = torch.cat([torch.zeros_like(alpha[..., :hidden]), alpha[..., hidden:]], dim=-1)
         return rgb, compositing_weights(alpha)
 
+    @property
+    def _recomputed(self) -> Callable:
+        return recomputed_in_pieces(self.piece) if self.piece else recomputed
+
     def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
         """The field's colours and densities; in pieces whose activations are not kept at inference, and in training
         if there are many points."""
         points = canonical.reshape(-1, 3)
         if torch.is_grad_enabled() and len(points) <= self.recompute_above:
             return self.field(canonical)
-        rgb, sigma = zip(*(recomputed(self.field, piece) for piece in points.split(FIELD_PIECE)), strict=True)
+        rgb, sigma = zip(*(recomputed(self.field, piece) for piece in points.split(self.field_piece)), strict=True)
         shape = canonical.shape[:-1]
         return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
@@ -142,7 +148,7 @@ class OmniMotion(nn.Module):
         order = torch.arange(2 * B, device=p1.device)
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         if local[..., 0].numel() > self.recompute_above:
-            both.call = recomputed  # `select` hands it on
+            both.call = self._recomputed  # `select` hands it on
         canonical = both.select(order[:B]).rays_to_canonical(local)
         target = both.select(order[B:]).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
@@ -158,7 +164,7 @@ class OmniMotion(nn.Module):
         x = local.flatten(1, 2)
         around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
         if 3 * x[..., 0].numel() > self.recompute_above:
-            around.call = recomputed
+            around.call = self._recomputed
         B = len(ids)
         order = torch.arange(3 * B, device=ids.device)
         u = around.select(order[:B]).to_canonical(x)

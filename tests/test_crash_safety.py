@@ -22,11 +22,11 @@ SMALL = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --a
          "--field_width 24 --start_interval 10 --i_img 0 --no_tensorboard --device cpu").split()
 
 
-def start(folder, out, *more, command=(sys.executable, "train.py"), **popen):
-    """train.py in a process of its own."""
-    return subprocess.Popen([*command, "--data_dir", str(folder), "--save_dir", str(out), *SMALL, *map(str, more)],
-                            cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            **popen)
+def start(folder, out, *more, command=(sys.executable, "train.py"), small=True, **popen):
+    """train.py in a process of its own, with one thread: tests run beside each other."""
+    more = [*SMALL * small, *map(str, more)]
+    return subprocess.Popen([*command, "--data_dir", str(folder), "--save_dir", str(out), *more], cwd=ROOT,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **popen)
 
 
 def finished(process, timeout=120):

@@ -14,29 +14,32 @@ from loaders.checkpoint import checkpoints, load_checkpoint
 from training.parallel import Processes
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
-STEPS = ("--num_iters", 12, "--num_pairs", 4, "--i_weight", 4, "--keep", 0, "--i_cache", 50_000)
+SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_start", 0, "--freeze_step", 0,
+        "--lr_deform", 1e-7, "--lr_feature", 1e-7, "--lr_color", 1e-7)
 
 
-def flat(path):
-    """All parameters of a checkpoint's model."""
-    return torch.cat([value.flatten() for name, value in load_checkpoint(path)["model"].items()
-                      if name != "time_latent.frozen"])
+def gradients(state):
+    """Adam's running mean of the gradients: it is linear in them, which the parameters are not."""
+    return torch.cat([moments["exp_avg"].flatten() for moments in state["optimizers"]["adam"]["state"].values()])
 
 
 def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
-    """The same pairs are drawn and split; the same error map is evaluated, each process half of the frames."""
+    """The same pairs are drawn and split; the same error map is evaluated, each process half of the frames. All losses
+    take part, and parameters hardly move, so that the gradients of all steps can be compared. They differ by the colour
+    and flow gradients between the last point of one half and the first of the other, 1 of 128."""
+    states = []
     for name, command in (("one", (sys.executable, "train.py")), ("two", TORCHRUN)):
-        code, said = finished(start(small_sequence, tmp_path / name, *STEPS, command=command))
+        code, said = finished(start(small_sequence, tmp_path / name, *SLOW, command=command))
         assert code == 0, said
-    one, two = (tmp_path / name / "default_small" for name in ("one", "two"))
-    assert [path.name for path in checkpoints(one)] == [path.name for path in checkpoints(two)]
-    first, after = "model_000004.pth", "model_000012.pth"
-    moved = (flat(one / after) - flat(one / first)).norm()
-    assert (flat(two / after) - flat(one / after)).norm() < 0.05 * moved
-    a, b = (load_checkpoint(folder / after) for folder in (one, two))
-    assert torch.equal(a["generators"]["sampler"], b["generators"]["sampler"])
-    assert torch.equal(a["error_map"]["counts"], b["error_map"]["counts"]) and a["error_map"]["evaluations"] == 1
-    assert torch.allclose(a["error_map"]["sums"], b["error_map"]["sums"], rtol=0.05, atol=0.5)
+        states.append(load_checkpoint(tmp_path / name / "default_small" / "model_000012.pth"))
+    one, two = states
+    assert (gradients(one) - gradients(two)).norm() < 0.01 * gradients(one).norm()
+    assert torch.equal(one["generators"]["sampler"], two["generators"]["sampler"])
+    assert torch.equal(one["generators"]["jitter"], two["generators"]["jitter"])
+    a, b = one["error_map"], two["error_map"]
+    assert a["evaluations"] == b["evaluations"] == 1 and a["counts"].sum() == b["counts"].sum() > 12 * 4 * 32 // 2
+    assert (a["counts"] - b["counts"]).abs().sum() < 0.01 * a["counts"].sum()
+    assert torch.allclose(a["sums"], b["sums"], rtol=1e-2, atol=20)
 
 
 def children(parent):
