@@ -15,6 +15,7 @@ from configs.options import parse
 from inference import open_run
 from models.coords import denormalise_pixels
 
+
 @torch.no_grad()
 def round_trip(arguments: list[str]) -> float:
     """Largest distance in pixels between samples of the first frame and the same samples after forward and inverse."""

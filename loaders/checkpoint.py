@@ -39,17 +39,34 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` (tensors and plain containers) with `format` and its sum to `path`, whole or not at all, and onto
     the disk before anything older may go. UserError if it cannot be written."""
+    failures: list[OSError] = []
     try:
-        with atomic_path(path) as temporary:
-            with open(temporary, "w+b") as file:  # a file of Python's: its errors say what is wrong
-                torch.save({"format": FORMAT, **state}, file)
-                _append_sum(file)
-                os.fsync(file.fileno())
+        with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+            torch.save({"format": FORMAT, **state}, _Sink(file, failures))
+            _append_sum(file)
+            os.fsync(file.fileno())
         _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): what was saved before is as it was; "
-                        "make room or give another --save_dir, and run the same command again") from error
+    except (OSError, RuntimeError) as error:
+        failures += [error] if isinstance(error, OSError) else []
+        if not failures:
+            raise
+        raise UserError(f"{path} cannot be written ({failures[0].strerror}): what was saved before is as it was; make "
+                        "room or give another --save_dir, and run the same command again") from error
     log.info("saved %s", path)
+
+
+class _Sink:
+    """A file for torch.save, which turns what went wrong with it into a RuntimeError about positions."""
+
+    def __init__(self, file, failures: list[OSError]):
+        self.file, self.failures = file, failures
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failures.append(error)
+            raise
 
 
 def _append_sum(file) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import options
+from test_training import options, published_sequence  # noqa: F401 (a fixture)
 
 from errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -157,3 +157,70 @@ def test_state_of_another_backend_is_refused_in_one_line(small_sequence, tmp_pat
     save_checkpoint(trainer.dir / "model_000001.pth", state)
     with pytest.raises(UserError, match=r"made with --mlp_backend tcnn.*--mlp_backend auto cannot take over"):
         Trainer(options(small_sequence, tmp_path))
+
+
+# Limits: real file systems and limits of the system
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(size, read_only)` mounts a file system of its own; the test skips where that is not allowed."""
+    mounted = []
+
+    def mount(options):
+        folder = tmp_path / f"disk_{len(mounted)}"
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        mounted.append(folder)
+        return folder
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def one_line_and_exit_2(code, said):
+    lines = [line for line in said if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in "\n".join(said), said
+    return lines[0]
+
+
+def test_a_full_disk_stops_the_run_and_spoils_nothing(small_sequence, small_disk):
+    """The disk holds the first checkpoints; the run goes on when there is room."""
+    disk = small_disk("size=48m")
+    arguments = ["--num_iters", 40, "--i_weight", 1, "--keep", 0]
+    line = one_line_and_exit_2(*finished(start(small_sequence, disk, *arguments)))
+    folder = disk / "default_small"
+    newest = checkpoints(folder)[0]
+    assert "No space left" in line and f"model_{load_checkpoint(newest)['step'] + 1:06d}.pth" in line
+    assert not list(folder.glob(".tmp-*"))
+    step = load_checkpoint(newest)["step"]
+    for path in checkpoints(folder)[1:]:
+        path.unlink()
+    code, said = finished(start(small_sequence, disk, "--num_iters", step + 1, "--keep", 1))
+    assert code == 0 and any(f"at step {step}" in line for line in said), said
+
+
+def test_a_limit_on_the_size_of_files_is_a_clear_line(small_sequence, tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    line = one_line_and_exit_2(*finished(start(small_sequence, tmp_path, "--num_iters", 2, preexec_fn=limit)))
+    assert "File too large" in line and not list((tmp_path / "default_small").glob("*.pth"))
+
+
+def test_a_read_only_output_is_a_clear_line(small_sequence, small_disk):
+    disk = small_disk("size=1m,ro")
+    line = one_line_and_exit_2(*finished(start(small_sequence, disk, "--num_iters", 2)))
+    assert "Read-only file system" in line and str(disk) in line
+
+
+def test_a_sequence_folder_that_vanishes_ends_in_a_line_or_a_finished_run(published_sequence, tmp_path):
+    """OmniMotion's layout is read as it is needed: the run stops; what it saved is sound."""
+    process = start(published_sequence, tmp_path, "--num_iters", 100_000, "--i_weight", 2)
+    folder = tmp_path / "default_published"
+    wait_until(lambda: checkpoints(folder), process)
+    published_sequence.rename(tmp_path / "elsewhere")
+    line = one_line_and_exit_2(*finished(process))
+    assert str(published_sequence) in line
+    assert all(load_checkpoint(path)["step"] >= 2 for path in checkpoints(folder))
