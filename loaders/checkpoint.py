@@ -62,8 +62,14 @@ class _Sink:
         self.file, self.failures = file, failures
 
     def write(self, data) -> int:
+        return self._try(self.file.write, data)
+
+    def flush(self) -> None:
+        self._try(self.file.flush)
+
+    def _try(self, action, *arguments):
         try:
-            return self.file.write(data)
+            return action(*arguments)
         except OSError as error:
             self.failures.append(error)
             raise
