@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 VIDEO ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench ablation clean
 
 demo: $(VENV)/installed
 	PY=$(PY) VIDEO="$(VIDEO)" bash scripts/demo.sh
@@ -18,6 +18,9 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.step
 	$(PY) -m benchmarks.inference
+
+ablation: $(VENV)/installed
+	$(PY) -m benchmarks.ablation
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from drawing.pack import GridTracks
@@ -15,7 +14,7 @@ from views import Views
 log = logging.getLogger("viz")
 MOST_FRAMES = 120           # of a page; a longer video is thinned
 MOST_SAMPLES = 20_000_000   # tracks x frames; a denser grid is thinned
-CPU_SIDE = 64               # query points along the longer side, on the CPU
+CPU_SIDE, CPU_SAMPLES = 64, 4_000_000  # on the CPU, unless asked for: query points along the longer side, and samples
 
 
 def write_page(views: Views, path: Path) -> Path:
@@ -33,8 +32,8 @@ def write_page(views: Views, path: Path) -> Path:
     blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
     data = PageData(
         title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
-        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings[1][ids],
-        flows=views.flows[ids[:-1]], errors=None if views.errors is None else views.errors[ids], notices=notices)
+        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
+        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices)
     write_text(path, page_html(data, options.page_mb))
     log.info("page: %d tracks, %.1f MB", sum(len(block.tracks) for block in data.blocks), path.stat().st_size / 1e6)
     return path
@@ -42,11 +41,11 @@ def write_page(views: Views, path: Path) -> Path:
 
 def _interval(views: Views, frames: int, notices: list[str]) -> int:
     """Pixels between query points; raised where `frames` (query frames x frames) would make too many samples."""
-    asked = views.options.page_interval
-    if not asked:
-        asked = 4 if views.tracker.device.type == "cuda" else max(1, round(max(views.size) / CPU_SIDE))
+    asked, most = views.options.page_interval or 4, MOST_SAMPLES
+    if not views.options.page_interval and views.tracker.device.type == "cpu":
+        asked, most = max(1, round(max(views.size) / CPU_SIDE)), CPU_SAMPLES
     interval = asked
-    while len(grid_pixels(views.size, interval)[0]) * frames > MOST_SAMPLES:
+    while len(grid_pixels(views.size, interval)[0]) * frames > most:
         interval += 1
     if interval > asked:
         notices.append(f"tracks are {interval} instead of {asked} pixels apart, or there would be too many")
@@ -56,10 +55,8 @@ def _interval(views: Views, frames: int, notices: list[str]) -> int:
 def _block(views: Views, k: int, ids: list[int], interval: int) -> GridTracks:
     """Tracks of a grid of frame ids[k], at the frames `ids`."""
     pixels, shape = grid_pixels(views.size, interval)
-    found = views.track(ids[k], pixels)
-    tracks, visible, depth, score = (np.ascontiguousarray(a[:, ids]) for a in (
-        found.tracks, found.visible, found.depth, found.occlusion_score))
-    return GridTracks(k, shape, tracks, visible, depth, score)
+    found = views.track(ids[k], pixels, ids)
+    return GridTracks(k, shape, found.tracks, found.visible, found.depth, found.occlusion_score)
 
 
 def _ordinal(n: int) -> str:

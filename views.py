@@ -7,15 +7,18 @@ Notation
 
 import logging
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from configs.options import run_dir
 from drawing.segment import foreground_tracks
-from drawing.tracks import point_grid
+from drawing.tracks import grid_shape, grid_spacing, point_grid
 from drawing.trails import background_step
 from errors import UserError
 from inference import open_run
@@ -23,6 +26,7 @@ from loaders.checkpoint import find_checkpoint
 from loaders.error_map import ErrorMap
 from loaders.sequence import read_mask
 from models import surface
+from models.tracker import Tracks
 
 log = logging.getLogger("viz")
 
@@ -34,6 +38,7 @@ class Views:
         self.options, self.dir = options, run_dir(options)
         self.sequence, self.tracker = open_run(options)
         self.size, self.T = self.sequence.size, len(self.sequence)
+        self._rendered, self._flows = {}, {}
         if not 0 <= options.query_frame_id < self.T:
             raise UserError(f"--query_frame_id {options.query_frame_id}: the sequence has frames 0 to {self.T - 1}")
 
@@ -53,7 +58,11 @@ class Views:
     @cached_property
     def points(self) -> np.ndarray:
         """The drawn points `(N, 2)` of the query frame: a grid, or what of it lies in the foreground."""
-        points, options = point_grid(self.size, self.options.grid_interval), self.options
+        return self.grid(self.spacing)
+
+    def grid(self, interval: int) -> np.ndarray:
+        """The same, `interval` pixels apart. UserError if no point is left."""
+        points, options = point_grid(self.size, interval), self.options
         if not (options.use_mask or options.foreground_mask_path):
             return points
         if self.mask is None:
@@ -64,32 +73,49 @@ class Views:
                             "--grid_interval")
         return points[inside]
 
+    @property
+    def spacing(self) -> int:
+        """Pixels between the grid's points."""
+        return self.options.grid_interval or grid_spacing(self.size)
+
     @cached_property
-    def tracks(self):
+    def tracks(self) -> Tracks:
         """Tracks of `points` through all frames."""
         return self.track(self.options.query_frame_id, self.points)
 
-    def track(self, t: int, points: np.ndarray):
-        """Tracks of points `(N, 2)` of frame t, N at a time with a bar."""
+    def track(self, t: int, points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
+        """Tracks of points `(N, 2)` of frame t through all frames, or through `frames`."""
         queries = np.concatenate([np.full((len(points), 1), t), points[:, ::-1]], axis=1).astype(np.float32)  # (N, 3)
-        return self.tracker.track(queries)
+        return self.tracker.track(queries, frames)
+
+    @cached_property
+    def scene(self) -> tuple[Tracks, np.ndarray]:
+        """Tracks of a coarse grid over the whole query frame, and which of them are foreground `(M,)`: by the mask,
+        else by how they move."""
+        points = point_grid(self.size)
+        same = np.array_equal(points, self.points)
+        found = self.tracks if same else self.track(self.options.query_frame_id, points)
+        if self.mask is not None:
+            return found, _at(self.mask, points)
+        moving = foreground_tracks(found.tracks, found.visible, self.size, self.options.seed)
+        log.info("no mask: %d of %d tracks move apart from the background", moving.sum(), len(moving))
+        return found, moving
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """Which of `points` are foreground `(N,)`: by the mask, else by how they move."""
+        """Which of `points` are foreground `(N,)`."""
         if self.mask is not None:
             return _at(self.mask, self.points)
-        found = foreground_tracks(self.tracks.tracks, self.tracks.visible, self.size, self.options.seed)
-        log.info("no mask: %d of %d tracks move apart from the background", found.sum(), len(found))
-        return found
+        moving = self.scene[1].reshape(grid_shape(self.size)).astype(np.float32)
+        return _at(cv2.resize(moving, self.size[::-1]) > 0.5, self.points)
 
     @cached_property
     def background_steps(self) -> np.ndarray:
         """Homographies `(T - 1, 3, 3)` of the background's motion from each frame to the next."""
-        points, tracks, out = point_grid(self.size), self.tracks.tracks, []
+        points, (found, moving), out = point_grid(self.size), self.scene, []
         for t in range(self.T - 1):
-            nearest = np.array([((tracks[:, t] - p) ** 2).sum(-1).argmin() for p in points])
-            still = points[~self.foreground[nearest]] if len(self.foreground) else points
+            nearest = np.array([((found.tracks[:, t] - p) ** 2).sum(-1).argmin() for p in points])
+            still = points[~moving[nearest]]
             out.append(background_step(still, self.tracker.correspond(still, t, t + 1) if len(still) else still))
         return np.array(out)
 
@@ -100,21 +126,19 @@ class Views:
             return self.options.dense_interval
         interval = surface.grid_interval(self.tracker)
         if interval > 1:
-            log.info("on the CPU, dense pictures are computed at every %dth pixel (--dense_interval 1: at all)",
-                     interval)
+            log.info("on the CPU, dense pictures are computed %d pixels apart (--dense_interval 1: all)", interval)
         return interval
 
-    @cached_property
-    def renderings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rendered colours `(T, h, w, 3)` in [0, 1] and depths `(T, h, w)`, half precision."""
-        pairs = [surface.colours_and_depths(self.tracker, t, self.interval) for t in self._bar("rendering", self.T)]
+    def renderings(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rendered colours `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, half precision."""
+        pairs = self._each(self._rendered, "rendering", ids,
+                           lambda t: surface.colours_and_depths(self.tracker, t, self.interval))
         return tuple(np.stack(arrays).astype(np.float16) for arrays in zip(*pairs, strict=True))
 
-    @cached_property
-    def flows(self) -> np.ndarray:
-        """Flow from each frame to the next `(T - 1, h, w, 2)` in pixels."""
-        return np.stack([surface.coarse_flow(self.tracker, t, t + 1, self.interval)
-                         for t in self._bar("flow", self.T - 1)])
+    def flows(self, ids: Sequence[int]) -> np.ndarray:
+        """Flow from each frame of `ids` to the next frame of the video `(T', h, w, 2)` in pixels."""
+        return np.stack(self._each(self._flows, "flow", ids,
+                                   lambda t: surface.coarse_flow(self.tracker, t, t + 1, self.interval)))
 
     @cached_property
     def errors(self) -> np.ndarray | None:
@@ -150,8 +174,11 @@ class Views:
             raise UserError(f"--target_frame_id {t}: the sequence has frames 0 to {self.T - 1}")
         return t
 
-    def _bar(self, name: str, count: int) -> tqdm:
-        return tqdm(range(count), name)
+    def _each(self, known: dict, name: str, ids: Sequence[int], compute: Callable[[int], Any]) -> list:
+        """What `compute` says of each frame, computed once."""
+        for t in tqdm([t for t in ids if t not in known], name):
+            known[t] = compute(t)
+        return [known[t] for t in ids]
 
 
 def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def tracks(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame drawn over all frames."""
     found, t = views.tracks, views.options.query_frame_id
     colours = position_colours(views.points, views.size)
-    pictures = track_pictures(views.frames, found.tracks, found.visible, colours, t)
+    pictures = track_pictures(views.frames, found.tracks, found.visible, colours, t, views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
 
@@ -63,30 +63,31 @@ def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:
         chosen = np.ones(len(chosen), bool)
     found, colours = views.tracks, position_colours(views.points, views.size)[chosen]
     pictures = trail_pictures(views.frames, found.tracks[chosen], found.visible[chosen], colours,
-                              views.background_steps, t)
+                              views.background_steps, t, views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
 
 def occlusion(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """The tracks in the colours of their occlusion scores."""
     found, t = views.tracks, views.options.query_frame_id
-    pictures = track_pictures(views.frames, found.tracks, found.visible, score_colours(found.occlusion_score), t)
+    pictures = track_pictures(views.frames, found.tracks, found.visible, score_colours(found.occlusion_score), t,
+                              views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
 
 def depth(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Rendered depth."""
-    return write(path, maps.depth_pictures(views.renderings[1], views.size), views, formats)
+    return write(path, maps.depth_pictures(views.renderings(range(views.T))[1], views.size), views, formats)
 
 
 def flow(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Flow from each frame to the next."""
-    return write(path, maps.flow_pictures(views.flows, views.size), views, formats)
+    return write(path, maps.flow_pictures(views.flows(range(views.T - 1)), views.size), views, formats)
 
 
 def colour(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """The frames beside their renderings."""
-    return write(path, maps.colour_pictures(views.frames, views.renderings[0]), views, formats)
+    return write(path, maps.colour_pictures(views.frames, views.renderings(range(views.T))[0]), views, formats)
 
 
 def errors(views: Views, path: Path, formats: list[str]) -> list[Path]:
@@ -117,9 +118,11 @@ def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
 def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame and where they are in another frame."""
     i, j = views.options.query_frame_id, views.target_frame
-    found, points = views.tracks, views.points
-    picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, j], found.visible[:, j],
-                            position_colours(points, views.size), f"frame {i} | frame {j}", lines=40)
+    spacing = views.options.grid_interval or 2 * views.spacing
+    points = views.grid(spacing)
+    found = views.track(i, points, [j])
+    picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, 0], found.visible[:, 0],
+                            position_colours(points, views.size), f"frame {i} | frame {j}", 12, spacing)
     path = path.with_name(f"pairs_{i:05d}_{j:05d}.png")
     write_png(path, maps.beside([picture]))
     return [path]

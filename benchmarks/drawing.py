@@ -1,13 +1,18 @@
 """Time of drawing, without inference: python -m benchmarks.drawing
 
-Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and the packing and size of a page with a track
-for every fourth pixel of every fifth of 60 frames. The tracks are those of a panning camera and a walking block, with a
-noise of `--noise` pixels in every position.
+Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and a page with a track for every fourth pixel
+of every fifth of 60 frames: its packing, its size, and, where playwright and a Chromium are installed, how long it
+takes to load. The tracks are those of a panning camera and a walking block, with a noise of `--noise` pixels in every
+position. Beside the seconds that passed are those that the CPU worked, which other work on the machine hardly changes.
 """
 
 import argparse
+import importlib.util
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -52,42 +57,78 @@ def block(start: int, count: int, noise: float) -> GridTracks:
     return GridTracks(start, shape, tracks, visible, depth.astype(np.float32), (~visible).astype(np.float32))
 
 
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Prints how long the block took."""
+    wall, work = time.perf_counter(), time.process_time()
+    yield
+    print(f"{name}: {time.perf_counter() - wall:.1f} s, CPU {time.process_time() - work:.1f} s", flush=True)
+
+
 def video_times(folder: Path) -> None:
     """Seconds of the two videos."""
-    frames = clip(82)
-    rng = np.random.default_rng(0)
+    frames, rng = clip(82), np.random.default_rng(0)
     points = rng.uniform([0, 0], [854, 480], (2_000, 2)).astype(np.float32)
     tracks, visible = motion(points, 82, 0, 0.05), rng.random((2_000, 82)) > 0.1
     colours = position_colours(points, SIZE)
-    start = time.perf_counter()
-    write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colours, 0))
-    print(f"tracks: 82 frames of 854x480, 2000 points: {time.perf_counter() - start:.1f} s")
-    start = time.perf_counter()
-    steps = np.stack([background_step(tracks[:, t], tracks[:, t + 1]) for t in range(81)])
-    write_video(folder / "trails.mp4", trail_pictures(frames, tracks, visible, colours, steps, 0))
-    print(f"trails: the same: {time.perf_counter() - start:.1f} s")
+    with timed("tracks, 82 frames of 854x480, 2000 points"):
+        write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colours, 0))
+    with timed("trails, the same"):
+        steps = np.stack([background_step(tracks[:, t], tracks[:, t + 1]) for t in range(81)])
+        write_video(folder / "trails.mp4", trail_pictures(frames, tracks, visible, colours, steps, 0))
 
 
-def page_size(noise: float) -> None:
+def write_page(path: Path, noise: float) -> None:
     """Seconds and megabytes of the page."""
     rng, T = np.random.default_rng(0), 60
     smooth = np.stack([cv2.resize(rng.random((4, 6)).astype(np.float32), (107, 60)) for _ in range(T)])
     data = PageData("benchmark", 10, clip(T), list(range(T)), [block(t, T, noise) for t in range(0, T, 5)], 4, 0.99,
                     smooth, np.stack([smooth[1:], smooth[:-1]], -1), smooth)
-    start = time.perf_counter()
-    size = len(page_html(data)) / 1e6
     count = sum(len(b.tracks) for b in data.blocks)
-    print(f"page: {T} frames of 854x480, {count} tracks {data.interval} px apart: {size:.1f} MB in "
-          f"{time.perf_counter() - start:.1f} s")
+    with timed(f"page, {T} frames of 854x480, {count} tracks 4 px apart"):
+        path.write_text(page_html(data))
+    print(f"its size: {path.stat().st_size / 1e6:.1f} MB, tracks {data.interval} px apart")
+
+
+def load_times(path: Path, runs: int = 5) -> None:
+    """Median seconds from opening the file to the first frame on the screen, and from a click to its track."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    times = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for _ in range(runs):
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            start = time.perf_counter()
+            page.goto(path.resolve().as_uri())
+            page.evaluate("images.get('video-0').then(() => new Promise(requestAnimationFrame))")
+            shown = time.perf_counter()
+            page.evaluate("pick(meta.width / 2, meta.height / 2)")
+            times.append((shown - start, time.perf_counter() - shown))
+            page.close()
+        browser.close()
+    shown, picked = np.median(times, axis=0)
+    print(f"its first frame in Chromium after {shown:.2f} s, the first click's track {picked:.2f} s later "
+          f"(medians of {runs})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--noise", type=float, default=0.05, help="pixels")
+    parser.add_argument("--page", type=Path, help="only the loading of this page")
     args = parser.parse_args()
+    if args.page:
+        load_times(args.page)
+        return
     with tempfile.TemporaryDirectory() as folder:
         video_times(Path(folder))
-    page_size(args.noise)
+        page = Path(folder) / "page.html"
+        write_page(page, args.noise)
+        if importlib.util.find_spec("playwright"):
+            load_times(page)
+        else:
+            print("its loading was not timed: playwright is not installed")
 
 
 if __name__ == "__main__":

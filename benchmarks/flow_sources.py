@@ -1,12 +1,13 @@
 """Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
 
 Preprocesses the video with each source of SOURCES (resumed where it was stopped; Ctrl-C stops) and prints, in Markdown:
-    time, peak memory, disk of the finished store
+    time, time of all cores together, peak memory, disk of the finished store
     the share of pixels with a valid correspondence, by interval
     for annotated joints of pairs of frames, both directions, by interval: the share that lands within 4 px at 256x256
+        still    the joint's place in the other frame
         direct   flow between the two frames themselves, whether believed or not
         chained  adjacent flows added up, whether believed or not
-        stored   what the store has of them, and the share of joints that it covers
+        stored   what the store has of them, and the share of joints that it covers in its pairs of frames
 With --picture, a picture of pairs of frames: what each store believes of them, beside adjacent flows added up.
 """
 
@@ -17,20 +18,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
-import cv2
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from drawing.colours import flow_colours
+from drawing.colours import flow_colours, full_saturation
 from loaders.annotations import Annotations, load_annotations
 from loaders.files import write_text
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.store import CorrespondenceStore, open_correspondences
 from preprocessing.baselines import sample
-from preprocessing.flow import FLOW_MODELS, ModelOptions
+from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
 SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}
 BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))
@@ -58,6 +60,13 @@ def preprocess(folder: Path, arguments: list[str]) -> dict:
     return cost
 
 
+def first_frames(annotations: Annotations, num_frames: int) -> Annotations:
+    """The annotations of the first frames."""
+    kept = {name: array[:, :num_frames] for name in ("points", "occluded", "evaluated")
+            if (array := getattr(annotations, name)) is not None}
+    return replace(annotations, **kept, query_points=None)
+
+
 def frame_pairs(annotations: Annotations) -> list[tuple[int, int, np.ndarray]]:
     """Ordered pairs of frames and the joints `(n,)` that are annotated as visible in both."""
     seen = ~annotations.occluded
@@ -78,10 +87,17 @@ def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict
     return out
 
 
-def errors(name: str, models: ModelOptions, sequence: VideoSequence, store: CorrespondenceStore,
+def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> FlowModel:
+    """The flow model of a source, for frames of `size` (H, W)."""
+    weights = dict(zip(SOURCES[name][::2], SOURCES[name][1::2], strict=True)).get("--raft_weights", "")
+    return FLOW_MODELS[SOURCES[name][1]](ModelOptions(weights=weights, weights_dir=weights_dir), size, 1 << 30)
+
+
+def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: CorrespondenceStore,
            annotations: Annotations) -> np.ndarray:
-    """Rows (interval, direct, chained, stored) a joint and pair; errors in pixels at 256x256, NaN: not stored."""
-    model = FLOW_MODELS[SOURCES[name][1]](models, sequence.size, 1 << 30)
+    """Rows (interval, still, direct, chained, stored), one a joint and pair; errors in pixels at 256x256. NaN: not
+    stored; infinity: the store does not have this pair of frames."""
+    model = flow_model(name, weights_dir, sequence.size)
     pairs = frame_pairs(annotations)
     frames = sorted({i for i, _, _ in pairs})
     encodings = {t: model.encode(sequence.frame(t)) for t in frames}
@@ -90,12 +106,13 @@ def errors(name: str, models: ModelOptions, sequence: VideoSequence, store: Corr
     for i, j, joints in tqdm(pairs, desc=f"{name}, annotated pairs"):
         p, truth = annotations.points[joints, i], annotations.points[joints, j]
         [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
-        found = [p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.nan)]
+        found = [p, p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.inf)]
         if (i, j) in stored_pairs:
+            found[3][:] = np.nan
             pair = store.dense(i, j)
             x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
             valid = (pair.cycle | pair.occlusion)[y, x]
-            found[2][valid] = (p + pair.flow[y, x])[valid]
+            found[3][valid] = (p + pair.flow[y, x])[valid]
         distance = [np.linalg.norm((q - truth) * scale, axis=-1) for q in found]
         out.append(np.stack([np.full(len(p), abs(i - j)), *distance], axis=-1))
     return np.concatenate(out)
@@ -108,35 +125,50 @@ def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) 
     share = np.where((interval > 1) & (store.meta["method"].get("keep") == "half"), 2 * share, share)
     disk = sum(path.stat().st_size for path in store.root.iterdir())
     valid = [share[(interval >= low) & (interval <= high)] for low, high in BINS]
-    lines = [f"| {name} | {cost['seconds'] / 60:.1f} min | {cost['bytes'] / 2**30:.2f} GiB | {disk / 2**20:.0f} MiB | "
+    lines = [f"| {name} | {cost['seconds'] / 60:.1f} min | {cost['cpu'] / 60:.1f} min | {cost['bytes'] / 2**30:.2f} "
+             f"GiB | {disk / 2**20:.0f} MiB | "
              + " | ".join(f"{x.mean():.0%}" if len(x) else "-" for x in valid) + " |"]
-    for k, kind in ((1, "direct"), (2, "chained"), (3, "stored")):
+    for k, kind in enumerate(("still", "direct", "chained", "stored"), 1):
         cells = []
         for low, high in (*BINS, (1, 1000)):
             e = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), k]
+            e = e[e != np.inf]
             covered = ~np.isnan(e)
             good = f"{(e[covered] < NEAR).mean():.0%}" if covered.any() else "-"
-            cells.append(good if kind != "stored" else f"{good} of {covered.mean():.0%}")
+            cells.append(f"{good} of {covered.mean():.0%}" if kind == "stored" and len(e) else good)
         lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
     return lines
 
 
-def picture(folders: dict[str, Path], path: Path, pairs: list[tuple[int, int]]) -> None:
-    """A row a pair of frames: the two frames, and for each source the stored flow, black where there is none, beside
-    adjacent flows added up."""
-    rows = []
-    for i, j in pairs:
-        sequence = open_sequence(next(iter(folders.values())), None)
-        cells, longest = [sequence.frame(i), sequence.frame(j)], None
-        for folder in folders.values():
+def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> None:
+    """A row a pair of frames of frame 0 (the nearest, one between, the farthest); columns: the two frames, and of each
+    source direct flow, adjacent flows added up, and what the store has: grey where it has nothing, darker where the
+    point is occluded."""
+    sequence = open_sequence(next(iter(folders.values())), None)
+    targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
+    targets = [targets[0], targets[len(targets) // 2], targets[-1]]
+    figure = Figure((2 * (2 + 3 * len(folders)), 6.4), dpi=90, layout="constrained")
+    grid = figure.subplots(len(targets), 2 + 3 * len(folders))
+    for row, j in zip(grid, targets, strict=True):
+        cells, longest = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}, None
+        for name, folder in folders.items():
             store = open_correspondences(open_sequence(folder, None))
-            pair, chained = store.dense(i, j), chained_flow(store, i, j)
-            longest = longest or max(float(np.percentile(np.linalg.norm(chained, axis=-1), 98)), 1.0)
-            colours = flow_colours(pair.flow, longest)
-            colours[~(pair.cycle | pair.occlusion)] = 0
-            cells += [colours, flow_colours(chained, longest)]
-        rows.append(np.concatenate(cells, axis=1))
-    cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
+            model = flow_model(name, weights_dir, store.size)
+            [(direct, _)] = model.flow(
+                [model.encode(sequence.frame(0))], [model.encode(sequence.frame(j))], [None], j == 1)
+            pair, chained = store.dense(0, j), chained_flow(store, 0, j)
+            longest = longest or full_saturation(chained)
+            stored = flow_colours(pair.flow, longest)
+            stored[pair.occlusion] //= 2
+            stored[~(pair.cycle | pair.occlusion)] = 128
+            cells |= {f"{name}, direct": flow_colours(direct, longest), f"{name}, chained": flow_colours(
+                chained, longest), f"{name}, stored": stored}
+        for axes, (title, image) in zip(row, cells.items(), strict=True):
+            axes.imshow(image)
+            axes.set_title(title, fontsize=10)
+            axes.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
@@ -156,29 +188,29 @@ def main() -> None:
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--work_dir", required=True, type=Path)
     parser.add_argument("--weights_dir", type=Path)
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--picture", type=Path)
     parser.add_argument("preprocessing", nargs="*", help="more options of `python -m preprocessing`, after --")
     args = parser.parse_args()
     weights = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
     names = [f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
     folders, costs, consistency = {}, [], []
-    for name, options in SOURCES.items():
+    for name in args.sources:
+        options = SOURCES[name]
         folder = folders[name] = args.work_dir / name.replace(" ", "_")
         cost = preprocess(folder, ["--video", args.video, *options, *weights, "--chain", *args.preprocessing])
         sequence = open_sequence(folder, None)
         store = open_correspondences(sequence)
-        annotations = load_annotations(args.annotations, len(sequence)).resized(sequence.size)
-        weights_name = options[3] if len(options) > 2 else ""
-        models = ModelOptions(weights=weights_name, weights_dir=args.weights_dir)
-        line, *more = report(name, cost, store, errors(name, models, sequence, store, annotations))
+        annotations = first_frames(load_annotations(args.annotations), len(sequence)).resized(sequence.size)
+        line, *more = report(name, cost, store, errors(name, args.weights_dir, sequence, store, annotations))
         costs.append(line)
         consistency += more
-    print("| source | time | peak memory | disk | valid at intervals of " + " | ".join(names) + " |")
-    print("|---" * (4 + len(BINS)) + "|", *costs, sep="\n")
+    print("| source | time | CPU time | peak memory | disk | valid at intervals of " + " | ".join(names) + " |")
+    print("|---" * (5 + len(BINS)) + "|", *costs, sep="\n")
     print("\n| joints within 4 px | " + " | ".join(names) + " | all |\n" + "|---" * (2 + len(BINS)) + "|",
           *consistency, sep="\n")
     if args.picture:
-        picture(folders, args.picture, [(0, 1), (0, 10), (0, 40)])
+        picture(folders, args.weights_dir, args.picture)
 
 
 if __name__ == "__main__":

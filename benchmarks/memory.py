@@ -10,6 +10,7 @@ import torch
 
 from configs.options import parse
 from models.build import new_model, new_optimisers, pick_device
+from models.products import Products, set_products
 
 SIZE, FRAMES = (480, 854), 60
 
@@ -39,9 +40,9 @@ def main() -> None:
     print("|---|---|---|---|")
     for preset in args.presets.split(","):
         for precision in ("fp32", "bf16"):
-            options = parse("train", ["--config", f"configs/{preset}.txt", "--precision", precision, "--mlp_backend",
-                                      "torch", "--device", "cpu"])
+            options = parse("train", ["--config", f"configs/{preset}.txt", "--precision", "fp32", "--device", "cpu"])
             model = new_model(options, FRAMES, SIZE, pick_device("cpu"))
+            set_products(model, Products(torch.bfloat16 if precision == "bf16" else None))  # as a GPU makes them
             model.recompute_above = 1 << 62
             new_optimisers(model, options)
             parameters = 4 * 4 * sum(p.numel() for p in model.parameters())  # value, gradient, two moments

@@ -133,10 +133,12 @@ def main() -> None:
         times, sampling, gflop = measure(folder, device, args.steps, args.profile)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
-    native = choose_products("bf16", "auto", device).native is not None
+    products = choose_products("bf16", "auto", device)
+    maker = ("the C++ kernels" if products.native else
+             "float32 products of rounded operands" if products.emulated else "PyTorch")
     shape = " x ".join(map(str, SHAPES[device.type]))
     print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps; "
-          f"bf16 by {'the C++ kernels' if native else 'PyTorch'}")
+          f"bf16 by {maker}")
     print("| run | median, ms | fastest to slowest | x faster than default plain | than original plain |")
     print("|---|---|---|---|---|")
     for name, seconds in times.items():

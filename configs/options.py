@@ -60,7 +60,8 @@ OPTIONS = {
         ("affine_layers", int, 8, "linear layers of the affine map's MLP"),
         ("field_width", int, 256, "width of the canonical field"),
         ("field_layers", int, 3, "hidden layers of the canonical field"),
-        ("field_encoding", ("periodic", "none"), "periodic", "66-d periodic code of canonical points, or none"),
+        ("field_encoding", ("periodic", "nerf", "none"), "periodic", "code of canonical points: periodic, 66-d; "
+         "nerf, 63-d (the coordinates and 10 octaves); or none"),
     ],
     "optimisation": [
         ("optimiser", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
@@ -131,7 +132,7 @@ OPTIONS = {
         ("out_dir", str, "", "folder of the results, instead of the run's"),
         ("query_frame_id", int, 0, "frame whose points are drawn"),
         ("target_frame_id", int, -1, "the other frame of `pairs`; -1: half the clip away"),
-        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 20 points along the longer side"),
+        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side"),
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
         ("fps", float, 10.0, "frames a second of the videos and of the page"),

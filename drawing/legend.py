@@ -55,9 +55,11 @@ def mark_legend(colour: tuple[int, int, int] = TEXT) -> np.ndarray:
     return row([marks[0], text_picture("visible"), marks[1], text_picture("occluded")], 7)
 
 
-def score_legend() -> np.ndarray:
-    """The marks, and the colours of occlusion scores."""
-    return row([mark_legend(), colour_bar(score_colours, "0", "1", "occlusion score")], 2 * GAP)
+def point_legend(dense: bool = False, scored: bool = False) -> np.ndarray:
+    """The marks of points, or what stands for them where they are dense, and the colours of occlusion scores."""
+    marks = text_picture("occluded points are not drawn") if dense else mark_legend()
+    bar = [colour_bar(score_colours, "0", "1", "occlusion score")] if scored else []
+    return row([marks, *bar], 2 * GAP)
 
 
 def flow_wheel(size: int) -> np.ndarray:
@@ -75,13 +77,13 @@ def flow_legend(longest: float) -> np.ndarray:
     wheel = flow_wheel(HEIGHT - 4).astype(np.float32)
     alpha = wheel[..., 3:] / 255
     flat = np.rint(alpha * wheel[..., :3] + (1 - alpha) * np.array(STRIP)).astype(np.uint8)
-    return row([text_picture("colour is direction, the rim"), flat, text_picture(f"{longest:.3g} px a frame")], 7)
+    return row([text_picture("colour is direction"), flat, text_picture(f"rim: {longest:.3g} px a frame")], 7)
 
 
 def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = None) -> np.ndarray:
     """The picture `(H, W, 3)` with a strip below it: two rows high where caption and legend do not fit into one."""
     W = picture.shape[1]
-    words = row([text_picture(caption)])
+    words = text_picture(caption)
     parts = [words] if legend is None else [words, legend]
     fits = sum(part.shape[1] for part in parts) + (len(parts) + 1) * GAP <= W
     rows = [np.full((HEIGHT, W, 3), STRIP, np.uint8) for _ in range(1 if fits else len(parts))]
@@ -89,7 +91,8 @@ def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = No
         part = shrunk(part, W)
         x = GAP if k == 0 or not fits else W - GAP - part.shape[1]
         x = min(x, W - part.shape[1])
-        rows[k % len(rows)][:part.shape[0], x:x + part.shape[1]] = part
+        y = (HEIGHT - part.shape[0]) // 2
+        rows[k % len(rows)][y:y + part.shape[0], x:x + part.shape[1]] = part
     return np.concatenate([picture, *rows])
 
 

@@ -118,7 +118,7 @@ def _layers(data: PageData) -> dict[str, dict]:
     if data.errors is not None:
         largest = error_scale(data.errors)
         out["error"] = {"images": [_webp(error_colours(error, largest), 85) for error in data.errors],
-                        "low": "0", "high": f"{largest:.2f} px", "bar": _bar(lambda s: error_colours(s, 1)),
+                        "low": "flow error  0", "high": f"{largest:.2f} px", "bar": _bar(lambda s: error_colours(s, 1)),
                         "smooth": False}
     return out
 

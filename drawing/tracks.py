@@ -5,16 +5,17 @@ Notation
     picture     a frame enlarged by `zoom`, so that marks on a small video can be told apart
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from drawing.legend import mark_legend, score_legend, with_strip
+from drawing.legend import point_legend, with_strip
 
 PICTURE_SIDE, LONGEST_SIDE = 480, 1920  # pictures' shorter side, at least, as long as the longer one is at most this
 SHIFT = 4           # binary places of cv2's sub-pixel coordinates
 DARK = (20, 20, 20)
+DENSE = 0.65        # opacity of squares
 
 
 def picture_zoom(size: tuple[int, int]) -> float:
@@ -37,16 +38,21 @@ def on_picture(points: np.ndarray, zoom: float) -> np.ndarray:
     return (points + 0.5) * zoom - 0.5
 
 
-def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colours: np.ndarray, zoom: float) -> None:
+def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colours: np.ndarray, zoom: float,
+                spacing: float = np.inf) -> None:
     """Mark points `(N, 2)`, in pixels of the frame, on its picture: a disc where visible `(N,)`, a ring where occluded.
 
-    Points outside the frame are not drawn. Discs lie over rings."""
+    Points outside the frame are not drawn. Discs lie over rings. Points of a grid that leaves no room for discs, with
+    `spacing` pixels of the frame between them, are see-through squares where visible, and nothing where occluded."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
-    radius = max(3.5, min(picture.shape[:2]) / 130)
+    radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
     centres = on_picture(points, zoom)
+    if too_dense(spacing, zoom):
+        _draw_squares(picture, centres[inside & visible], colours[inside & visible], max(1, round(spacing * zoom)))
+        return
     for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
-        colour = tuple(int(c) for c in colours[n])
+        colour = colours[n].tolist()
         if visible[n]:
             _circle(picture, centres[n], radius + 1, DARK, cv2.FILLED)
             _circle(picture, centres[n], radius, colour, cv2.FILLED)
@@ -55,54 +61,81 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
             _circle(picture, centres[n], radius + 1, colour, 1)
 
 
+def too_dense(spacing: float, zoom: float) -> bool:
+    """Whether points `spacing` pixels of the frame apart leave too little room on the picture for discs and rings."""
+    return spacing * zoom < 8
+
+
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
-                   query_frame: int) -> Iterator[np.ndarray]:
+                   query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`, or in those
-    of their occlusion scores `(N, T, 3)`."""
-    zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend() if colours.ndim == 2 else score_legend()
+    of their occlusion scores `(N, T, 3)`. Query points `spacing` pixels apart."""
+    zoom, scored = picture_zoom(frames.shape[1:3]), colours.ndim == 3
+    legend = point_legend(too_dense(spacing, zoom), scored)
     for t, frame in enumerate(frames):
         picture = enlarge(frame, zoom)
-        draw_points(picture, tracks[:, t], visible[:, t], colours if colours.ndim == 2 else colours[:, t], zoom)
+        draw_points(picture, tracks[:, t], visible[:, t], colours[:, t] if scored else colours, zoom, spacing)
         yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
 
 
 def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, matches: np.ndarray, visible: np.ndarray,
-                  colours: np.ndarray, caption: str = "", lines: int = 0) -> np.ndarray:
+                  colours: np.ndarray, caption: str = "", lines: int = 0, spacing: float = np.inf) -> np.ndarray:
     """Points `(N, 2)` of the first frame and where they are in the second `(N, 2)`, visible `(N,)` there or not, side
     by side, with lines between `lines` of them."""
     zoom = picture_zoom(frames[0].shape[:2])
     pictures = [enlarge(frame, zoom) for frame in frames]
-    draw_points(pictures[0], points, np.ones(len(points), bool), colours, zoom)
-    draw_points(pictures[1], matches, visible, colours, zoom)
+    draw_points(pictures[0], points, np.ones(len(points), bool), colours, zoom, spacing)
+    draw_points(pictures[1], matches, visible, colours, zoom, spacing)
     out = np.concatenate(pictures, axis=1)
     right = np.array([pictures[0].shape[1], 0])
     ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + right], 1)  # (N, 2, 2)
     shown = np.flatnonzero(visible)
-    for n in shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]:
-        draw_path(out, ends[n], colours[n])
-    return with_strip(out, caption, mark_legend()) if caption else out
+    joined = shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]
+    draw_paths(out, ends[joined], colours[joined])
+    return with_strip(out, caption, point_legend(too_dense(spacing, zoom))) if caption else out
 
 
-def draw_path(picture: np.ndarray, path: np.ndarray, colour: np.ndarray, thickness: int = 1) -> None:
-    """A line through `(L, 2)` pixels of the picture."""
-    places = np.rint(path.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
-    cv2.polylines(picture, [places], False, tuple(int(c) for c in colour), thickness, cv2.LINE_AA, SHIFT)
+def draw_paths(picture: np.ndarray, paths: np.ndarray, colours: np.ndarray, thickness: int = 1) -> None:
+    """Lines through `(N, L, 2)` pixels of the picture, in colours `(N, 3)`."""
+    places = np.rint(paths.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
+    for path, colour in zip(places, colours.tolist(), strict=True):
+        cv2.polylines(picture, [path], False, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
 def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
-    """`frame 3 of 0-81`, and whether it is the frame whose points are drawn."""
+    """`frame 3 / 81`, and whether it is the frame whose points are drawn."""
     return f"frame {t} / {T - 1}" + ("   query frame" if t == query_frame else "")
 
 
+def grid_spacing(size: tuple[int, int]) -> int:
+    """Pixels between the points of a grid with about 28 along the longer side of frames of `size`."""
+    return max(1, round(max(size) / 28))
+
+
 def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
-    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W); `interval` 0 puts about 20 along its longer
-    side."""
-    interval = interval or max(1, round(max(size) / 20))
+    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W), row by row, `interval` pixels apart; 0:
+    `grid_spacing`."""
+    interval = interval or grid_spacing(size)
     y, x = np.mgrid[interval // 2: size[0]: interval, interval // 2: size[1]: interval]
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: tuple, thickness: int) -> None:
+def grid_shape(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of `point_grid(size)`."""
+    interval = grid_spacing(size)
+    return tuple(len(range(interval // 2, side, interval)) for side in size)
+
+
+def _draw_squares(picture: np.ndarray, centres: np.ndarray, colours: np.ndarray, side: int) -> None:
+    (H, W), frame = picture.shape[:2], picture.copy()
+    column, row = np.rint(centres - (side - 1) / 2).astype(int).T
+    for dy in range(side):
+        for dx in range(side):
+            place = (row + dy).clip(0, H - 1), (column + dx).clip(0, W - 1)
+            picture[place] = np.rint((1 - DENSE) * frame[place] + DENSE * colours)
+
+
+def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: Sequence[int], thickness: int) -> None:
     scale = 1 << SHIFT
     place = tuple(round(float(c) * scale) for c in centre)
     cv2.circle(picture, place, round(radius * scale), colour, thickness, cv2.LINE_AA, SHIFT)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from drawing.legend import mark_legend, with_strip
-from drawing.tracks import draw_path, draw_points, enlarge, frame_caption, on_picture, picture_zoom
+from drawing.legend import point_legend, with_strip
+from drawing.tracks import draw_paths, draw_points, enlarge, frame_caption, on_picture, picture_zoom, too_dense
 
 TRAIL = 24        # frames
+PIECE = 3         # frames of a trail that fade together
 DIMMED = 0.55     # brightness of the frames under the trails
 RANSAC_PX = 1.5   # pixels within which a point moves with the background
 
@@ -44,23 +45,28 @@ def stabilised_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int
 
 
 def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray, steps: np.ndarray,
-                   query_frame: int) -> Iterator[np.ndarray]:
+                   query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with trails of the foreground's tracks `(N, T, 2)`, visible `(N, T)`, in
-    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible."""
-    zoom, legend = picture_zoom(frames.shape[1:3]), mark_legend()
+    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points `spacing` pixels
+    apart."""
+    zoom = picture_zoom(frames.shape[1:3])
+    legend = point_legend(too_dense(spacing, zoom))
     for t, frame in enumerate(frames):
         picture = np.rint(enlarge(frame, zoom) * DIMMED).astype(np.uint8)
-        trails = on_picture(stabilised_trails(tracks, steps, t), zoom)  # (N, L, 2)
-        L = trails.shape[1]
-        for k in range(L - 1):
-            glow = (k + 1) / L
-            layer = picture if glow > 0.5 else picture.copy()
-            for n in np.flatnonzero(visible[:, t]):
-                draw_path(layer, trails[n, k:k + 2], colours[n], 2 if glow > 0.5 else 1)
-            if layer is not picture:
-                cv2.addWeighted(layer, 2 * glow, picture, 1 - 2 * glow, 0, picture)
-        draw_points(picture, tracks[:, t], visible[:, t], colours, zoom)
-        yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
+        shown = visible[:, t]
+        _draw_trails(picture, on_picture(stabilised_trails(tracks[shown], steps, t), zoom), colours[shown])
+        draw_points(picture, tracks[:, t], shown, colours, zoom, spacing)
+        caption = frame_caption(t, len(frames), query_frame) + f"   paths of {TRAIL} frames, background held still"
+        yield with_strip(picture, caption, legend)
+
+
+def _draw_trails(picture: np.ndarray, trails: np.ndarray, colours: np.ndarray) -> None:
+    """Trails `(N, L, 2)` in pixels of the picture, from the oldest, faintest piece to the newest."""
+    last = trails.shape[1] - 1
+    for age in reversed(range(0, last, PIECE)):
+        layer = picture.copy()
+        draw_paths(layer, trails[:, max(0, last - age - PIECE):last - age + 1], colours, 2)
+        cv2.addWeighted(layer, 1 - age / TRAIL, picture, age / TRAIL, 0, picture)
 
 
 def _apply(homography: np.ndarray, points: np.ndarray) -> np.ndarray:

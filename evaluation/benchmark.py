@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.options import OPTIONS
 from errors import UserError
@@ -102,25 +103,30 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
     folder = sequences_folder(options)
     wanted, (index, count) = set(filter(None, options.videos.split(","))), shard_of(options.shard)
     names, jobs, unreadable = [], [], set()
-    for name, read in tqdm(open_benchmark(options.tapvid), desc="frames", unit="video"):
-        names.append(name)
-        if (wanted and name not in wanted) or (len(names) - 1) % count != index:
-            continue
-        video_options = Namespace(**{**vars(options), "data_dir": str(folder / name), "save_dir": str(root / "runs"),
-                                     "num_imgs": sys.maxsize, "predictions": _absolute(options.predictions)})
-        job = Job(name, folder / name, root / options.query_mode, trackers, video_options, torch.get_num_threads(),
-                  Path.cwd())
-        jobs.append(job)
-        try:
-            write_sequence(job.sequence, read(), options.tapvid_size)
-        except UserError as error:
-            unreadable.add(name)
-            for tracker in trackers:
-                record_failure(job, tracker, str(error))
-            log.error("%s: %s", name, error)
+    with logging_redirect_tqdm():
+        for name, read in tqdm(open_benchmark(options.tapvid), desc="frames", unit="video"):
+            names.append(name)
+            if (wanted and name not in wanted) or (len(names) - 1) % count != index:
+                continue
+            job = _job(options, root, folder / name, trackers)
+            jobs.append(job)
+            try:
+                write_sequence(job.sequence, read(), options.tapvid_size)
+            except UserError as error:
+                unreadable.add(name)
+                for tracker in trackers:
+                    record_failure(job, tracker, str(error))
+                log.error("%s: %s", name, error)
     if unknown := wanted - set(names):
         raise UserError(f"{options.tapvid} has no video '{min(unknown)}': it has {', '.join(names[:40])}")
     return names, jobs, unreadable
+
+
+def _job(options: Namespace, root: Path, sequence: Path, trackers: tuple[str, ...]) -> Job:
+    own = {"data_dir": str(sequence), "save_dir": str(root / "runs"), "num_imgs": sys.maxsize,
+           "predictions": _absolute(options.predictions)}
+    return Job(sequence.name, sequence, root / options.query_mode, trackers, Namespace(**{**vars(options), **own}),
+               torch.get_num_threads(), Path.cwd())
 
 
 def sequences_folder(options: Namespace) -> Path:

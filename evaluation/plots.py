@@ -67,7 +67,9 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
         axes.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
     axes.set(ylabel="average Jaccard", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(figure.get_figwidth() // (0.6 + 0.08 * max(map(len, labels))))  # inches, of handle and letters
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(max(columns, 1), len(labels)), frameon=False)
 
 
 def draw_since_query(figure: Figure, tables: list[Table]) -> None:

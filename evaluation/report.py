@@ -89,8 +89,8 @@ def one_line(job: Job, tracker: str) -> str:
 def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: list[str]) -> None:
     """The per-video table of the first tracker, and the means of all."""
     print(f"{benchmark}, query mode {query_mode}; {UNITS}")
-    print(f"{'':{WIDTH}}" + "".join(f"{title:>11}" for title in (*COLUMNS.values(), "seconds")))
     first = tables[0] if tables else Table("model")
+    print(f"{first.tracker[:WIDTH - 1]:{WIDTH}}" + "".join(f"{title:>11}" for title in (*COLUMNS.values(), "seconds")))
     for name in (name for name in names if name in first.videos or name in first.failed):
         if name in first.failed:
             print(f"{name[:WIDTH - 1]:{WIDTH}}failed: {first.failed[name]}")
@@ -98,7 +98,7 @@ def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: li
             record = first.videos[name]
             print(f"{name[:WIDTH - 1]:{WIDTH}}{_cells(record['metrics'])}{sum(record['seconds'].values()):11.0f}")
     for table in tables:
-        title = f"mean of {len(table.videos)}, {table.tracker}"
+        title = f"mean of {len(table.videos)}, {table.tracker} "
         print(f"{title:{WIDTH}}{_cells(table.mean())}{sum(table.seconds().values()):11.0f}")
     if missing := len(names) - len(first.videos) - len(first.failed):
         print(f"{missing} of {len(names)} videos are not done yet")
@@ -166,7 +166,8 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
               "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
     for table in (table for table in tables if table.own):
         settings = json.loads((results / table.tracker / "settings.json").read_text())
-        lines += [f"{table.tracker}: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".", ""]
+        given = (f"{name} {value}" for name, value in settings.items() if value not in (None, ""))
+        lines += [f"{table.tracker}: " + ", ".join(given) + ".", ""]
     lines += ["![](curves.png)", "![](videos.png)", "![](since_query.png)", ""]
     return "\n".join(lines)
 

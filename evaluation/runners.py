@@ -66,9 +66,12 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): start one with "
-                        "`ray start --head`, or give --ray without an address") from error
+    except Exception as error:  # Ray raises plain ones too, as when a busy machine takes too long to start it
+        why = " ".join(str(error).split())[:200]
+        if address == "local":
+            raise UserError(f"Ray does not start on this machine ({why}): try again, or leave --ray out") from error
+        raise UserError(f"no Ray cluster at {address} ({why}): start one with `ray start --head`, or give --ray "
+                        "without an address") from error
     # max_calls: a fresh process a video, as here
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES, max_calls=1)(_on_ray)
     try:

@@ -21,7 +21,7 @@ import socket
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +124,14 @@ def run_video(job: Job) -> None:
     others. SystemExit 130 if a signal stopped the training."""
     os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
+    prepare = cache(lambda: _preprocess(job))  # once for all trackers
     try:
         for tracker in job.trackers:
             job.failure(tracker).unlink(missing_ok=True)
             if job.result(tracker).is_file() and not job.options.predictions:
                 continue
             try:
-                _run_tracker(job, tracker)
+                _run_tracker(job, tracker, prepare)
             except UserError as error:
                 record_failure(job, tracker, str(error))
             except Exception as error:  # one video's trouble must not end the benchmark; it is written down whole
@@ -150,7 +151,7 @@ def running_file(job: Job) -> Path:
     return job.results / f"{job.name}.running"
 
 
-def _run_tracker(job: Job, tracker: str) -> None:
+def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
     mode, run, seconds = job.options.query_mode, run_dir(job.options), {}
     truth = load_annotations(job.sequence / "annotations.npz")
     queries, rows = sample_queries(truth, mode)
@@ -161,9 +162,7 @@ def _run_tracker(job: Job, tracker: str) -> None:
     elif tracker == "static":
         tracks = standing
     else:
-        with _stage(job, "preprocess", job.sequence):
-            preprocess(main_parser().parse_args(["--data_dir", str(job.sequence), "--resume",
-                                                 *shlex.split(job.options.preprocessing)]))
+        prepare()
         seconds |= _seconds(job.sequence)
         if tracker == "model":
             with _stage(job, "train", run):
@@ -180,6 +179,12 @@ def _run_tracker(job: Job, tracker: str) -> None:
         "metrics": score(tracks, truth, rows, mode), "error_since_query": error_curve(tracks, truth, rows, mode),
         "seconds": seconds, "seed": job.options.seed, "threads": job.threads,
         "machine": machine(job.options.device), "versions": versions()}, indent=1) + "\n")
+
+
+def _preprocess(job: Job) -> None:
+    with _stage(job, "preprocess", job.sequence):
+        preprocess(main_parser().parse_args(["--data_dir", str(job.sequence), "--resume",
+                                             *shlex.split(job.options.preprocessing)]))
 
 
 def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations, np.ndarray]:

@@ -68,7 +68,8 @@ def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | N
 
 def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
     """A folder with track_00000.txt and so on: lines `frame x y`, as Nuke's Tracker reads them with File > Import
-    Time+value Ascii (Foundry, Nuke online help, "Importing Tracking Data"; lines that begin with # are comments).
+    Time+value Ascii; lines that begin with # are comments (Foundry, Nuke online help, "Importing Tracking Data",
+    learn.foundry.com/nuke/10.5/content/comp_environment/tracking_stabilizing/importing_trackdata.html).
 
     Nuke's origin is the frame's lower left corner and a pixel's centre lies at 0.5. Frame numbers are the video's,
     from 0. All frames are written, the occluded ones too; a comment names these."""

@@ -94,6 +94,8 @@ def read_image(path: Path) -> np.ndarray:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16-bit greyscale
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            if image.mode == "F":  # whose range nobody knows
+                raise UserError(f"{path} holds floating-point numbers: save the frames with 8 or 16 bits")
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: replace or remove it") from error

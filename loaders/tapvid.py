@@ -156,7 +156,7 @@ def read_example(example: object, where: str) -> TapVideo:
     UserError if a key is missing, an array has a wrong shape or type, a frame cannot be decoded, or a visible point
     is not finite or outside [0, 1]."""
     if not isinstance(example, dict):
-        raise UserError(f"{where} is a {type(example).__name__}: it must be a dict of video, points and occluded")
+        raise UserError(f"{where} is of type {type(example).__name__}: it must be a dict of video, points and occluded")
     if missing := [key for key in ("video", "points", "occluded") if key not in example]:
         raise UserError(f"{where} has no `{missing[0]}`: it has {', '.join(map(str, example)) or 'nothing'}")
     frames = _frames(example["video"], where)

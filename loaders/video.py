@@ -17,7 +17,7 @@ from loaders.sequence import image_files, read_image
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
     """Frames start, start + stride, ... before `stop` of a video file, or of a folder's images sorted by name.
 
-    A phone's rotation is applied; frames of a variable rate come as they are, one after the other.
+    A phone's rotation or mirroring is applied; frames of a variable rate come as they are, one after the other.
     UserError if the file is missing or cannot be decoded, or has no frame in the range."""
     path = Path(path)
     if not path.exists():
@@ -73,7 +73,17 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                 raise UserError(f"{path} has no picture track: give a video file or a folder of images")
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
-                # the display matrix turns counter-clockwise, in quarter turns
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+                yield _upright(frame)
     except av.error.FFmpegError as error:
         raise UserError(f"{path} cannot be decoded as a video ({error.strerror}): give another") from error
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as it is to be shown: (x, y) is moved to (a x + c y, b x + d y) by the file's display matrix."""
+    image, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        if abs(a) < abs(c):  # a quarter turn
+            image, a, d = image.transpose(1, 0, 2), c, b
+        image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(image)

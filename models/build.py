@@ -9,6 +9,7 @@ from torch import Tensor
 
 from errors import UserError
 from models.backends import pick_backend
+from models.muon import Muon
 from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
 from models.published import is_published, published_config, published_state
@@ -69,9 +70,7 @@ def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
 def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
     """"adam" alone, as published, or with "muon" beside it for the hidden matrices of the invertible network.
 
-    Groups have OmniMotion's learning-rate names; the time latent is left out once it is frozen. Muon (Jordan et al.,
-    2024) moves a matrix along all its singular directions alike; its steps are scaled to the size of Adam's, so that
-    `lr_deform` means the same for both."""
+    Groups have OmniMotion's learning-rate names; the time latent is left out once it is frozen."""
     deform, matrices = list(model.deform.parameters()), []
     if options.optimiser == "muon":
         matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]  # not those of (s, o), affine coefficients
@@ -83,8 +82,7 @@ def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.opt
         groups.append({"params": list(model.time_latent.parameters()), "lr": options.lr_feature, "name": "feature"})
     out = {"adam": torch.optim.Adam(groups, fused=True)}
     if matrices:
-        out["muon"] = torch.optim.Muon([{"params": matrices, "lr": options.lr_deform, "name": "deform_matrices"}],
-                                       weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        out["muon"] = Muon([{"params": matrices, "name": "deform_matrices"}], lr=options.lr_deform)
     return out
 
 

@@ -2,7 +2,7 @@
 
 Notation
     B, M     frames, points of each; n = B M rows
-    e        input (n, D)                    x_k  operand of layer k: e or an activation, in the dtype of the products
+    e        input (n, D)                    x_k  operand of layer k: e or an activation, rounded as the products want
     W_k, b_k weight (out, in) and bias of layer k; b_k is (out,), or (B, 1, out): one a frame
     slope_k  of the LeakyReLU after layer k (0: ReLU); the last layer has none
     g        gradient of what a layer gives
@@ -33,7 +33,7 @@ def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = F
     tensors = [tensor for layer in layers for tensor in layer]
     if products.native is not None and native.fits(layers):
         return _NativeChain.apply(e, slopes, products.native, *tensors)
-    return _Chain.apply(e, slopes, products.dtype or e.dtype, *tensors)
+    return _Chain.apply(e, slopes, products, *tensors)
 
 
 def chain_plain(e: Tensor, layers: Layers, slopes: list[float]) -> Tensor:
@@ -66,23 +66,24 @@ class _NativeChain(torch.autograd.Function):
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, e, slopes, dtype, *tensors):
+    def forward(ctx, e, slopes, products, *tensors):
         weights, biases = tensors[::2], tensors[1::2]
-        operands = [_halves(e, dtype)]
+        operands = [_halves(e, products)]
         for k, slope in enumerate(slopes):
-            weight = _doubled(weights[k], e, dtype) if k == 0 else weights[k].to(dtype)
-            operands.append(F.leaky_relu_(_affine(operands[-1], weight, biases[k]), slope))
+            weight = products.operand(weights[k])
+            weight = torch.cat([weight, weight], dim=1) if k == 0 and products.dtype else weight  # what `_halves` meets
+            operands.append(products.operand(F.leaky_relu_(_affine(operands[-1], weight, biases[k]), slope)))
         ctx.save_for_backward(*operands, *weights)
-        ctx.slopes, ctx.frames = slopes, [len(b) if b.dim() == 3 else 0 for b in biases]
+        ctx.slopes, ctx.products, ctx.frames = slopes, products, [len(b) if b.dim() == 3 else 0 for b in biases]
         return _affine(operands[-1].to(e.dtype), weights[-1], biases[-1])
 
     @staticmethod
     def backward(ctx, g):
-        layers = len(ctx.slopes) + 1
+        layers, operand = len(ctx.slopes) + 1, ctx.products.operand
         saved = ctx.saved_tensors
         operands, weights = saved[:layers], saved[layers:]
-        dtype, in_dim = operands[0].dtype, weights[0].shape[1]
-        grads, g_exact, g = [], g, g.to(dtype)
+        in_dim = weights[0].shape[1]
+        grads, g_exact, g = [], g, operand(g)
         for k in range(layers - 1, -1, -1):
             bias = (g_exact if k == layers - 1 else g).view(max(ctx.frames[k], 1), -1, g.shape[-1]).sum(1, keepdim=True)
             weight = g.T @ operands[k]
@@ -91,9 +92,10 @@ class _Chain(torch.autograd.Function):
             grads[:0] = [weight.to(g_exact.dtype), (bias if ctx.frames[k] else bias[0, 0]).to(g_exact.dtype)]
             if k == 0 and not ctx.needs_input_grad[0]:
                 return None, None, None, *grads
-            g = g @ weights[k].to(dtype)
+            g = g @ operand(weights[k])
             if k:
                 torch.ops.aten.leaky_relu_backward.grad_input(g, operands[k], ctx.slopes[k - 1], True, grad_input=g)
+                g = operand(g)
         return g.to(g_exact.dtype), None, None, *grads
 
 
@@ -106,15 +108,9 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def _halves(e: Tensor, dtype: torch.dtype) -> Tensor:
-    """e, or beside each other its value rounded to a shorter dtype and the rest."""
-    if dtype == e.dtype:
+def _halves(e: Tensor, products: Products) -> Tensor:
+    """e, or beside each other its rounded value and the rest."""
+    if products.dtype is None:
         return e
-    high = e.to(dtype)
-    return torch.cat([high, (e - high).to(dtype)], dim=-1)  # (n, 2D)
-
-
-def _doubled(weight: Tensor, e: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight that `_halves` meets."""
-    weight = weight.to(dtype)
-    return weight if dtype == e.dtype else torch.cat([weight, weight], dim=1)
+    high = products.operand(e)
+    return torch.cat([high, products.operand(e - high)], dim=-1)  # (n, 2D)

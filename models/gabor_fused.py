@@ -31,7 +31,7 @@ def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
     tensors = [tensor for layer in filters + hidden for tensor in layer]
     if products.native is not None and native.fits(hidden):
         return _NativeGabor.apply(v, products.native, *tensors)
-    return _Gabor.apply(v, products.dtype or v.dtype, *tensors)
+    return _Gabor.apply(v, products.operand, *tensors)
 
 
 def _as_linear(filter_: nn.Module) -> tuple[Tensor, Tensor]:
@@ -70,19 +70,20 @@ def _by_kind(tensors: list[Tensor]) -> tuple[list[Tensor], ...]:
 
 class _Gabor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, v, dtype, *tensors):
+    def forward(ctx, v, operand, *tensors):
         L = len(tensors) // 4  # filters, and as many linear layers
         filters, weights, biases = tensors[:2 * L], tensors[2 * L::2], tensors[2 * L + 1::2]
         sines, cosines, z, h = [], [], [], []
         for i in range(L):
             phase, exponent = torch.addmm(filters[2 * i + 1], v, filters[2 * i].T).chunk(2, dim=-1)
             amplitude = exponent.exp_()
-            sines.append((phase.sin() * amplitude).to(dtype))
-            cosines.append(phase.cos_().mul_(amplitude).to(dtype))
+            sines.append(operand(phase.sin() * amplitude))
+            cosines.append(operand(phase.cos_().mul_(amplitude)))
             if i:
-                z.append(torch.addmm(biases[i - 1].to(dtype), h[-1], weights[i - 1].to(dtype).T))
-            h.append(sines[i] * z[-1] if i else sines[0])
+                z.append(torch.addmm(biases[i - 1].to(h[-1].dtype), h[-1], operand(weights[i - 1]).T))
+            h.append(operand(sines[i] * z[-1]) if i else sines[0])
         ctx.save_for_backward(v, *sines, *cosines, *z, *h[1:], *filters[::2], *weights)
+        ctx.operand = operand
         return torch.addmm(biases[-1], h[-1].to(v.dtype), weights[-1].T)
 
     @staticmethod
@@ -91,17 +92,17 @@ class _Gabor(torch.autograd.Function):
         L = (len(saved) + 2) // 6
         rest = iter(saved)
         sines, cosines, z, h, P, weights = (list(islice(rest, k)) for k in (L, L, L - 1, L - 1, L, L))
-        h, dtype = [sines[0], *h], sines[0].dtype
-        rounded_v, grad_v, filter_grads = v.to(dtype), torch.zeros_like(v), []
-        hidden_grads = [(g.to(dtype).T @ h[-1]).to(g.dtype), g.sum(0)]
-        gh = g.to(dtype) @ weights[-1].to(dtype)  # (n, F)
+        h, operand = [sines[0], *h], ctx.operand
+        rounded_v, grad_v, filter_grads = operand(v), torch.zeros_like(v), []
+        hidden_grads = [(operand(g).T @ h[-1]).to(g.dtype), g.sum(0)]
+        gh = operand(operand(g) @ operand(weights[-1]))  # (n, F)
         for i in range(L - 1, -1, -1):
             gs = gh * z[i - 1] if i else gh
-            gp = torch.cat([gs * cosines[i], gs * sines[i]], dim=-1)  # (n, 2F) of phases and exponents
+            gp = operand(torch.cat([gs * cosines[i], gs * sines[i]], dim=-1))  # (n, 2F) of phases and exponents
             filter_grads[:0] = [(gp.T @ rounded_v).to(g.dtype), gp.sum(0).to(g.dtype)]
-            grad_v += gp @ P[i].to(dtype)
+            grad_v += gp @ operand(P[i])
             if i:
-                gz = gh.mul_(sines[i])
+                gz = operand(gh.mul_(sines[i]))
                 hidden_grads[:0] = [(gz.T @ h[i - 1]).to(g.dtype), gz.sum(0).to(g.dtype)]
-                gh = gz @ weights[i - 1].to(dtype)
+                gh = operand(gz @ operand(weights[i - 1]))
         return grad_v, None, *filter_grads, *hidden_grads

@@ -5,6 +5,7 @@ Notation
     query    (t, y, x): frame number and pixel of the point                      (N, 3)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,11 @@ class Tracker:
         return self.model.size
 
     @torch.no_grad()
-    def track(self, query_points: np.ndarray) -> Tracks:
-        """Query points `(N, 3)` = (t, y, x) in pixels -> their tracks. A query is visible at its own frame and stays
-        exactly where it was asked."""
-        N, T = len(query_points), self.num_frames
+    def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
+        """Query points `(N, 3)` = (t, y, x) in pixels -> their tracks through all frames, or through `frames`. A query
+        is visible at its own frame and stays exactly where it was asked."""
+        ids = torch.arange(self.num_frames) if frames is None else torch.tensor(frames)
+        N, T = len(query_points), len(ids)
         out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
                      np.zeros((N, T), np.float32))
         frame = query_points[:, 0].astype(np.int64)
@@ -53,17 +55,18 @@ class Tracker:
         with self.model.bound():
             for t, rows in chunks:
                 p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
-                p2, depth, score = self._track_from(t, p1.to(self.device))  # (N', T, 2), (N', T), (N', T)
+                # (N', T, 2), (N', T), (N', T)
+                p2, depth, score = self._track_from(t, p1.to(self.device), ids.to(self.device))
                 inside = ((p2 >= -0.5) & (p2 <= p2.new_tensor(self.size[::-1]) - 0.5)).all(-1)
                 out.tracks[rows], out.depth[rows], out.occlusion_score[rows] = (
                     a.cpu().numpy() for a in (p2, depth, score))
                 out.visible[rows] = ((score <= self.occlusion_th) & inside).cpu().numpy()
-                out.visible[rows, t] = True
+                out.visible[np.ix_(rows, np.flatnonzero(ids.numpy() == t))] = True
         return out
 
-    def _track_from(self, t: int, p1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels `(N, 2)` of frame t in all frames. The canonical samples do not depend on the target frame, nor does
-        the one that `use_max_loc` follows."""
+    def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels `(N, 2)` of frame t in frames `ids` `(T,)`. The canonical samples do not depend on the target frame,
+        nor does the one that `use_max_loc` follows."""
         model, N = self.model, len(p1)
         x1 = model.lift(p1[None])
         u = model.maps(torch.tensor([t], device=self.device)).rays_to_canonical(x1)  # (1, N, K, 3)
@@ -72,11 +75,11 @@ class Tracker:
             u, weights = take_sample(u, weights.argmax(-1))[:, :, None], weights.new_ones(1, N, 1)  # one sample a ray
         frames = max(self.chunk_size * model.config.num_samples_ray // (N * u.shape[2]), 1)  # at a time
         positions, depths, scores = [], [], []
-        for ids in torch.arange(self.num_frames, device=self.device).split(frames):
-            p2, depth = model.target_position(u.expand(len(ids), -1, -1, -1), weights, ids)  # (B, N, 2), (B, N)
-            p2 = torch.where((ids == t)[:, None, None], p1, p2)
+        for some in ids.split(frames):
+            p2, depth = model.target_position(u.expand(len(some), -1, -1, -1), weights, some)  # (B, N, 2), (B, N)
+            p2 = torch.where((some == t)[:, None, None], p1, p2)
             scores += [model.occlusion_score(*of_frame) for of_frame in zip(
-                p2.split(1), depth.split(1), ids.split(1), strict=True)]
+                p2.split(1), depth.split(1), some.split(1), strict=True)]
             positions.append(p2)
             depths.append(depth)
         return tuple(torch.cat(parts).transpose(0, 1) for parts in (positions, depths, scores))

@@ -248,6 +248,9 @@ def flow_of_pair(args: argparse.Namespace) -> None:
                         " flow needs two images of one size")
     model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
     [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
-    with atomic_path(args.out) as path, open(path, "wb") as file:
-        np.save(file, flow)
+    try:
+        with atomic_path(args.out) as path, open(path, "wb") as file:
+            np.save(file, flow)
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written ({error.strerror}): give another --out") from error
     log.info("%s: flow from %s to %s", args.out, *args.images)

@@ -22,10 +22,13 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
 
     resize: (H, W); short_side: pixels, aspect kept. Frames that are there already are kept if they are the same.
     UserError if the video cannot be read, has one frame only or frames of different sizes, or if other frames are
-    there already."""
+    there already, or if the folder cannot be made."""
     color, partial = data_dir / "color", data_dir / "color.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{partial} cannot be made ({error.strerror}): give another --data_dir") from error
     try:
         count, size = 0, None
         for count, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames), 1):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NUMBERS = 65_536 * 72  # of features that are in memory at a time
+NUMBERS = 1 << 19  # of features that are in memory at a time: 2 MiB, which stay in a core's cache
 
 
 def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -31,9 +31,12 @@ def bilinear(image: Tensor, p: Tensor) -> Tensor:
 def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
     """Cosine similarity `(n,)` of features `(h, w, c)` of a at points p `(n, 2)` and of b at points q `(n, 2)`."""
     chunk = max(NUMBERS // features_a.shape[-1], 1)
-    return torch.cat([
-        F.cosine_similarity(_look_up(features_a, pp, size), _look_up(features_b, qq, size), dim=-1)
-        for pp, qq in zip(p.split(chunk), q.split(chunk), strict=True)])
+    out = []
+    for pp, qq in zip(p.split(chunk), q.split(chunk), strict=True):
+        a, b = _look_up(features_a, pp, size), _look_up(features_b, qq, size)  # (chunk, c) each
+        # F.cosine_similarity takes 2.5 times as long
+        out.append((a * b).sum(-1) / ((a * a).sum(-1) * (b * b).sum(-1)).sqrt().clamp_min(1e-8))
+    return torch.cat(out)
 
 
 def _look_up(features: Tensor, p: Tensor, size: tuple[int, int]) -> Tensor:

@@ -77,7 +77,8 @@ def build_from_cotracker(sequence: VideoSequence, options: TrackerOptions, model
             return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
 
         kept = FrameCache(of_frame, 1 << 30, writer.scratch("tracks"))
-        return [kept[t] for t in tqdm(starts, desc="tracks")]
+        with tqdm(starts, desc="tracks") as bar:
+            return [kept[t] for t in bar]
 
     settings = {"flow": "cotracker", "flow_weights": ENTRY, "grid": options.grid, "query_frames": starts,
                 "pairs": pairs}
@@ -118,6 +119,8 @@ def _build(sequence: VideoSequence, source: Callable[[StoreWriter], Iterable[Tra
     tracks, visible = (np.concatenate(arrays) for arrays in zip(*source(writer), strict=True))  # (N, T, 2), (N, T)
     pairs = [pair for d in chosen for i, j in pairs_at(d, T) for pair in ((i, j), (j, i))]
     most = min(int(visible.sum(0).max()), size[0] * size[1])
+    if not (visible.sum(1) > 1).any():
+        raise UserError("no track is visible in two frames, so there is no correspondence: give other tracks")
     left = [pair for pair in pairs if not writer.has(*pair)]
     disk = len(pairs) * block_bytes(most, size)
     cost = Cost(len(pairs), len(pairs) - len(left), 0, disk, disk)

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from configs.options import parse
 from errors import UserError
 from evaluation.benchmark import run_benchmark
-from evaluation.report import PUBLISHED, published_rows
+from evaluation.plots import draw_videos
+from evaluation.report import PUBLISHED, Table, published_rows
 from loaders.annotations import load_tracks, save_tracks
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from losses.metrics import THRESHOLDS
@@ -143,7 +145,7 @@ def test_killed_half_way_and_run_again(done, small_file, tmp_path):
                                env={**os.environ, "OMP_NUM_THREADS": "1"},
                                stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     results = tmp_path / "default_small_davis" / "first"
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600  # of a run that hangs
     while not ((results / "model/easy.json").is_file() and (results / "demo.running").is_file()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -231,3 +233,14 @@ def test_published_rows_are_figures_with_a_source():
         assert all(0 < float(row[key]) < 100 for key in ("AJ", "delta_avg", "OA", "TC") if row[key])
     (best,) = [row for row in published_rows("tapvid_davis", "strided") if row["tracker"] == "OmniMotion (RAFT input)"]
     assert (best["AJ"], best["delta_avg"], best["OA"], best["TC"]) == ("51.7", "67.5", "85.3", "0.74")
+
+
+@pytest.mark.parametrize("name", ["model", "an_experiment_with_a_long_name_tapvid_davis/model"])
+def test_legends_are_inside_the_picture(name):
+    videos = {"bear": {"metrics": {"average_jaccard": 0.5}}}
+    figure = Figure((6, 4.2), layout="constrained")
+    draw_videos(figure, [Table(f"{name}{k}", videos) for k in range(5)])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, room = legend.get_window_extent(), figure.bbox
+    assert room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and len(legend.get_texts()) == 5

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import options, published_sequence  # noqa: F401 (a fixture)
+from test_training import options
 
 from errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint

@@ -5,7 +5,7 @@ import pytest
 
 from drawing.cloud import cloud_pictures
 from drawing.colours import depth_colours, flow_colours, position_colours, score_colours
-from drawing.legend import HEIGHT, colour_bar, flow_wheel, mark_legend, score_legend, with_strip
+from drawing.legend import HEIGHT, colour_bar, flow_wheel, point_legend, with_strip
 from drawing.maps import beside, colour_pictures, error_pictures, flow_pictures
 from drawing.segment import foreground_tracks
 from drawing.tracks import draw_points, match_picture, picture_zoom, point_grid, track_pictures
@@ -30,6 +30,14 @@ def test_points_outside_the_frame_are_not_drawn():
     picture = np.zeros((100, 100, 3), np.uint8)
     draw_points(picture, np.array([[-1.0, 5], [200, 5], [5, 99.6]]), np.ones(3, bool), np.repeat(RED, 3, 0), zoom=1)
     assert not picture.any()
+
+
+def test_points_of_a_one_pixel_grid_are_squares_that_leave_no_gap():
+    frames = np.zeros((1, 100, 160, 3), np.uint8)  # enlarged five times
+    points, visible = point_grid((100, 160), 1), np.ones(16_000, bool)
+    visible[:160] = False  # the first row
+    picture = next(track_pictures(frames, points[:, None], visible[:, None], np.repeat(RED, 16_000, 0), 0, 1))
+    assert (picture[5:500] == [166, 0, 0]).all() and not picture[:5].any()  # 65% of red
 
 
 def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
@@ -130,7 +138,7 @@ def test_pictures_have_sensible_sizes_and_legends_fit(size):
     assert max(size) * zoom <= 1921 and (min(size) * zoom >= 480 or max(size) * (zoom + 1) > 1920)
     picture = np.zeros((round(size[0] * zoom), round(size[1] * zoom), 3), np.uint8)
     bar = colour_bar(lambda share: depth_colours(share, 0, 1), "0.00", "2.00", "near")
-    for legend in (None, mark_legend(), score_legend(), bar):
+    for legend in (None, point_legend(), point_legend(scored=True), point_legend(True, True), bar):
         out = with_strip(picture, "frame 12 / 81   query frame", legend)
         assert out.shape[1] == picture.shape[1] and out.shape[0] - picture.shape[0] in (HEIGHT, 2 * HEIGHT)
         assert out[picture.shape[0]:].max() > 150  # something is written

@@ -14,17 +14,17 @@ from models.chain import chain, chain_plain
 from models.gabor import GaborNet
 from models.invertible import InvertibleNetwork
 from models.omnimotion import ModelConfig, OmniMotion
-from models.products import Products, choose_products, set_products
+from models.products import Products, bf16_units, choose_products, set_products
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 1, 18, 32, 1, 2), (3, 50, 18, 64, 3, 2), (4, 300, 9, 32, 5, 5), (2, 128, 5, 96, 2, 8)]
 
 
-@pytest.fixture(params=["PyTorch", "C++"])
+@pytest.fixture(params=["PyTorch", "emulated", "C++"])
 def bf16(request):
-    """Both ways to make bf16 products."""
-    if request.param == "PyTorch":
-        return Products(torch.bfloat16)
+    """All ways to make bf16 products."""
+    if request.param != "C++":
+        return Products(torch.bfloat16, emulated=request.param == "emulated")
     if native.kernels() is None:
         pytest.skip("no CPU with AMX here, or no compiler")
     return Products(torch.bfloat16, native.kernels())
@@ -174,7 +174,7 @@ def test_chosen_points_come_first_in_their_order():
 
 def test_precision_and_backend_are_chosen_or_refused(caplog, monkeypatch):
     assert choose_products("fp32", "auto", CPU) == Products()
-    assert choose_products("bf16", "torch", CPU) == Products(torch.bfloat16)
+    assert choose_products("bf16", "torch", CPU) == Products(torch.bfloat16, emulated=not bf16_units())
     for precision, backend, words in (("tf32", "auto", "tf32 is for CUDA"), ("fp32", "native", "native computes bf16")):
         with pytest.raises(UserError, match=words):
             choose_products(precision, backend, CPU)
@@ -193,7 +193,7 @@ def test_a_failed_build_is_told_and_pytorch_goes_on(caplog, monkeypatch, tmp_pat
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     native.kernels.cache_clear()
     try:
-        assert choose_products("bf16", "auto", CPU) == Products(torch.bfloat16)
+        assert choose_products("bf16", "auto", CPU) == Products(torch.bfloat16)  # AMX helps PyTorch's too
         assert "cannot be built" in caplog.text
         assert not list(tmp_path.rglob("*.so"))
     finally:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -272,6 +273,9 @@ def test_tracks_equal_correspondences_frame_by_frame():
             assert out.tracks[n, j] == pytest.approx(expected, abs=1e-3)
         assert out.visible[n, int(t)]
     assert ((out.occlusion_score >= 0) & (out.occlusion_score <= 1 + 1e-5)).all()
+    some = tracker.track(queries, [3, 1])
+    assert np.allclose(some.tracks, out.tracks[:, [3, 1]], atol=1e-4)
+    assert np.array_equal(some.visible, out.visible[:, [3, 1]])
 
 
 def test_chunks_do_not_change_dense_results():

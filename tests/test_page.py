@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import re
 import shutil
 import time
 import zlib
@@ -15,6 +17,7 @@ from drawing.page import PageData, page_html
 from eval import evaluate
 from loaders.annotations import load_tracks
 from trainer import Trainer
+from views import Views
 from viz import visualise
 
 NAME = 'x<img src=q onerror=alert(1)>&"'  # of the sequence folder
@@ -90,6 +93,37 @@ def run(small_sequence, tmp_path_factory):
     visualise(parse("viz", [*arguments, "--what", "page", "--page_interval", "4", "--page_query_stride", "3",
                             "--dense_interval", "4", "--out_dir", str(folder)]))
     return arguments, folder / "page.html"
+
+
+def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("page.MOST_FRAMES", 4)
+    visualise(parse("viz", [*run[0], "--what", "page", "--page_interval", "8", "--dense_interval", "8",
+                            "--out_dir", str(tmp_path)]))
+    text = (tmp_path / "page.html").read_text()
+    meta = json.loads(re.search(r'id="meta">(.*?)</script>', text).group(1))
+    assert meta["frames"] == [0, 2, 4, 6] and meta["fps"] == 5
+    assert meta["notices"] == ["every second of 8 frames is shown"] and meta["notices"][0] in caplog.text
+    assert len(re.findall(r'id="(?:video|flow|depth)-\d+"', text)) == 12
+
+
+def test_the_background_is_known_where_only_the_foreground_is_drawn(run):
+    views = [Views(parse("viz", [*run[0], *more])) for more in ([], ["--use_mask", "--grid_interval", "5"])]
+    drawn = views[1].foreground
+    assert drawn.all() and 8 < len(drawn) < 13 * 13  # of the grid, what lies inside the mask
+    assert np.allclose(views[0].background_steps, views[1].background_steps, atol=1e-3)
+    assert abs(views[1].background_steps - np.eye(3)).max() > 0.01
+
+
+def test_without_a_mask_dense_points_have_the_labels_of_the_coarse_ones_around_them(run, tmp_path):
+    shutil.copytree(run[0][1], tmp_path / NAME, ignore=shutil.ignore_patterns("mask"))
+    arguments = ["--data_dir", str(tmp_path / NAME), *run[0][2:]]
+    coarse, dense = (Views(parse("viz", [*arguments, *more])) for more in ([], ["--grid_interval", "1"]))
+    assert coarse.mask is None and len(dense.points) == 64 * 64
+    moving = coarse.scene[1]
+    moving[:] = dense.scene[1][:] = coarse.points[:, 0] > 30
+    assert np.array_equal(coarse.foreground, moving)
+    far = abs(dense.points[:, 0] - 30) > 1  # from the border between the labels
+    assert np.array_equal(dense.foreground[far], dense.points[far, 0] > 30)
 
 
 @pytest.fixture(scope="module")

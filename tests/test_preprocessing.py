@@ -119,6 +119,27 @@ def test_dis_finds_a_known_shift():
         assert np.abs(np.median(flow[16:-16, 16:-16], axis=(0, 1)) - (3.5, -2)).max() < 0.3
 
 
+def test_flow_depends_on_the_pictures_alone():
+    """Not on IPP, which rounds by the processor, nor on where in memory the pictures lie."""
+    pictures = textured(0), textured(2)
+    reference = [DisFlow(close)(*pictures) for close in (True, False)]
+    for ipp, offset in ((False, 0), (True, 16), (True, 36)):
+        memory = [np.empty(picture.nbytes + 128, np.uint8) for picture in pictures]
+        places = [-room.ctypes.data % 64 + offset for room in memory]
+        moved = [room[start: start + picture.nbytes].reshape(picture.shape)
+                 for room, start, picture in zip(memory, places, pictures, strict=True)]
+        for there, picture in zip(moved, pictures, strict=True):
+            there[...] = picture
+        before = cv2.ipp.useIPP()
+        cv2.ipp.setUseIPP(ipp)
+        try:
+            found = [DisFlow(close)(*moved) for close in (True, False)]
+            assert cv2.ipp.useIPP() == ipp  # the caller's setting
+        finally:
+            cv2.ipp.setUseIPP(before)
+        assert all(np.array_equal(a, b) for a, b in zip(found, reference, strict=True))
+
+
 def test_sift_recognises_the_same_point():
     image = textured(1)
     moved = np.roll(image, (8, 12), axis=(0, 1))

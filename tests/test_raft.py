@@ -157,9 +157,10 @@ def test_bad_weights_are_one_line(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             load_raft(path)
-    torch.save({"layer.weight": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match="no RAFT weights"):
-        load_raft(path)
+    for content in ({"layer.weight": torch.zeros(3)}, torch.zeros(3), {"module.fnet.conv1.weight": 5}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="no RAFT weights"):
+            load_raft(path)
     torch.save({k: v for k, v in RAFT("small").state_dict().items() if "gru" not in k}, path)
     with pytest.raises(UserError, match="does not fit RAFT small"):
         load_raft(path)

@@ -92,6 +92,14 @@ def test_tracks_that_do_not_fit_are_refused(T, size, words, sequence, tmp_path):
         main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / "t.npz")])
 
 
+def test_tracks_without_a_correspondence_are_refused(sequence, tmp_path):
+    tracks = tracks_of(query_grid(0, (32, 40), 4))
+    tracks.visible[:, 1:] = False
+    save_tracks(tmp_path / "t.npz", tracks)
+    with pytest.raises(UserError, match="no track is visible in two frames"):
+        main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / "t.npz")])
+
+
 @pytest.fixture
 def checkout(tmp_path):
     (tmp_path / "checkout").mkdir()

@@ -9,6 +9,9 @@ Measured on the bear clip at 256x256 against its human joint annotations (share 
 - starting from a chained flow does not help: refined flow of distant frames is worse (0.48) than the chain itself.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import cv2
 import numpy as np
 
@@ -29,11 +32,12 @@ class DisFlow:
         H, W = image_a.shape[:2]
         zoom = min(self.max_zoom, self.side / min(H, W))
         height, width = max(round(H * zoom), 16), max(round(W * zoom), 16)  # DIS needs room for its patches
-        a, b = (self._grey(image, width, height) for image in (image_a, image_b))
-        flow = self._search().calc(a, b, None)
-        if (height, width) == (H, W):
-            return flow
-        flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR)
+        with _without_ipp():
+            a, b = (self._grey(image, width, height) for image in (image_a, image_b))
+            flow = self._search().calc(a, b, None)
+            if (height, width) == (H, W):
+                return flow
+            flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR)
         return flow * np.array([W / width, H / height], np.float32)
 
     @staticmethod
@@ -48,3 +52,16 @@ class DisFlow:
         search.setFinestScale(0)
         search.setVariationalRefinementAlpha(5.0)
         return search
+
+
+@contextmanager
+def _without_ipp() -> Iterator[None]:
+    """Within it OpenCV computes with its own code. Intel's IPP, which it calls otherwise, rounds by the processor and
+    does not promise the same bits for arrays that lie elsewhere in memory; DIS can turn a last bit into a pixel. The
+    switch is one of each thread."""
+    before = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        yield
+    finally:
+        cv2.ipp.setUseIPP(before)

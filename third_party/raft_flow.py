@@ -142,7 +142,8 @@ def load_raft(path: Path) -> RAFT:
     except Exception as error:  # a zip, pickle or Unicode error, as the damage has it
         raise UserError(f"{path} is not a weights file, or damaged ({type(error).__name__}): download it again") \
             from error
-    first = published_names(state).get("fnet.conv1.weight") if isinstance(state, dict) else None
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    first = published_names(state).get("fnet.conv1.weight") if tensors else None
     if first is None:
         raise UserError(f"{path} has no RAFT weights: give princeton-vl's or torchvision's file")
     model = RAFT("small" if len(first) == 32 else "large")

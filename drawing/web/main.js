@@ -127,12 +127,17 @@ function showNow() {
     const seen = selection.reduce((sum, track) => sum + track.visible[t], 0);
     const mean = selection.reduce((sum, track) => sum + track.depth[t], 0) / selection.length;
     rows.push(["Visible now", `${seen} of ${selection.length}`], ["Mean depth", mean.toFixed(3)]);
+    selection.slice(0, selection.length > PALETTE.length ? 0 : undefined).forEach((track) => {
+      rows.push([`x ${track.x[t].toFixed(1)}, y ${track.y[t].toFixed(1)}`, `depth ${track.depth[t].toFixed(3)}`,
+        `state ${track.visible[t] ? "visible" : ""}`, track.colour]);
+    });
   }
-  $("now").replaceChildren(...rows.flatMap(([name, value, style]) => {
+  $("now").replaceChildren(...rows.flatMap(([name, value, style, colour]) => {
     const dt = document.createElement("dt"), dd = document.createElement("dd");
     dt.textContent = name;
     dd.textContent = value;
     dd.className = style || "";
+    dd.style.color = colour || "";
     return [dt, dd];
   }));
 }
@@ -261,7 +266,7 @@ function describe() {
   $("facts").textContent = `${meta.count} frames, ${meta.width}×${meta.height}, ${tracks.toLocaleString("en")} tracks`;
   const every = meta.blocks.length > 1 ? meta.frames[meta.blocks[1].frame] - meta.frames[meta.blocks[0].frame] : 0;
   const notes = [`Tracks start ${meta.interval === 1 ? "at every pixel" : `${meta.interval} px apart`}` +
-    `${every > 1 ? ` in one of ${every} frames` : every ? " in every frame" : " in the first frame"}; positions are rounded to ` +
+    `${every > 1 ? `, once every ${every} frames` : every ? ", in every frame" : ", in the first frame"}; positions are rounded to ` +
     `${meta.quantum} px.`, ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
   $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
   document.documentElement.style.setProperty("--ratio", meta.height / meta.width);

@@ -180,14 +180,14 @@ class Stage {
     lines.forEach((line, kind) => {
       const dashed = kind % 2 === 1, future = kind >= 2;
       c.setLineDash(dashed ? [width * 1.6, width * 2.6] : []);
-      c.globalAlpha = alpha * (future ? 0.55 : 1);
+      c.globalAlpha = alpha * (future ? 0.8 : 1);
       if (!thin) {
         c.strokeStyle = SHADOW;
-        c.lineWidth = width + 2.4;
+        c.lineWidth = (future ? width * 0.5 : width) + 2.4;
         c.stroke(line);
       }
       c.strokeStyle = track.colour;
-      c.lineWidth = future ? width * 0.75 : width;
+      c.lineWidth = future ? width * 0.5 : width;
       c.stroke(line);
     });
     c.setLineDash([]);
@@ -195,22 +195,23 @@ class Stage {
   }
 
   mark(track, many) { // a disc where the point is visible, a ring where it is not; a cross in its query frame
-    const c = this.context, {frame} = this.state, radius = many ? Math.min(3, Math.max(1.4, 0.28 * meta.interval * this.scale)) : 5.5;
+    const c = this.context, {frame} = this.state;
+    const radius = many ? Math.min(3, Math.max(1.8, 0.28 * meta.interval * this.scale)) : 5.5;
     const [x, y] = this.toScreen(track.x[frame], track.y[frame]);
     c.beginPath();
     c.arc(x, y, radius, 0, 2 * Math.PI);
-    c.lineWidth = many ? 1 : 2;
+    c.lineWidth = many ? 1.4 : 3;
     if (track.visible[frame]) {
+      c.strokeStyle = many ? SHADOW : "#000"; // half of it lies under the disc
+      c.stroke();
       c.fillStyle = track.colour;
       c.fill();
-      c.strokeStyle = "#000";
-      c.stroke();
     } else {
       c.strokeStyle = SHADOW;
-      c.lineWidth += 2;
+      c.lineWidth = many ? 2.4 : 4;
       c.stroke();
       c.strokeStyle = track.colour;
-      c.lineWidth -= 2;
+      c.lineWidth = many ? 1 : 2;
       c.stroke();
     }
     if (track.query === frame && !many) {

@@ -110,6 +110,8 @@ class Timeline {
       c.lineTo(right, y(threshold));
       c.stroke();
       c.setLineDash([]);
+      c.fillStyle = INK.text;
+      c.fillText("occluded above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
     }
     c.save();
     c.beginPath();

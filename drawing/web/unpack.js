@@ -22,6 +22,7 @@ class Block {
     const T = meta.count, n = info.rows * info.columns, total = T * n;
     this.frame = info.frame;
     this.size = n;
+    this.columns = info.columns;
     this.x = Block.positions(bytes.subarray(0, 2 * total), info, n);
     this.y = Block.positions(bytes.subarray(2 * total, 4 * total), info, n);
     const bits = Math.ceil(total / 8);
@@ -140,7 +141,7 @@ function nearestReady(frame, x, y) {
   return best.seen ? best.block.track(best.n) : null;
 }
 
-// Tracks that are visible inside a box of a frame, at most `most` of them, evenly chosen.
+// Tracks that are visible inside a box of a frame, at most `most` of them: all, or those of every k-th row and column.
 async function tracksInBox(frame, box, most) {
   const q = meta.quantum;
   for (const b of blocksNear(frame)) {
@@ -150,8 +151,10 @@ async function tracksInBox(frame, box, most) {
       if (x >= box.left && x <= box.right && y >= box.top && y <= box.bottom && block.visible(k)) found.push(n);
     }
     if (found.length) {
-      const step = Math.max(1, found.length / most);
-      const kept = Array.from({length: Math.min(most, found.length)}, (_, k) => found[Math.floor(k * step)]);
+      let kept = found;
+      for (let k = 2; kept.length > most; k++) {
+        kept = found.filter((n) => n % block.columns % k === 0 && Math.floor(n / block.columns) % k === 0);
+      }
       return {total: found.length, tracks: kept.map((n) => block.track(n))};
     }
   }

@@ -1,0 +1,174 @@
+"""Short runs of presets on small clips, one process each: what the ablation and the convergence curves are made of.
+
+Notation
+    clip     a sequence folder with correspondences and annotations.npz; its name is the folder's
+    preset   a config file over a base config file: what it does not say, the base says
+    cell     one run: a preset on a clip with a seed, for a number of steps or of seconds
+    curve    of a cell: seconds of training so far and metrics at a few equally spaced steps, the last at the end
+Results are files, OUT/cells/NAME.json: a second run does only what is missing.
+"""
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import configargparse
+import torch
+from tqdm import tqdm
+
+from configs.options import parse
+from evaluation.scoring import as_point_tracks, score
+from loaders.annotations import load_annotations, sample_queries
+from loaders.files import write_text
+from loaders.sequence import open_sequence
+from models.tracker import Tracker
+from preprocessing.pipeline import Method, build_store
+from preprocessing.synthetic import write_scene
+from preprocessing.synthetic_scenes import RECIPES
+from trainer import Trainer
+from training.record import versions
+
+log = logging.getLogger(__name__)
+WARM_UP, PROBE = 3, 8  # steps that are not timed, and that are, to find how many fit into a time
+POINTS = 128  # ground-truth points of a rendered clip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`preset` and `base` are config files, `clip` a folder. One of `steps` and `seconds` is 0."""
+    preset: str
+    base: str
+    clip: str
+    seed: int
+    steps: int = 0
+    seconds: float = 0.0
+    looks: int = 1  # points of the curve
+
+    @property
+    def name(self) -> str:
+        length = f"{self.steps}steps" if self.steps else f"{self.seconds:g}s"
+        return f"{Path(self.preset).stem}-{Path(self.clip).name}-{self.seed}-{length}"
+
+
+def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int) -> list[str]:
+    """Folders of rendered scenes (keys of RECIPES) with their correspondences; made if they are missing."""
+    out = []
+    for name in names:
+        root = folder / f"{name}_{size}x{num_frames}"
+        if not (root / "annotations.npz").is_file():
+            write_scene(root, name, (size, size), num_frames, 0, POINTS)
+        if not (root / "correspondences" / "meta.json").is_file():
+            build_store(open_sequence(root), Method())
+        out.append(str(root))
+    return out
+
+
+def cell_options(cell: Cell) -> Namespace:
+    """The preset's options over the base's."""
+    lines = file_options(cell.base) | file_options(cell.preset)
+    argv = [f"--{name}={value}" for name, value in lines.items()]
+    return parse("train", [*argv, "--data_dir", cell.clip, "--seed", str(cell.seed), "--no_reload", "--device", "cpu"])
+
+
+def file_options(path: str) -> dict[str, str]:
+    """The `name = value` lines of a config file."""
+    with open(path, encoding="utf-8") as stream:
+        return dict(configargparse.DefaultConfigFileParser().parse(stream))
+
+
+def run_cell(cell: Cell) -> dict:
+    """Train and score; the record that becomes the cell's file."""
+    options = cell_options(cell)
+    options.num_iters = cell.steps or steps_within(options, cell.seconds)
+    trainer = Trainer(options)
+    looks = {round(options.num_iters * k / cell.looks) for k in range(1, cell.looks + 1)}
+    seconds, curve = 0.0, []
+    while trainer.step < options.num_iters:
+        start = time.perf_counter()
+        trainer.train_step()
+        seconds += time.perf_counter() - start
+        if trainer.step in looks:
+            curve.append({"step": trainer.step, "seconds": seconds, **metrics_now(trainer)})
+    return {"cell": asdict(cell), "steps": options.num_iters, "seconds": seconds, "curve": curve,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "threads": torch.get_num_threads(), "versions": versions()}
+
+
+def steps_within(options: Namespace, seconds: float) -> int:
+    """How many steps fit into `seconds`, by the median of a few; at least one."""
+    trainer, times = Trainer(options), []
+    for _ in range(WARM_UP + PROBE):
+        start = time.perf_counter()
+        trainer.train_step()
+        times.append(time.perf_counter() - start)
+    return max(round(seconds / statistics.median(times[WARM_UP:])), 1)
+
+
+def metrics_now(trainer: Trainer) -> dict[str, float]:
+    """Metrics of the model as it is, query mode first."""
+    sequence, options = trainer.sequence, trainer.options
+    truth = load_annotations(Path(options.data_dir) / "annotations.npz", len(sequence)).resized(sequence.size)
+    queries, rows = sample_queries(truth, "first")
+    tracker = Tracker(trainer.model, bool(options.use_max_loc), options.occlusion_th, options.chunk_size)
+    return score(as_point_tracks(tracker.track(queries), queries, sequence.size), truth, rows, "first")
+
+
+def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]:
+    """The records of all cells, computing what is missing, one process each; and the names of those that failed."""
+    records, failed = [], []
+    bar = tqdm(cells, "cells", dynamic_ncols=True)
+    for cell in bar:
+        bar.set_postfix_str(cell.name)
+        path = folder / "cells" / f"{cell.name}.json"
+        if path.is_file() and json.loads(path.read_text())["cell"] != asdict(cell):
+            log.warning("%s was made with other options and is made again", path)
+            path.unlink()
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.cells", json.dumps(asdict(cell)), str(path)], check=False)
+        if path.is_file():
+            records.append(json.loads(path.read_text()))
+        else:
+            failed.append(cell.name)
+            log.error("%s failed; the same command tries it again", cell.name)
+    return records, failed
+
+
+def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that ablation and convergence share."""
+    parser.add_argument("--scenes", default="easy,occlusion,fast", help=f"rendered clips: {', '.join(RECIPES)}")
+    parser.add_argument("--clips", nargs="*", default=[], help="more sequence folders, with annotations.npz")
+    parser.add_argument("--size", type=int, default=128, help="side of the rendered clips")
+    parser.add_argument("--num_frames", type=int, default=24, help="frames of the rendered clips")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of a preset on a clip")
+
+
+def clips_of(args: argparse.Namespace) -> list[str]:
+    """Folders of all clips that the arguments name."""
+    scenes = [name for name in args.scenes.split(",") if name]
+    return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames) + args.clips
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return "-"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    cell, path = Cell(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    write_text(path, json.dumps(run_cell(cell), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

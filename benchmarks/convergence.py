@@ -1,0 +1,142 @@
+"""Quality against time and steps: python -m benchmarks.convergence configs/demo.txt configs/fast.txt [--target 0.7]
+
+Runs each config file on every clip with every seed, once for every length of --steps (schedules are shares of a run: a
+short run is another run, not the beginning of a long one), and scores it at --looks equally spaced steps. Writes
+OUT/convergence.md and convergence.png. A second run does only what is missing.
+
+The table has delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation, over seeds,
+of the mean over clips), and for each clip the time until delta_avg reaches --target: by the mean over the seeds at
+the looks of a run, linearly between them; the quickest of the lengths counts.
+"""
+
+import argparse
+import logging
+import math
+import statistics
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.ablation import means_of_seeds, values
+from benchmarks.cells import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from evaluation.plots import COLOURS, STYLE
+from loaders.files import atomic_path, write_text
+
+METRIC = "average_pts_within_thresh"
+Runs = dict[tuple[str, int], list[dict]]  # (preset, index of its length) -> records
+
+
+def curve(records: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, seconds and delta_avg at the looks of runs of one length, means over the runs; from step 0 excluded."""
+    looks = [[(point["step"], point["seconds"], point[METRIC]) for point in record["curve"]] for record in records]
+    return tuple(np.mean(looks, axis=0).T)
+
+
+def time_to(target: float, records: list[dict]) -> float:
+    """Seconds until the mean over the runs reaches `target`, between two looks linearly; NaN if it never does."""
+    _, seconds, metric = curve(records)
+    reached = np.flatnonzero(metric >= target)
+    if not len(reached):
+        return math.nan
+    k = reached[0]
+    if k == 0:
+        return float(seconds[0])
+    share = (target - metric[k - 1]) / (metric[k] - metric[k - 1])
+    return float(seconds[k - 1] + share * (seconds[k] - seconds[k - 1]))
+
+
+def quickest(target: float, runs: list[list[dict]]) -> float:
+    """The smallest `time_to` of runs of several lengths; NaN if none reaches the target."""
+    found = [seconds for records in runs if not math.isnan(seconds := time_to(target, records))]
+    return min(found, default=math.nan)
+
+
+def table(runs: Runs, clips: list[str], target: float) -> list[str]:
+    """Markdown: a row a preset and length."""
+    lines = ["| preset | steps | seconds | delta_avg | AJ |" + "".join(
+        f" seconds to {target:g}, {Path(clip).name} |" for clip in clips), "|---" * (5 + len(clips)) + "|"]
+    for (preset, _), records in runs.items():
+        seconds = statistics.mean(values(records, "seconds").values())
+        cells = [spread(means_of_seeds(values(records, key))) for key in (METRIC, "average_jaccard")]
+        for clip in clips:
+            found = time_to(target, [r for r in records if r["cell"]["clip"] == clip])
+            cells.append("never" if math.isnan(found) else f"{found:.0f}")
+        lines.append(f"| {preset} | {records[0]['steps']} | {seconds:.0f} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def ratios(runs: Runs, clips: list[str], target: float) -> list[str]:
+    """Markdown: how many times quicker than the first preset each preset reaches the target, on every clip."""
+    presets = list(dict.fromkeys(preset for preset, _ in runs))
+    lines = [f"| times quicker to {target:g} than {presets[0]} | " + " | ".join(Path(c).name for c in clips) + " |",
+             "|---" * (len(clips) + 1) + "|"]
+    for preset in presets:
+        cells = []
+        for clip in clips:
+            first, own = (quickest(target, [[r for r in records if r["cell"]["clip"] == clip]
+                                            for (name, _), records in runs.items() if name == p])
+                          for p in (presets[0], preset))
+            cells.append("-" if math.isnan(own) or math.isnan(first) else f"{first / own:.1f}")
+        lines.append(f"| {preset} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(runs: Runs, path: Path) -> None:
+    """delta_avg against seconds and against steps, a line a preset and length, means over clips and seeds."""
+    presets = list(dict.fromkeys(preset for preset, _ in runs))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((9, 3.8), dpi=150, layout="constrained")
+        by_time, by_step = figure.subplots(1, 2, sharey=True)
+        for (preset, length), records in runs.items():
+            steps, seconds, metric = curve(records)
+            style = {"color": COLOURS[presets.index(preset) % len(COLOURS)], "label": preset if length == 0 else None}
+            by_time.plot(seconds, metric, ".-", **style)
+            by_step.plot(steps, metric, ".-", **style)
+        for axes, name in ((by_time, "seconds of training"), (by_step, "steps")):
+            axes.set_xscale("log")
+            axes.set_xlabel(name)
+            axes.grid(alpha=0.3)
+        by_time.set_ylabel("delta_avg, mean over clips and seeds")
+        by_time.legend(frameon=False)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="+", help="config files; the first is what the others are compared with")
+    parser.add_argument("--steps", nargs="*", default=[], metavar="PRESET=N,N",
+                        help="lengths of the runs of a config file, by its name; default: its own num_iters")
+    parser.add_argument("--looks", type=int, default=5, help="points of a curve")
+    parser.add_argument("--target", type=float, default=0.0,
+                        help="delta_avg to reach; 0: what the first preset has at the end of its longest runs")
+    parser.add_argument("--out", default="out/convergence", help="folder of the results")
+    add_clip_arguments(parser)
+    args = parser.parse_args()
+    lengths = {name: [int(n) for n in steps.split(",")] for name, steps in (item.split("=") for item in args.steps)}
+    clips, cells = clips_of(args), {}
+    for preset in args.presets:
+        own = lengths.get(Path(preset).stem, [int(file_options(preset).get("num_iters", 100_000))])
+        for k, steps in enumerate(own):
+            cells[Path(preset).stem, k] = [Cell(preset, preset, clip, seed, steps, 0.0, args.looks)
+                                           for seed in range(1, args.seeds + 1) for clip in clips]
+    records, failed = run_missing([cell for group in cells.values() for cell in group], Path(args.out))
+    by_name = {Cell(**record["cell"]): record for record in records}
+    runs = {key: [by_name[cell] for cell in group if cell in by_name] for key, group in cells.items()}
+    runs = {key: found for key, found in runs.items() if found}
+    if not runs:
+        parser.exit(1, "no run has finished\n")
+    target = args.target or max(statistics.mean(values(found, METRIC).values()) for (preset, _), found in runs.items()
+                                if preset == Path(args.presets[0]).stem)
+    text = "\n".join([*table(runs, clips, target), "", *ratios(runs, clips, target)])
+    write_text(Path(args.out) / "convergence.md", text + "\n")
+    plot(runs, Path(args.out) / "convergence.png")
+    print(text)
+    parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "")
+
+
+if __name__ == "__main__":
+    main()

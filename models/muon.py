@@ -1,0 +1,62 @@
+"""Muon (Jordan et al., 2024): momentum whose update of a matrix moves all its singular directions alike.
+
+Notation
+    G        gradient of a matrix, B its running mean, U = lerp(G, B, momentum) (Nesterov)
+    X        Newton-Schulz iterates of U / |U|, of n matrices of a shape       (n, rows, columns), rows <= columns
+    a, b, c  coefficients of an iteration X <- a X + (b X X^T + c (X X^T)^2) X
+
+PyTorch's `torch.optim.Muon` (the twin in the tests) iterates in bfloat16 always and on one matrix at a time. On CPUs
+without bfloat16 products that takes longer than the rest of a step, so here the matrices of a shape go together, in
+float32 where the hardware has nothing faster. States and steps mean the same.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from models.products import bf16_units
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """For parameters with two dimensions. Updates are scaled to the size of Adam's (Liu et al., "Muon is scalable for
+    LLM training", 2025), so that a learning rate means the same for both."""
+
+    def __init__(self, params, lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step on all parameters that have a gradient."""
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
+            for (rows, columns), params in shapes.items():
+                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
+                size = 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(params, updates, strict=True):
+                    p.add_(update, alpha=-group["lr"] * size)
+
+    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum)
+
+
+def orthogonalise(u: Tensor) -> Tensor:
+    """`(n, rows, columns)` with their singular values moved near 1 (0.7 to 1.2), each matrix by itself."""
+    a, b, c = COEFFICIENTS
+    fast = u.is_cuda or bf16_units()
+    tall = u.shape[1] > u.shape[2]
+    x = u.mT if tall else u
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    x = x.bfloat16() if fast else x
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(u.dtype)

@@ -1,0 +1,109 @@
+"""Check that a killed preprocessing goes on to the same bytes: python scripts/check_resume.py --video V
+
+A short, small version of the video is preprocessed in one go; then again with SIGKILL at random moments, each time
+resumed. All files of the finished stores must be equal, byte for byte. With --weights_dir also for RAFT, with the best
+of its published weights that is there. Options after -- are passed on to `python -m preprocessing`.
+"""
+
+import argparse
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Run all sources; exit code 1 if a store differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--weights_dir", help="also RAFT, with weights of this folder")
+    parser.add_argument("--folder", default="out/check_resume", help="where to work; emptied first")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--side", type=int, default=96, help="of the square frames, in pixels")
+    parser.add_argument("options", nargs="*", help="options of `python -m preprocessing`, after --")
+    args = parser.parse_args()
+    folder = Path(args.folder).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    sources = {"dis": []}
+    if args.weights_dir:
+        sources["raft"] = ["--weights_dir", str(Path(args.weights_dir).resolve()), "--offline"]
+    same = []
+    for flow, options in sources.items():
+        def command(name: str, flow: str = flow, options: list[str] = options) -> list[str]:
+            return [sys.executable, "-m", "preprocessing", "--video", str(Path(args.video).resolve()), "--data_dir",
+                    str(folder / flow / name), "--max_frames", str(args.frames), "--resize", str(args.side),
+                    str(args.side), "--flow", flow, "--chain", "--resume", *options, *args.options]
+
+        process = start(command("whole"), folder / flow / "whole")
+        begin = time.monotonic()
+        finish(process)
+        working = time.monotonic() - begin
+        moments = kill(command("killed"), folder / flow / "killed", args.kills, random.Random(args.seed), working)
+        stores = [contents(folder / flow / name / "correspondences") for name in ("whole", "killed")]
+        same.append(stores[0] == stores[1])
+        print(f"{flow}: killed after {', '.join(moments)}; {len(stores[0])} files, "
+              f"{'all the same' if same[-1] else 'DIFFERENT'}", flush=True)
+    sys.exit(not all(same))
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen:
+    """Start a run, and wait until it writes correspondences."""
+    begin = time.time()
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and newest(folder / "correspondences") < begin:
+        time.sleep(0.01)
+    return process
+
+
+def newest(store: Path) -> float:
+    """When the newest flow, chain or row was written."""
+    times = [0.0]
+    for path in [*store.glob("parts/0*/*[0-9].*"), *store.glob("*.row")]:
+        try:
+            times.append(path.stat().st_mtime)
+        except FileNotFoundError:  # packed meanwhile
+            continue
+    return max(times)
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Wait for the run's end, or stop this check."""
+    if process.wait():
+        sys.exit(f"failed: {' '.join(process.args)}")
+
+
+def kill(command: list[str], folder: Path, times: int, dice: random.Random, working: float) -> list[str]:
+    """Kill the run `times` times at random moments of its work, of `working` seconds in all, and let it end.
+
+    Returns what was there each time."""
+    cuts = sorted(dice.uniform(0, working) for _ in range(times))
+    moments = []
+    for begin, end in zip([0.0, *cuts], cuts, strict=False):
+        process = start(command, folder)
+        time.sleep(end - begin)
+        process.kill()
+        if process.wait() == 0:
+            sys.exit("the run ended before it could be killed: give more --frames, or another --seed")
+        store = folder / "correspondences"
+        flows, chains, rows = (len(list(store.glob(pattern))) for pattern in (
+            "parts/0*/*.pair", "parts/0*/*.chained", "*.row"))
+        moments.append(f"{flows} flows + {chains} chains + {rows} rows")
+    finish(start(command, folder))
+    return moments
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hashes of all files of a finished store."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Frames of every kind: images of several depths and channels, phones' videos, clips that are not whole."""
+
+import struct
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from errors import UserError
+from loaders.sequence import open_sequence, read_image
+from loaders.store import open_correspondences
+from loaders.video import read_video, write_video
+from preprocessing.cli import main
+from preprocessing.frames import extract_frames
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def picture():
+    """A smooth coloured picture `(48, 80, 3)` uint8 RGB that no rotation or mirroring maps to itself."""
+    y, x = np.mgrid[:48, :80].astype(np.float32)
+    return np.stack([40 + 2 * x, 60 + 3 * y, 120 + x - y], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name,make", [
+    ("16 bits.png", lambda rgb: rgb[..., ::-1].astype(np.uint16) * 257),
+    ("rgba.png", lambda rgb: np.dstack([rgb[..., ::-1], np.full(rgb.shape[:2], 90, np.uint8)])),
+    ("rgba 16 bits.png", lambda rgb: np.dstack([rgb[..., ::-1], np.full(rgb.shape[:2], 90)]).astype(np.uint16) * 257)])
+def test_depth_and_transparency_leave_the_colours(name, make, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / name), make(picture))
+    assert np.array_equal(read_image(tmp_path / name), picture)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey 16 bits.png", "grey 16 bits.tif"])
+def test_grey_is_repeated(name, picture, tmp_path):
+    grey = picture[..., 0]
+    cv2.imwrite(str(tmp_path / name), grey.astype(np.uint16) * 257 if "16" in name else grey)
+    assert np.array_equal(read_image(tmp_path / name), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_a_cameras_orientation_is_applied_and_floats_are_refused(picture, tmp_path):
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[274] = 6  # to be turned clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(picture, -1))
+    Image.fromarray(picture[..., 0].astype(np.float32) / 255).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="floating-point"):
+        read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("matrix,expected", [  # a, b, c, d of the file: (x, y) to (a x + c y, b x + d y)
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)), ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, 1), np.fliplr), ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2))])
+def test_a_phones_rotation_is_applied(matrix, expected, picture, tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, [picture] * 2)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 44  # in version 0 of the box
+    a, b, c, d = (n << 16 for n in matrix)
+    data[at: at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    for frame in read_video(path):
+        assert np.abs(frame.astype(int) - expected(picture)).mean() < 4
+
+
+def test_frames_of_a_variable_rate_come_one_after_the_other(picture, tmp_path):
+    times = [0, 33, 140, 150, 400, 1200]  # milliseconds
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for k, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 12 * k, axis=1), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = list(read_video(tmp_path / "clip.mp4"))
+    assert len(frames) == 6
+    for k, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - np.roll(picture, 12 * k, axis=1)).mean() < 8
+
+
+def test_what_is_no_video_is_one_line(picture, tmp_path):
+    write_video(tmp_path / "one.mp4", [picture])
+    write_video(tmp_path / "whole.mp4", [picture] * 5)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:900])
+    (tmp_path / "text.mp4").write_text("no video")
+    for name, words in (("one", "gives one frame"), ("cut", "cannot be decoded"), ("text", "cannot be decoded")):
+        with pytest.raises(UserError, match=words):
+            extract_frames(str(tmp_path / f"{name}.mp4"), tmp_path / name)
+        assert not any((tmp_path / name).iterdir())
+
+
+@pytest.mark.parametrize("size", [(61, 37), (16, 16), (11, 70)])
+def test_portrait_odd_and_tiny_frames_work(size, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    for t in range(3):
+        cv2.imwrite(str(tmp_path / "images" / f"{t}.png"), np.roll(cv2.GaussianBlur(noise, (0, 0), 1.5), t, axis=1))
+    main(["--video", str(tmp_path / "images"), "--data_dir", str(tmp_path / "seq"), "--chain"])
+    sequence = open_sequence(tmp_path / "seq")
+    store = open_correspondences(sequence)
+    assert sequence.size == size and len(store.pairs) == 6
+    pair = store.dense(0, 1)
+    assert np.abs(np.median(pair.flow[pair.cycle], axis=0) - (1, 0)).max() < 0.3
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(picture, tmp_path):
+    write_video(tmp_path / "clip.mp4", [picture] * 2)
+    result = subprocess.run([sys.executable, "-m", "preprocessing", "--video", tmp_path / "clip.mp4", "--data_dir",
+                             tmp_path / "clip.mp4" / "seq"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and "give another --data_dir" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
