@@ -4,7 +4,7 @@ import logging
 from argparse import Namespace
 
 from configs.options import run_dir
-from loaders.checkpoint import check_frames, check_length, find_checkpoint, load_checkpoint
+from loaders.checkpoint import check_frames, check_length, find_checkpoint
 from loaders.sequence import VideoSequence, open_sequence
 from models.build import checkpoint_num_frames, model_from_checkpoint, pick_device
 from models.tracker import Tracker
@@ -15,9 +15,8 @@ log = logging.getLogger(__name__)
 def open_run(options: Namespace) -> tuple[VideoSequence, Tracker]:
     """The sequence of `data_dir` and the tracker of the run's newest checkpoint, or of `ckpt_path` (OmniMotion's
     checkpoints too). UserError if either is missing, unreadable, or was not made for the other."""
-    path = find_checkpoint(run_dir(options), options.ckpt_path)
+    path, checkpoint = find_checkpoint(run_dir(options), options.ckpt_path)
     sequence = open_sequence(options.data_dir, options.num_imgs)
-    checkpoint = load_checkpoint(path)
     check_length(checkpoint_num_frames(checkpoint, path), len(sequence), path)
     check_frames(checkpoint, sequence.size, sequence.hashes(), path)
     model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()

@@ -1,8 +1,10 @@
 """The state of a run and the step that changes it; train.py is the recipe around it."""
 
+import json
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +17,15 @@ from loaders.checkpoint import (
     check_frames,
     check_length,
     checkpoint_path,
+    drop_old_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    set_aside,
 )
 from loaders.depth import depth_at, load_depth
 from loaders.error_map import ErrorMap
+from loaders.files import write_text
 from loaders.sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
@@ -35,17 +40,22 @@ from models.build import (
 )
 from models.depth_init import start_near
 from models.tracker import Tracker
+from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
+from training.parallel import Processes
 
 log = logging.getLogger("train")
 CHECK_EVERY = 50  # steps between looks at the loss where a look makes a GPU wait
 MAP_REFRESH = 1_000  # published steps between looks of the sampler at the accumulated error map
+NEAR_SHARE, NEAR_STEPS = 0.2, 4_000  # of --mask_near: share of the samples, published steps
 
 
 class Trainer:
-    """One video's model, optimiser, sampler and error map. `step` counts the steps taken."""
+    """One video's model, optimiser, sampler and error map. `step` counts the steps taken; `processes` share each."""
 
-    def __init__(self, options: Namespace):
+    def __init__(self, options: Namespace, processes: Processes | None = None):
         self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
+        self.processes = processes or Processes()
+        self.share = self.processes.share(options.num_pairs)
         self.sequence = open_sequence(options.data_dir, options.num_imgs)
         self.hashes = self.sequence.hashes()
         T, size = len(self.sequence), self.sequence.size
@@ -60,44 +70,58 @@ class Trainer:
             frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbour_weight,
             bool(options.use_count_map), options.error_map_random, self.device,
             fits_on(self.device, options.resident, store, frames))
-        self.step, self.loss_sum = 0, torch.zeros((), device=self.device)
+        self.step, self.gradient_norm = 0, torch.zeros((), device=self.device)
+        self.faults = FaultGuard(self.device, self.processes.first)
         self._new_optimisers()
         self._start_from_checkpoint()
+        self.processes.agree(self.step, "the step of their newest checkpoint")
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if options.w_depth or options.init_depth:
             self.depth_priors = torch.from_numpy(load_depth(self.sequence))  # (T, H, W) in [0, 2]
         if options.init_depth and self.step == 0 and not options.ckpt_path:
             prior = options.min_depth + self.depth_priors[T // 2].float() / 2 * (options.max_depth - options.min_depth)
             start_near(self.model, prior, T // 2, torch.Generator().manual_seed(options.seed + 2))
+        if self.faults.good is None:
+            self.faults.keep(self.step, self.model, self.optimisers)
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
         o, s = self.options, schedules.published_step(self.step, self.options.num_iters)
         self._scheduled_events(s)
         farthest = schedules.max_interval(s, o.start_interval, len(self.sequence))
-        batch = self.sampler.batch(farthest, lambda d: schedules.pair_weight(d, farthest))
+        batch = self.sampler.batch(farthest, lambda d: schedules.pair_weight(d, farthest), self.share)
+        jitter = torch.rand(o.num_pairs, 1, o.num_samples_ray, device=self.device, generator=self.generators["jitter"])
 
-        near_share = 0.2 if o.mask_near and s < 4_000 else 0.0
+        near_share = NEAR_SHARE if o.mask_near and s < NEAR_STEPS else 0.0
         prediction = self.model.predict_pairs(
-            batch.pixels1, batch.ids1, batch.ids2, self.generators["jitter"], near_share)
+            batch.pixels1, batch.ids1, batch.ids2, jitter[self.share], near_share)
+        total, terms = self._losses(prediction, batch, s)
+        error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
+        terms |= {"error": (error * batch.weights).sum(), "weight": batch.weights.sum()}
+        finite = self._descend(total, terms, batch, prediction, schedules.learning_rate_factor(
+            s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps))
+        self.error_map.add_points(batch.ids1, batch.pixels1, error, batch.weights * finite)
+        self.step += 1
+        if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+            self._look_at_faults()
+        summed, weight = terms.pop("error"), terms.pop("weight")
+        return terms, summed / weight.clamp(min=1e-8)
+
+    def _losses(self, prediction, batch, s: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's part of the loss at published step `s`, and of its terms."""
+        o, whole = self.options, self.processes
         weights = schedules.loss_weights(s, o.distortion_start)
         total, terms = objective(
-            prediction, batch, weights, self.sequence.size, (o.min_depth, o.max_depth), o.max_padding)
+            prediction, batch, weights, self.sequence.size, (o.min_depth, o.max_depth), o.max_padding, whole)
         if o.w_smoothness:
             terms["smoothness"] = self._smoothness(prediction.local, batch.ids1)
             total = total + o.w_smoothness * terms["smoothness"]
         if o.w_depth:
             prior = depth_at(self.depth_priors, batch.ids1.cpu(), batch.pixels1.cpu()).to(self.device)
-            terms["depth_prior"] = depth_prior_loss((prediction.weights * prediction.depths).sum(-1), prior)
+            depth = (prediction.weights * prediction.depths).sum(-1)
+            terms["depth_prior"] = depth_prior_loss(depth, prior) / whole.count
             total = total + o.w_depth * terms["depth_prior"]
-        self._descend(total, schedules.learning_rate_factor(
-            s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps))
-        self.step += 1
-
-        error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
-        self.error_map.add_points(batch.ids1, batch.pixels1, error, batch.weights)
-        terms = {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
-        return terms, (error * batch.weights).sum() / batch.weights.sum().clamp(min=1e-8)
+        return total, {name: value.detach() for name, value in terms.items()}
 
     def _scheduled_events(self, s: float) -> None:
         """What happens between two steps at published step `s`: freezing, evaluation, a look at the error map."""
@@ -110,35 +134,64 @@ class Trainer:
             self._evaluate_error_map()
         elif self.error_map.ready and o.error_map == "accumulated" and (
                 self.step % max(schedules.own_step(MAP_REFRESH, o.num_iters), 1) == 0):
-            self.sampler.use_error_map(self.error_map)
+            self._use_error_map()
 
-    def _check_finite(self) -> None:
-        """UserError if a loss since the last check was not finite. Looking makes the CPU wait for a GPU."""
-        if not torch.isfinite(self.loss_sum):
-            raise UserError(f"the loss is not finite at step {self.step}: lower the learning rates or set --grad_clip, "
-                            f"and start again from the last checkpoint in {self.dir}")
-        self.loss_sum = torch.zeros((), device=self.device)
-
-    def _descend(self, total: Tensor, factor: float) -> None:
-        self.loss_sum = self.loss_sum + total.detach()
-        if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
-            self._check_finite()
+    def _descend(self, total: Tensor, terms: dict[str, Tensor], batch, prediction, factor: float) -> Tensor:
+        """Change the parameters by the gradient of `total`, learning rates times `factor`, unless it is not finite;
+        whether it is (0-d bool). Terms, and "total" among them, become those of all processes."""
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         total.backward()
+        terms["total"] = total.detach()
+        parameters = [p for group in self.parameter_groups().values() for p in group["params"] if p.grad is not None]
+        self.processes.sum_all([*(p.grad for p in parameters), *terms.values()])
         if self.options.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self.gradient_norm = norm
+        parts = (prediction.pixels, prediction.rgb, prediction.target, batch.pixels1, batch.pixels2, batch.rgb1)
+        finite = self.faults.finite(self.step, terms["total"], terms, norm, torch.stack([batch.ids1, batch.ids2]),
+                                    sum(part.detach().flatten(1).sum(1) for part in parts))
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
-                group["lr"] = self.base_lr[group["name"]] * factor
-            optimiser.step()
+                group["lr"] = self.base_lr[group["name"]] * factor * self.faults.lr_scale
+            step_where(finite, optimiser)
+        return finite
+
+    def _look_at_faults(self) -> None:
+        """Report faulty steps, go back after repeated ones, and remember good states. UserError, after the last good
+        state is saved, if nothing helps."""
+        bad, good_steps = self.faults.look()
+        if bad >= LIMIT and self.faults.returns < RETURNS:
+            self.faults.go_back(self.model, self.optimisers)
+        elif bad >= LIMIT:
+            self._give_up()
+        elif good_steps >= FORGET and self.step % GOOD_EVERY == 0:
+            self.faults.keep(self.step, self.model, self.optimisers)
+
+    def _give_up(self) -> None:
+        """UserError after the last good state and a report are saved."""
+        guard = self.faults
+        good = guard.good["step"]
+        guard.go_back(self.model, self.optimisers)
+        report = {"step": self.step, "good_step": good, "returns": guard.returns - 1, "lr_scale": guard.lr_scale,
+                  "faults": guard.faults, "options": vars(self.options)}
+        guard.returns = 0
+        self.save()
+        if self.processes.first:
+            write_text(self.dir / "faults.json", json.dumps(report, indent=1) + "\n")
+        raise UserError(f"steps fail again and again, after {RETURNS} returns with smaller learning rates too: look at "
+                        f"{self.dir / 'faults.json'} and at the frames and correspondences of the pairs in it. The "
+                        f"last good parameters (of step {good}) are saved; the same command goes on from them")
 
     def _smoothness(self, local: Tensor, ids: Tensor) -> Tensor:
         """OmniMotion's smoothness loss on a quarter of the points of the frames that have two neighbours."""
         inner = (ids >= 1) & (ids < len(self.sequence) - 1)
-        if not inner.any():
-            return local.new_zeros(())
-        return smoothness_loss(*self.model.scene_flow(local[inner][:, : self.options.num_pts // 4], ids[inner]))
+        flows = local.new_zeros(2, 0, 3)
+        if inner.any():
+            flows = self.model.scene_flow(local[inner][:, : self.options.num_pts // 4], ids[inner])
+        return smoothness_loss(*flows, self.processes)
 
     def _new_optimisers(self) -> None:
         self.optimisers = new_optimisers(self.model, self.options)
@@ -162,6 +215,7 @@ class Trainer:
             moments = before[name].state
             for group in optimiser.param_groups:
                 optimiser.state.update({p: moments[p] for p in group["params"] if p in moments})
+        self.faults.keep(self.step, self.model, self.optimisers)  # an older state would not fit
         log.info("step %d: time latents frozen", self.step)
 
     @torch.no_grad()
@@ -169,25 +223,47 @@ class Trainer:
         """Flow errors of every frame at one random pixel a cell against one partner frame, into the error map."""
         tracker = Tracker(self.model, use_max_loc=False, chunk_size=self.options.chunk_size)
 
-        def errors(i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            j, p1, p2, weights = self.sampler.pixel_a_cell(i, self.error_map)
-            found = torch.from_numpy(tracker.correspond(p1.numpy(), i, j))
-            return torch.tensor([i]), p1[None], (found - p2).norm(dim=-1)[None], weights[None]
+        def errors() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            for i in range(len(self.sequence)):
+                j, p1, p2, weights = self.sampler.pixel_a_cell(i, self.error_map)
+                if i % self.processes.count == self.processes.rank:  # all draw the same, each tracks its own frames
+                    found = torch.from_numpy(tracker.correspond(p1.numpy(), i, j))
+                    yield torch.tensor([i]), p1[None], (found - p2).norm(dim=-1)[None], weights[None]
 
-        self.error_map.add_evaluation(map(errors, range(len(self.sequence))))
+        self.error_map.add_evaluation(errors())
+        self._use_error_map()
+
+    def _use_error_map(self) -> None:
+        self._share_error_map()
         self.sampler.use_error_map(self.error_map)
 
+    def _share_error_map(self) -> None:
+        if self.processes.count > 1:
+            self.error_map.share(self.processes.sum)
+
     def save(self) -> None:
-        """Write a checkpoint with everything that the next step depends on."""
-        self._check_finite()
-        save_checkpoint(checkpoint_path(self.dir, self.step), {
-            "format": 1, "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
+        """Write a checkpoint with everything that the next step depends on, and drop old ones. All processes call it,
+        the first one writes. UserError if it cannot be written."""
+        self._share_error_map()
+        self.faults.look()
+        if self.processes.first:
+            save_checkpoint(checkpoint_path(self.dir, self.step), self._state())
+            drop_old_checkpoints(self.dir, self.options.keep)
+        self.processes.wait()
+
+    def _state(self) -> dict:
+        cuda = self.device.type == "cuda"
+        return {
+            "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
             "optimizers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "faults": self.faults.state_dict(),
             "error_map": self.error_map.state_dict(),
             "sampler": self.sampler.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if cuda else None},
+            "device": self.device.type,
             "frames": {"size": self.sequence.size, "hashes": self.hashes},
-            "options": {k: v for k, v in vars(self.options).items() if isinstance(v, str | int | float)}})
+            "options": {k: v for k, v in vars(self.options).items() if isinstance(v, str | int | float)}}
 
     def _check_config(self, config: dict, path: Path) -> None:
         """UserError if the options describe another model or error map than the checkpoint's."""
@@ -198,33 +274,56 @@ class Trainer:
                                 "another --expname, or --no_reload to start again")
 
     def _start_from_checkpoint(self) -> None:
-        """Go on from the run's newest checkpoint, or from the model of `ckpt_path`; UserError if it does not fit."""
-        newest = None if self.options.no_reload else newest_checkpoint(self.dir)
-        path = newest or self.options.ckpt_path
-        if not path:
+        """Go on from the run's newest sound checkpoint, or from the model of `ckpt_path`; UserError if it does not
+        fit."""
+        if self.options.no_reload and self.processes.first:
+            set_aside(self.dir)
+        self.processes.wait()
+        found = newest_checkpoint(self.dir)
+        if found is None and not self.options.ckpt_path:
             return
-        if newest and self.options.ckpt_path:
-            log.warning("--ckpt_path is not used: %s is there; --no_reload starts a new run", newest)
-        checkpoint = load_checkpoint(Path(path))
+        if found and self.options.ckpt_path:
+            log.warning("--ckpt_path is not used: %s is there; --no_reload starts a new run", found[0])
+        path, checkpoint = found or (self.options.ckpt_path, load_checkpoint(Path(self.options.ckpt_path)))
         check_length(checkpoint_num_frames(checkpoint, path), len(self.sequence), path)
-        if newest is not None:
+        if found:
             check_frames(checkpoint, self.sequence.size, self.hashes, path)
             self._check_config(checkpoint["config"], path)
         self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options, self.device)
         self._new_optimisers()
-        if newest is None:  # somebody's model as a start: a new run of its own
+        if not found:  # somebody's model as a start: a new run of its own
             log.info("starting from the model in %s", path)
             return
+        self._go_on(checkpoint, path)
+        log.info("going on from %s at step %d", path, self.step)
+
+    def _go_on(self, checkpoint: dict, path: Path) -> None:
+        """Take over all but the model from a checkpoint of this run. UserError if it does not fit the options."""
         self.step = checkpoint["step"]
         if checkpoint["optimizers"].keys() != self.optimisers.keys():
             raise UserError(f"{path} was made with another --optimiser ({' and '.join(checkpoint['optimizers'])}): "
                             "give the same, or --no_reload to start again")
         for name, optimiser in self.optimisers.items():
+            if not fits(checkpoint["optimizers"][name], optimiser):
+                raise UserError(
+                    f"{path} was made with --mlp_backend {checkpoint['options'].get('mlp_backend')}, whose optimiser's "
+                    f"state --mlp_backend {self.options.mlp_backend} cannot take over: give the same, or start a new "
+                    "run from its model with --ckpt_path and another --expname")
             optimiser.load_state_dict(checkpoint["optimizers"][name])
         if checkpoint["error_map"]["sums"].shape != self.error_map.sums.shape:
             raise UserError(f"{path} was made with another --error_map_cell: give the same, or --no_reload")
         self.error_map.load_state_dict(checkpoint["error_map"])
         self.sampler.load_state_dict(checkpoint["sampler"])
-        for name, generator in self.generators.items():
-            generator.set_state(checkpoint["generators"][name])
-        log.info("going on from %s at step %d", path, self.step)
+        if "faults" in checkpoint:  # since format 2
+            self.faults.load_state_dict(checkpoint["faults"], self.device)
+        self.generators["sampler"].set_state(checkpoint["generators"]["sampler"])
+        if checkpoint.get("device", self.device.type) != self.device.type:
+            log.warning("%s was made on %s: the depths drawn from here on are not those of an uninterrupted run", path,
+                        checkpoint["device"])
+            self.generators["jitter"].manual_seed(self.options.seed + 1 + self.step)
+            return
+        self.generators["jitter"].set_state(checkpoint["generators"]["jitter"])
+        if "rng" in checkpoint:
+            torch.set_rng_state(checkpoint["rng"]["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])

@@ -22,7 +22,7 @@ from drawing.tracks import grid_shape, grid_spacing, point_grid
 from drawing.trails import background_step
 from errors import UserError
 from inference import open_run
-from loaders.checkpoint import find_checkpoint, load_checkpoint
+from loaders.checkpoint import find_checkpoint
 from loaders.error_map import ErrorMap
 from loaders.images import read_mask
 from models import surface
@@ -143,7 +143,7 @@ class Views:
     @cached_property
     def errors(self) -> np.ndarray | None:
         """The accumulated error map `(T, h', w')` in pixels; None if the run kept none."""
-        checkpoint = load_checkpoint(find_checkpoint(self.dir, self.options.ckpt_path))
+        checkpoint = find_checkpoint(self.dir, self.options.ckpt_path)[1]
         state = checkpoint.get("error_map")
         if state is None or not state["counts"].any():
             return None

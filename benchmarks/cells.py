@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from configs.options import parse
 from evaluation.scoring import as_point_tracks, score
-from evaluation.video import versions
 from loaders.annotations import load_annotations, sample_queries
 from loaders.files import write_text
 from loaders.sequence import open_sequence
@@ -35,6 +34,7 @@ from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
 from preprocessing.synthetic_scenes import RECIPES
 from trainer import Trainer
+from training.record import versions
 
 log = logging.getLogger(__name__)
 WARM_UP, PROBE = 3, 8  # steps that are not timed, and that are, to find how many fit into a time

@@ -6,35 +6,14 @@ there already is not trained again.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import torch
 
+from benchmarks.runs import METRICS, run_folder, spread, train_and_score
 from configs.options import parse
 from inference import open_run
-from loaders.files import write_text
 from models.coords import denormalise_pixels
-
-METRICS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
-           "temporal_coherence": "TC"}
-
-
-def train_and_score(arguments: list[str], folder: Path, annotations: str) -> dict:
-    """Metrics of a run and its training time in seconds, from its folder if they are there."""
-    result = folder / "precision.json"
-    if not result.is_file():
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "train.py", *arguments, "--i_img", "0", "--no_tensorboard"], check=True)
-        seconds = time.perf_counter() - start
-        subprocess.run([sys.executable, "eval.py", *arguments, "--annotations", annotations, "--query_mode", "first",
-                        "--out", str(folder / "metrics.json")], check=True)
-        write_text(result, json.dumps({**json.loads((folder / "metrics.json").read_text()), "seconds": seconds}))
-    return json.loads(result.read_text())
 
 
 @torch.no_grad()
@@ -64,7 +43,7 @@ def main() -> None:
             arguments = ["--config", args.config, "--data_dir", args.data_dir, "--save_dir", args.save_dir, "--expname",
                          name, "--seed", str(seed), "--precision", precision, "--device", "cpu"]
             arguments += ["--num_iters", str(args.num_iters)] if args.num_iters else []
-            folder = Path(args.save_dir) / f"{name}_{Path(args.data_dir).resolve().name}"
+            folder = run_folder(args.save_dir, name, args.data_dir)
             rows.setdefault(precision, []).append(train_and_score(arguments, folder, args.annotations))
             trips.setdefault(precision, []).append(round_trip(arguments))
     print(f"| precision | {' | '.join(METRICS.values())} | training, s | forward then inverse, px |")
@@ -72,8 +51,7 @@ def main() -> None:
     for precision, runs in rows.items():
         cells = []
         for key in METRICS:
-            values = [run[key] for run in runs]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+            cells.append(spread([run[key] for run in runs]))
         cells += [f"{statistics.mean(run['seconds'] for run in runs):.0f}", f"{max(trips[precision]):.5f}"]
         print(f"| {precision} | {' | '.join(cells)} |")
 

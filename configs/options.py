@@ -35,7 +35,7 @@ OPTIONS = {
         ("num_imgs", int, 250, "use at most this many frames"),
         ("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences on the GPU; auto: where they fill "
          "at most half of its free memory"),
-        ("num_pairs", int, 8, "pairs of frames a step"),
+        ("num_pairs", int, 8, "pairs of frames a step, of all processes together; a multiple of their number"),
         ("num_pts", int, 256, "points a pair"),
         ("start_interval", int, 20, "largest distance between the frames of a pair at the start of the curriculum"),
         ("neighbour_weight", float, 0.5, "weight of each adjacent frame when the partner of a frame is drawn"),
@@ -93,7 +93,14 @@ OPTIONS = {
         ("i_print", int, 100, "steps between TensorBoard scalars"),
         ("i_img", int, 500, "steps between TensorBoard pictures; 0: none"),
         ("i_weight", int, 20_000, "steps between checkpoints (one is always written at the end and on Ctrl-C)"),
+        ("save_every_minutes", float, 10.0, "a checkpoint is also written when the last one is older; 0: never"),
+        ("keep", int, 3, "checkpoints that are kept, the newest ones; 0: all"),
         ("no_tensorboard", bool, False, "write no TensorBoard files"),
+    ],
+    "limits": [
+        ("max_memory", float, 0.0, "GiB that training may take (on a GPU: of its memory); activations are computed "
+         "again in pieces to keep to it; 0: no limit"),
+        ("process_timeout", float, 10.0, "several processes: minutes without an answer after which one counts as lost"),
     ],
     "evaluation": [
         ("annotations", str, "", "annotations (.npz) to score against"),
@@ -147,7 +154,8 @@ AT_LEAST = {  # smallest values that make sense
     "page_mb": 1, "dense_interval": 0, "page_interval": 0,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
                      "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
-                     "num_cpus", "w_depth"), 0), "max_pixels": 1,
+                     "num_cpus", "w_depth", "save_every_minutes", "keep", "max_memory", "process_timeout"), 0),
+    "max_pixels": 1,
 }
 
 
@@ -210,5 +218,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except OSError as error:  # a full or read-only disk, a folder that is gone
-        sys.stderr.write(f"error: {os_error_line(error)}\n")
+        if error.errno is None:  # not the system's word
+            raise
+        sys.stderr.write(f"error: {os_error_line(error)}; what was saved before is as it was\n")
         sys.exit(2)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from errors import UserError
 from evaluation.scoring import COLUMNS, UNITS
-from evaluation.video import Job, versions
+from evaluation.video import Job
 from loaders.files import read_json, write_text
+from training.record import versions
 
 AGAIN = "remove it, and run the same command again"
 PUBLISHED = Path(__file__).with_name("published.csv")

@@ -18,7 +18,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import time
 import traceback
 from argparse import Namespace
@@ -26,7 +25,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +51,7 @@ from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
 from preprocessing.baselines import static_tracks
 from preprocessing.cli import main_parser, preprocess
+from training.record import versions
 
 log = logging.getLogger("eval")
 QUERY_MODES = ("first", "strided")
@@ -271,16 +270,3 @@ def machine(device: str) -> str:
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what results depend on, and the commit of this code where it is a git checkout."""
-    out = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "opencv-python-headless", "kornia"):
-        out[package] = metadata.version(package)
-    git = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-                         capture_output=True, text=True, check=False) if shutil.which("git") else None
-    if git is not None and git.returncode == 0:
-        out["commit"] = git.stdout.strip()
-    return out

@@ -7,7 +7,7 @@ Notation
     mean     sums / counts; a cell that was never hit takes its frame's mean, a frame the map's
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class ErrorMap:
         self.mode, self.cell, self.size, self.uniform_share = mode, cell, size, uniform_share
         self.sums = torch.zeros(num_frames, -(-size[0] // cell), -(-size[1] // cell), device=device)
         self.counts = torch.zeros_like(self.sums)
+        self.shared = [torch.zeros_like(self.sums) for _ in range(2)]  # sums and counts that all processes have
         self.evaluations = 0
 
     @property
@@ -44,8 +45,8 @@ class ErrorMap:
         """Add a full evaluation, the arguments of `add_points` part by part; in mode "last" it replaces what was
         there."""
         if self.mode == "last":
-            self.sums.zero_()
-            self.counts.zero_()
+            for values in (self.sums, self.counts, *self.shared):
+                values.zero_()
         for part in parts:
             self._add(*part)
         self.evaluations += 1
@@ -56,9 +57,15 @@ class ErrorMap:
         column, row = (pixels / self.cell + 0.5 / self.cell).floor().long().unbind(-1)  # (B, N)
         column, row = column.clamp(0, w - 1), row.clamp(0, h - 1)  # a matched point may lie just outside its frame
         cell = ((frames[:, None] * h + row) * w + column).flatten()
-        counted = (weights > 0).flatten().to(self.sums.dtype)
-        self.sums.view(-1).index_add_(0, cell, errors.flatten() * counted)
-        self.counts.view(-1).index_add_(0, cell, counted)
+        counted = ((weights > 0) & torch.isfinite(errors)).flatten()
+        self.sums.view(-1).index_add_(0, cell, torch.where(counted, errors.flatten(), 0))
+        self.counts.view(-1).index_add_(0, cell, counted.to(self.sums.dtype))
+
+    def share(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what other processes have added since the last call; `total` sums a tensor over the processes."""
+        for values, shared in zip((self.sums, self.counts), self.shared, strict=True):
+            shared += total(values - shared)
+            values.copy_(shared)
 
     def mean(self) -> Tensor:
         """Mean error of each cell `(T, h, w)` in pixels."""
@@ -91,6 +98,7 @@ class ErrorMap:
 
     def load_state_dict(self, state: dict) -> None:
         """Inverse of `state_dict`."""
-        self.sums.copy_(state["sums"])
-        self.counts.copy_(state["counts"])
+        for values, shared, name in zip((self.sums, self.counts), self.shared, ("sums", "counts"), strict=True):
+            values.copy_(state[name])
+            shared.copy_(state[name])
         self.evaluations = state["evaluations"]

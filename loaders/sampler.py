@@ -109,27 +109,36 @@ class PairSampler:
             self._pixel_weights[i] = weights.to(self.device, non_blocking=True)
         return self._pixel_weights[i]
 
-    def draw_rows(self, i: int, pixels: Tensor) -> Tensor:
-        """`num_pts` rows of the stored pixels `(n,)` of frame i, by inverse CDF of their weights."""
+    def draw_rows(self, i: int, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
+        """`num_pts` rows of the stored pixels `(n,)` of frame i, by inverse CDF of their weights; `draws` is one pair's
+        of `uniform`."""
+        u = self._upload(self.uniform(1))[0] if draws is None else draws
         cdf = self.pixel_weights(i)[pixels].cumsum(0, dtype=torch.float64)
-        u = self._upload(torch.rand(self.num_pts, dtype=torch.float64, generator=self.generator))
-        rows = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(pixels) - 1)
-        if self.random_share and self.cell_weights is not None:  # OmniMotion mixes hard pixels with random ones
-            random = torch.randint(len(pixels), (self.num_pts,), generator=self.generator)
-            swap = torch.rand(self.num_pts, generator=self.generator) < self.random_share
-            rows = torch.where(self._upload(swap), self._upload(random), rows)
+        rows = torch.searchsorted(cdf, u[0] * cdf[-1], right=True).clamp(max=len(pixels) - 1)
+        if len(u) == 3:  # OmniMotion mixes hard pixels with random ones
+            random = (u[1] * len(pixels)).long()
+            rows = torch.where(u[2] < self.random_share, random, rows)
         return rows
+
+    def uniform(self, count: int) -> Tensor:
+        """The random numbers that `draw_rows` needs for `count` pairs, `(count, 1 or 3, num_pts)` in [0, 1)."""
+        kinds = 3 if self.random_share and self.cell_weights is not None else 1
+        return torch.rand(count, kinds, self.num_pts, dtype=torch.float64, generator=self.generator)
 
     def _upload(self, a: Tensor) -> Tensor:
         """To the device, from pinned memory so that nothing waits for it."""
         return a if self.device.type == "cpu" else a.pin_memory().to(self.device, non_blocking=True)
 
-    def batch(self, max_interval: int, pair_weight) -> Batch:
-        """One batch of pairs at most `max_interval` frames apart; `pair_weight(interval)` weighs a pair's flow."""
-        pairs = self.draw_pairs(self.num_pairs, max_interval)
-        flips = torch.rand(self.num_pairs, generator=self.generator) < 0.5
-        rows = [self._pair(i, j, flip, pair_weight(abs(i - j)))
-                for (i, j), flip in zip(pairs.tolist(), flips.tolist(), strict=True)]
+    def batch(self, max_interval: int, pair_weight, share: slice = slice(None)) -> Batch:
+        """One batch of pairs at most `max_interval` frames apart; `pair_weight(interval)` weighs a pair's flow.
+
+        `share` looks up some of its `num_pairs` pairs only; the whole batch is drawn all the same, so that processes
+        with the same generator share one batch."""
+        pairs = self.draw_pairs(self.num_pairs, max_interval)[share]
+        flips = (torch.rand(self.num_pairs, generator=self.generator) < 0.5)[share]
+        draws = self._upload(self.uniform(self.num_pairs)[share])
+        rows = [self._pair(i, j, flip, pair_weight(abs(i - j)), u)
+                for (i, j), flip, u in zip(pairs.tolist(), flips.tolist(), draws, strict=True)]
         pixels1, pixels2, rgb1, weights = (torch.stack(column) for column in zip(*rows, strict=True))
         ids = torch.where(flips[:, None], pairs.flip(1), pairs)
         return Batch(*self._upload(ids.T.contiguous()), pixels1, pixels2, rgb1, weights)
@@ -169,10 +178,10 @@ class PairSampler:
             state[name] for name in ("frame_weights", "cell_weights", "cell"))
         self._pixel_weights = {}
 
-    def _pair(self, i: int, j: int, flip: bool, weight: float) -> tuple[Tensor, ...]:
+    def _pair(self, i: int, j: int, flip: bool, weight: float, draws: Tensor) -> tuple[Tensor, ...]:
         """Points in frame i and in frame j, the colours of the first ones, and weights; `flip` exchanges i and j."""
         stored, W = self.rows(i, j), self.frames.shape[2]
-        rows = self.draw_rows(i, stored.pixels)
+        rows = self.draw_rows(i, stored.pixels, draws)
         pixels = stored.pixels[rows]
         p1 = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (N, 2)
         p2 = p1 + stored.flow(rows)

@@ -25,36 +25,52 @@ def front(chosen: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return (chosen[order], *(tensor[order] for tensor in tensors))
 
 
-def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, normalise: bool = True) -> Tensor:
+class Alone:
+    """How a batch's counts and extremes are found where several processes share it; here there is one. Elsewhere every
+    loss is this process's part, and the loss is the sum of the parts (training.parallel.Processes)."""
+    count = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Over the processes, the same shape."""
+        return x
+
+    max = sum
+
+
+ALONE = Alone()
+
+
+def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, normalise: bool = True,
+                 whole: Alone = ALONE) -> Tensor:
     """Mean of the `counted` entries of `error` `(M,)` without the largest, as published (a trim at quantile 1).
 
     `weight` `(M,)` multiplies the errors; `normalise` divides by the weights' sum instead of their number."""
-    largest = error.detach().masked_fill(~counted, -torch.inf).amax() if len(error) else torch.inf
-    kept = counted & (error < largest)
+    largest = error.detach().masked_fill(~counted, -torch.inf).amax() if len(error) else error.new_tensor(-torch.inf)
+    kept = counted & (error < whole.max(largest))
     if weight is None:
-        return (error * kept).sum() / kept.sum().clamp(min=1)
+        return (error * kept).sum() / whole.sum(kept.sum()).clamp(min=1)
     if normalise:
-        return (error * weight * kept).sum() / ((weight * kept).sum() + 1e-8)
-    return (error * weight * kept).sum() / kept.sum().clamp(min=1)
+        return (error * weight * kept).sum() / (whole.sum((weight * kept).sum()) + 1e-8)
+    return (error * weight * kept).sum() / whole.sum(kept.sum()).clamp(min=1)
 
 
-def flow_loss(p: Tensor, q: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+def flow_loss(p: Tensor, q: Tensor, v: Tensor, seen: Tensor, whole: Alone = ALONE) -> Tensor:
     """Weighted mean absolute flow error in pixels over the points `seen` `(M,)` of `(M, 2)`, `(M, 2)`, `(M,)`."""
-    return trimmed_mean((p - q).abs().mean(-1), seen, v, normalise=False)
+    return trimmed_mean((p - q).abs().mean(-1), seen, v, False, whole)
 
 
-def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None) -> Tensor:
+def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None, whole: Alone = ALONE) -> Tensor:
     """Mean absolute difference of the differences between consecutive points `(M, C)`, of which the first ones are
     `seen` `(M,)`; for colours and flow.
 
     Points are drawn at random, so that consecutive ones are random pairs: relative motion is compared, as published."""
     error = (a.diff(dim=0) - b.diff(dim=0)).abs().mean(-1)  # (M-1,)
-    return trimmed_mean(error, seen[1:] & seen[:-1], None if v is None else v[1:] * v[:-1])
+    return trimmed_mean(error, seen[1:] & seen[:-1], None if v is None else v[1:] * v[:-1], whole=whole)
 
 
-def rgb_loss(rendered: Tensor, observed: Tensor, seen: Tensor) -> Tensor:
+def rgb_loss(rendered: Tensor, observed: Tensor, seen: Tensor, whole: Alone = ALONE) -> Tensor:
     """Mean squared colour error of the points `seen` `(M,)` of `(M, 3)`."""
-    return ((rendered - observed).square().mean(-1) * seen).sum() / seen.sum().clamp(min=1)
+    return ((rendered - observed).square().mean(-1) * seen).sum() / whole.sum(seen.sum()).clamp(min=1)
 
 
 def depth_range_loss(depth: Tensor, near: float, far: float) -> Tensor:
@@ -89,28 +105,28 @@ def depth_prior_loss(depth: Tensor, prior: Tensor) -> Tensor:
     return (aligned(depth) - aligned(prior)).abs().mean()
 
 
-def smoothness_loss(flow_in: Tensor, flow_out: Tensor) -> Tensor:
+def smoothness_loss(flow_in: Tensor, flow_out: Tensor, whole: Alone = ALONE) -> Tensor:
     """Mean absolute change of scene flow, `(..., 3)` each (OmniMotion only; pruned from the default)."""
     error = (flow_in - flow_out).abs().mean(-1).flatten()
-    return trimmed_mean(error, torch.ones_like(error, dtype=torch.bool))
+    return trimmed_mean(error, torch.ones_like(error, dtype=torch.bool), whole=whole)
 
 
 def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int], depth_range: tuple[float, float],
-              padding: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+              padding: float = 0.0, whole: Alone = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its terms (detached, unweighted) of a `models.omnimotion.PairPrediction` against a
     `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them. The smoothness term needs two
-    more mappings and is added by the caller."""
+    more mappings and is added by the caller. `whole`: this is a share of a batch (`Alone`)."""
     seen, p, q, v = front(  # a prediction outside the frame has no flow loss
         in_frame(prediction.pixels.detach(), size, padding).flatten(), prediction.pixels.flatten(0, 1),
         batch.pixels2.flatten(0, 1), batch.weights.flatten())
     real, rgb, rgb_seen = front(
         in_frame(batch.pixels1, size).flatten(), prediction.rgb.flatten(0, 1), batch.rgb1.flatten(0, 1))
-    terms = {"flow": flow_loss(p, q, v, seen), "rgb": rgb_loss(rgb, rgb_seen, real),
-             "rgb_gradient": gradient_loss(rgb, rgb_seen, real)}
+    terms = {"flow": flow_loss(p, q, v, seen, whole), "rgb": rgb_loss(rgb, rgb_seen, real, whole),
+             "rgb_gradient": gradient_loss(rgb, rgb_seen, real, whole=whole)}
     if weights["flow_gradient"]:
-        terms["flow_gradient"] = gradient_loss(p, q, seen, v)
-    terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range)
+        terms["flow_gradient"] = gradient_loss(p, q, seen, v, whole)
+    terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range) / whole.count
     if weights["distortion"]:
-        terms["distortion"] = distortion_loss(prediction.depths, prediction.weights)
+        terms["distortion"] = distortion_loss(prediction.depths, prediction.weights) / whole.count
     total = sum(weights[name] * value for name, value in terms.items())
     return total, {name: value.detach() for name, value in terms.items()}

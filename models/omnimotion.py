@@ -7,7 +7,7 @@ Notation
     w        compositing weights of u along the ray                                          (B, N, K)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from models.canonical import CanonicalField
 from models.coords import denormalise_pixels, normalise_pixels
 from models.invertible import FrameMaps, InvertibleNetwork
-from models.recompute import recomputed
+from models.recompute import recomputed, recomputed_in_pieces
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
 
-FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time
+FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class OmniMotion(nn.Module):
         self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
         self._bound: FrameMaps | None = None
         self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
+        self.piece = 0  # points whose activations are then in memory at a time; 0: all of a layer's
+        self.field_piece = FIELD_PIECE  # the same of the field, and at inference
 
     @property
     def sample_spacing(self) -> float:
@@ -97,15 +99,18 @@ class OmniMotion(nn.Module):
             return self._bound.select(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
-    def lift(self, pixels: Tensor, jitter: torch.Generator | bool = False) -> Tensor:
-        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only.
+    def lift(self, pixels: Tensor, jitter: torch.Generator | Tensor | None = None) -> Tensor:
+        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only, drawn
+        from a generator or given as numbers in [0, 1], `(B, 1, K)`.
 
         All rays of a frame get the same depths, also jittered ones: what depends on time and depth alone is then
         evaluated once a frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
         shape = pixels.shape[:-1]
-        if jitter:
-            z = jitter_depths(z, (shape[0], 1), jitter if isinstance(jitter, torch.Generator) else None)  # (B, 1, K)
+        if isinstance(jitter, torch.Generator):
+            jitter = torch.rand(shape[0], 1, len(z), device=z.device, generator=jitter)
+        if jitter is not None:
+            z = jitter_depths(z, jitter)  # (B, 1, K)
         xy = normalise_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
         return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
 
@@ -120,25 +125,30 @@ class OmniMotion(nn.Module):
             alpha = torch.cat([torch.zeros_like(alpha[..., :hidden]), alpha[..., hidden:]], dim=-1)
         return rgb, compositing_weights(alpha)
 
+    @property
+    def _recomputed(self) -> Callable:
+        return recomputed_in_pieces(self.piece) if self.piece else recomputed
+
     def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
         """The field's colours and densities; in pieces whose activations are not kept at inference, and in training
         if there are many points."""
         points = canonical.reshape(-1, 3)
         if torch.is_grad_enabled() and len(points) <= self.recompute_above:
             return self.field(canonical)
-        rgb, sigma = zip(*(recomputed(self.field, piece) for piece in points.split(FIELD_PIECE)), strict=True)
+        rgb, sigma = zip(*(recomputed(self.field, piece) for piece in points.split(self.field_piece)), strict=True)
         shape = canonical.shape[:-1]
         return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
-    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | bool = False,
+    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | Tensor | None = None,
                       near_share: float = 0.0) -> PairPrediction:
-        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`."""
+        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`; `jitter` as
+        `lift` takes it."""
         B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
         order = torch.arange(2 * B, device=p1.device)
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         if local[..., 0].numel() > self.recompute_above:
-            both.call = recomputed  # `select` hands it on
+            both.call = self._recomputed  # `select` hands it on
         canonical = both.select(order[:B]).rays_to_canonical(local)
         target = both.select(order[B:]).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
@@ -154,7 +164,7 @@ class OmniMotion(nn.Module):
         x = local.flatten(1, 2)
         around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
         if 3 * x[..., 0].numel() > self.recompute_above:
-            around.call = recomputed
+            around.call = self._recomputed
         B = len(ids)
         order = torch.arange(3 * B, device=ids.device)
         u = around.select(order[:B]).to_canonical(x)

@@ -16,11 +16,11 @@ def ray_depths(num_samples: int, min_depth: float, max_depth: float, like: Tenso
     return torch.linspace(min_depth, max_depth, num_samples, dtype=like.dtype, device=like.device)
 
 
-def jitter_depths(z: Tensor, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Stratified depths `(*shape, K)`: each sample uniform within its own interval between midpoints."""
+def jitter_depths(z: Tensor, u: Tensor) -> Tensor:
+    """Stratified depths `(..., K)` from `u` in [0, 1], `(..., K)`: each sample within its own interval between
+    midpoints."""
     middle = (z[1:] + z[:-1]) / 2
     lower, upper = torch.cat([z[:1], middle]), torch.cat([middle, z[-1:]])
-    u = torch.rand(*shape, len(z), dtype=z.dtype, device=z.device, generator=generator)
     return lower + (upper - lower) * u
 
 

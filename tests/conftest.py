@@ -1,11 +1,16 @@
 """Fixtures that lie beside the project and are never committed to it (DESIGN.md section 7)."""
 
+import json
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from loaders.sequence import open_sequence
+from loaders.store import open_correspondences
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
 
@@ -38,3 +43,23 @@ def small_sequence(tmp_path_factory):
     write_scene(folder, "easy", (64, 64), 8, seed=0, num_points=64)
     build_store(open_sequence(folder), Method())
     return folder
+
+
+@pytest.fixture
+def published_sequence(small_sequence, tmp_path):
+    """The small sequence in OmniMotion's published layout."""
+    sequence = open_sequence(small_sequence)
+    store, root = open_correspondences(sequence), tmp_path / "published"
+    shutil.copytree(small_sequence / "color", root / "color")
+    for name in ("raft_exhaustive", "raft_masks", "count_maps"):
+        (root / name).mkdir()
+    stats = {}
+    for i, j in store.pairs:
+        pair, a, b = store.dense(i, j), sequence.names[i], sequence.names[j]
+        np.save(root / "raft_exhaustive" / f"{a}_{b}.npy", pair.flow)
+        mask = np.stack([pair.cycle, pair.occlusion, np.zeros_like(pair.cycle)], -1).astype(np.uint8) * 255
+        cv2.imwrite(str(root / "raft_masks" / f"{a}_{b}.png"), mask[..., ::-1])
+        stats.setdefault(a, {})[b] = int(store.counts[i, j])
+        cv2.imwrite(str(root / "count_maps" / Path(a).with_suffix(".png")), store.count_map(i))
+    (root / "flow_stats.json").write_text(json.dumps(stats))
+    return root

@@ -254,7 +254,7 @@ def test_compositing_weights_sum_to_at_most_one(seed, K, opaque):
 
 def test_jitter_stays_in_its_stratum_and_is_sorted():
     z = ray_depths(16, 0.0, 2.0, torch.zeros(()))
-    jittered = jitter_depths(z, (200,), torch.Generator().manual_seed(0))
+    jittered = jitter_depths(z, torch.rand(200, len(z), generator=torch.Generator().manual_seed(0)))
     assert (jittered.diff(dim=-1) >= 0).all() and jittered.min() >= 0 and jittered.max() <= 2
     assert (jittered - z).abs().max() <= (z[1] - z[0]) / 2 + 1e-6
     assert (jittered.mean(0)[1:-1] - z[1:-1]).abs().max() < 0.02

@@ -1,8 +1,5 @@
 """Error map, sampler, checkpoints, and training itself on a small rendered sequence."""
 
-import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,28 +249,6 @@ def test_a_finished_checkpoint_holds_plain_data_only(small_sequence, tmp_path):
     (path,) = trainer.dir.glob("model_*.pth")
     state = torch.load(path, weights_only=True)
     assert {"step", "config", "model", "optimizers", "error_map", "sampler", "generators"} <= state.keys()
-
-
-@pytest.fixture
-def published_sequence(small_sequence, tmp_path):
-    """The small sequence in OmniMotion's published layout."""
-    sequence = open_sequence(small_sequence)
-    store, root = open_correspondences(sequence), tmp_path / "published"
-    shutil.copytree(small_sequence / "color", root / "color")
-    for name in ("raft_exhaustive", "raft_masks", "count_maps"):
-        (root / name).mkdir()
-    import cv2
-
-    stats = {}
-    for i, j in store.pairs:
-        pair, a, b = store.dense(i, j), sequence.names[i], sequence.names[j]
-        np.save(root / "raft_exhaustive" / f"{a}_{b}.npy", pair.flow)
-        mask = np.stack([pair.cycle, pair.occlusion, np.zeros_like(pair.cycle)], -1).astype(np.uint8) * 255
-        cv2.imwrite(str(root / "raft_masks" / f"{a}_{b}.png"), mask[..., ::-1])
-        stats.setdefault(a, {})[b] = int(store.counts[i, j])
-        cv2.imwrite(str(root / "count_maps" / Path(a).with_suffix(".png")), store.count_map(i))
-    (root / "flow_stats.json").write_text(json.dumps(stats))
-    return root
 
 
 def test_the_published_layout_gives_the_same_run(small_sequence, published_sequence, tmp_path):

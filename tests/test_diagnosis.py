@@ -1,0 +1,130 @@
+"""The detectors of wrong surface order and of doubled objects, on volumes that are built to have them or not."""
+
+import pytest
+import torch
+
+from models.omnimotion import ModelConfig, OmniMotion
+from training.diagnosis import MANY, Shares, examine, point_outcomes
+
+SIZE, T = (40, 60), 5
+NEAR_Z, FAR_Z, HALF = 0.5, 1.5, 0.12
+
+
+class Slides:
+    """Frame maps in which every depth slides along x by its own speed: u = (x - speed(z) t, y, z)."""
+
+    def __init__(self, ids, speed):
+        self.t, self.speed = ids.float(), speed
+
+    def _moved(self, x, sign):
+        t = self.t.view(-1, *[1] * (x.dim() - 2))
+        return torch.stack([x[..., 0] + sign * self.speed(x[..., 2]) * t, x[..., 1], x[..., 2]], dim=-1)
+
+    def rays_to_canonical(self, x):
+        return self._moved(x, -1)
+
+    def to_local(self, u):
+        return self._moved(u, 1)
+
+
+class Built(OmniMotion):
+    """A canonical volume of coloured boxes (x range, z, colour) instead of networks."""
+
+    def __init__(self, boxes, speed):
+        super().__init__(ModelConfig(T, *SIZE, num_samples_ray=21, coupling_width=16, affine_width=16, affine_layers=2,
+                                     field_width=16))
+        self.boxes, self.speed = boxes, speed
+
+    def maps(self, ids):
+        return Slides(ids, self.speed)
+
+    def _field(self, u):
+        sigma, rgb = torch.zeros(u.shape[:-1]), torch.zeros(*u.shape[:-1], 3)
+        for (low, high), z, colour in self.boxes:
+            inside = (u[..., 0] >= low) & (u[..., 0] < high) & ((u[..., 2] - z).abs() < HALF)
+            sigma = torch.where(inside, 20.0, sigma)
+            rgb = torch.where(inside[..., None], torch.tensor(colour), rgb)
+        return rgb, sigma
+
+
+RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
+STEP = 0.25  # of the object's x, in a frame; the frame is 2 wide
+
+
+def object_at(t):
+    """A red object of width 0.4 that starts left of a wall (x > 0) and then passes in front of it."""
+    return -0.9 + STEP * t, -0.5 + STEP * t
+
+
+def points_of_the_object(i, j, n=30):
+    """Its pixels in frames i and j, as a correspondence: it is visible everywhere."""
+    x = torch.linspace(*object_at(i), n + 2)[1:-1]
+    p = torch.stack([(x + 1) / 2 * (SIZE[1] - 1), torch.full((n,), 20.0)], dim=-1)
+    return p, p + torch.tensor([STEP * (j - i) / 2 * (SIZE[1] - 1), 0.0])
+
+
+def shares(model, pairs):
+    out = torch.cat([point_outcomes(model, i, j, *points_of_the_object(i, j)) for i, j in pairs], dim=1)
+    return dict(zip(("missed", "hidden", "twice"), out.mean(1).tolist(), strict=False))
+
+
+FAR, NEAR = [(0, 3), (0, 4), (1, 4)], [(0, 1), (1, 2), (3, 4)]
+
+
+def volume(object_z, wall_z):
+    moving = lambda z: torch.where((z - object_z).abs() < 0.3, STEP, 0.0)  # noqa: E731
+    return Built([(object_at(0), object_z, RED), ((0.0, 1.0), wall_z, BLUE)], moving)
+
+
+def test_the_right_order_raises_no_alarm():
+    found = shares(volume(NEAR_Z, FAR_Z), NEAR + FAR)
+    assert found == {"missed": 0, "hidden": 0, "twice": 0}
+
+
+def test_an_object_behind_what_it_hides_is_found():
+    found = shares(volume(FAR_Z, NEAR_Z), FAR)
+    assert found["hidden"] > 0.8 and found["twice"] == 0
+    assert "wrong surface order" in Shares(0, 0, found["hidden"], found["twice"], 1).warnings()[0]
+
+
+def test_an_object_that_is_there_twice_is_found():
+    """One copy is followed in frames 0 and 1, at a depth that then stands still; the other, elsewhere, from frame 3 on:
+    in adjacent frames of either kind all is well."""
+    class TwoCopies(Slides):
+        def _moved(self, x, sign):
+            t = self.t.view(-1, *[1] * (x.dim() - 2))
+            slide = torch.where(t < 2.5, STEP * t, 0.0) * ((x[..., 2] - NEAR_Z).abs() < 0.3)  # first copy stops
+            slide = slide + STEP * (t - 3) * (t > 2.5) * ((x[..., 2] - 1.1).abs() < 0.3)       # second one begins
+            gone = torch.where(t < 2.5, 0.0, -3.0) * ((x[..., 2] - NEAR_Z).abs() < 0.3)        # first one leaves
+            gone = gone + torch.where(t < 2.5, -3.0, 0.0) * ((x[..., 2] - 1.1).abs() < 0.3)    # second one is away
+            return torch.stack([x[..., 0] + sign * (slide + gone), x[..., 1], x[..., 2]], dim=-1)
+
+    model = Built([(object_at(0), NEAR_Z, RED), (object_at(3), 1.1, RED), ((-5.0, 5.0), FAR_Z + 0.3, BLUE)], None)
+    model.maps = lambda ids: TwoCopies(ids, None)
+    near, far = shares(model, NEAR), shares(model, FAR)
+    assert near == {"missed": 0, "hidden": 0, "twice": 0}
+    assert far["twice"] > 0.8 and far["hidden"] == 0
+    assert "twice" in Shares(near["missed"], far["missed"], 0, far["twice"], 1).warnings()[0]
+
+
+def test_a_model_that_is_merely_not_fitted_is_not_called_doubled():
+    assert Shares(0.6, 0.9, 0.0, 0.9, 20).warnings() == []
+    assert Shares(0.0, MANY, MANY, MANY, 1).warnings() == []
+
+
+def test_a_run_examines_itself(small_sequence, tmp_path):
+    """On a real store: no alarm for a model at its start, whose shares are shares."""
+    from test_training import options
+
+    from trainer import Trainer
+
+    trainer = Trainer(options(small_sequence, tmp_path))
+    found = examine(trainer.model, trainer.sampler.store, 0)
+    assert all(0 <= share <= 1 for share in (found.near_missed, found.far_missed, found.hidden, found.twice))
+    assert found.error > 0 and found == examine(trainer.model, trainer.sampler.store, 0)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "twice"])
+def test_warnings_say_what_to_try(kind):
+    (line,) = Shares(0, 0, 0.5 * (kind == "hidden"), 0.5 * (kind == "twice"), 1).warnings()
+    assert "--seed" in line and "\n" not in line

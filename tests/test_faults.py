@@ -1,0 +1,165 @@
+"""Numerical faults: steps that are not finite are skipped, reported and survived. Degenerate videos train."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_crash_safety import STATE, same
+from test_training import options
+
+from errors import UserError
+from loaders.checkpoint import checkpoints, load_checkpoint
+from loaders.sequence import open_sequence
+from preprocessing.pipeline import Method, build_store
+from trainer import Trainer
+from training.faults import step_where
+
+
+def parameters(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def with_a_broken_frame(trainer, frame=3):
+    """Colours of one frame that are not numbers: every pair that starts in it has a faulty loss."""
+    frames = trainer.sampler.frames.float()
+    frames[frame] = torch.nan
+    trainer.sampler.frames = frames
+    return trainer
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_faulty_step_changes_nothing_and_is_reported(optimiser, small_sequence, tmp_path, caplog):
+    trainer = Trainer(options(small_sequence, tmp_path, "--optimiser", optimiser))
+    for _ in range(3):
+        trainer.train_step()
+    with_a_broken_frame(trainer)
+    with caplog.at_level(logging.WARNING, "train"):
+        while not caplog.messages:
+            torch.save(trainer._state(), tmp_path / "before.pth")
+            trainer.train_step()
+    saved, now = torch.load(tmp_path / "before.pth", weights_only=True), trainer._state()
+    assert same(saved["model"], now["model"]) and same(saved["error_map"], now["error_map"])
+    assert same(saved["optimizers"]["adam"]["state"], now["optimizers"]["adam"]["state"])
+    assert now["step"] == saved["step"] + 1
+    (line,) = caplog.messages
+    assert line.startswith(f"step {saved['step']} skipped: the loss term rgb, rgb_gradient is not finite")
+    pairs = line.split("pair of frames ")[1].split(", ")
+    assert pairs and all(pair.startswith("3-") for pair in pairs)
+
+
+def test_the_pair_whose_prediction_is_not_finite_is_named(small_sequence, tmp_path, caplog):
+    trainer = Trainer(options(small_sequence, tmp_path, "--time_latent", "table", "--freeze_step", "0"))
+    with torch.no_grad():
+        trainer.model.time_latent.network.table[5] = torch.nan
+    with caplog.at_level(logging.WARNING, "train"):
+        while not caplog.messages:
+            trainer.train_step()
+    pairs = caplog.messages[0].split("pair of frames ")[1].split(", ")
+    assert "loss term flow" in caplog.messages[0] and pairs and all("5" in pair.split("-") for pair in pairs)
+
+
+def test_after_repeated_faults_the_run_goes_back_and_goes_on(small_sequence, tmp_path, caplog):
+    trainer = Trainer(options(small_sequence, tmp_path, "--time_latent", "table", "--freeze_step", "0"))
+    start = parameters(trainer)
+    with torch.no_grad():
+        trainer.model.time_latent.network.table[5] = torch.nan
+    with caplog.at_level(logging.WARNING, "train"):
+        while not trainer.faults.returns:
+            trainer.train_step()
+    assert torch.equal(parameters(trainer), start) and "learning rates x 0.5" in caplog.text
+    rate = trainer.base_lr["deform"]
+    for _ in range(3):
+        trainer.train_step()
+    changed = parameters(trainer)
+    assert torch.isfinite(changed).all() and not torch.equal(changed, start)
+    assert trainer.parameter_groups()["deform"]["lr"] <= 0.5 * rate and trainer.faults.counts[0] == 0
+
+
+def test_giving_up_leaves_a_report_and_the_last_good_state(small_sequence, tmp_path):
+    trainer = with_a_broken_frame(Trainer(options(small_sequence, tmp_path)))
+    with pytest.raises(UserError, match=r"fail again and again.*faults\.json"):
+        for _ in range(200):
+            trainer.train_step()
+    report = json.loads((trainer.dir / "faults.json").read_text())
+    assert report["returns"] == 4 and len(report["faults"]) >= 25 and "rgb" in report["faults"][0]["terms"]
+    again = Trainer(options(small_sequence, tmp_path))
+    assert again.step == trainer.step and torch.equal(parameters(again), parameters(trainer))
+    assert again.faults.lr_scale == 1 / 32 and again.faults.returns == 0
+
+
+def test_a_run_with_faults_is_resumed_bit_for_bit(small_sequence, tmp_path):
+    whole = with_a_broken_frame(Trainer(options(small_sequence, tmp_path / "whole")))
+    for stop in (7, 19):
+        part = with_a_broken_frame(Trainer(options(small_sequence, tmp_path / "parts")))
+        while part.step < stop:
+            part.train_step()
+        part.save()
+    while whole.step < 19:
+        whole.train_step()
+    assert whole.faults.returns > 0
+    whole.save()
+    a, b = (load_checkpoint(checkpoints(trainer.dir)[0]) for trainer in (whole, part))
+    assert all(same(a[key], b[key]) for key in STATE)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_masked_step_is_the_step_or_nothing(kind):
+    def make():
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(6, 8))
+        return p, (torch.optim.Adam([p], fused=True) if kind == "adam" else torch.optim.Muon([p], lr=0.1))
+
+    (a, plain), (b, masked) = make(), make()
+    for k in range(6):
+        gradient = torch.randn(6, 8)
+        if k % 2:  # a faulty step in between
+            b.grad = torch.full((6, 8), torch.nan if k > 3 else torch.inf)
+            step_where(torch.tensor(False), masked)
+            continue
+        a.grad, b.grad = gradient.clone(), gradient.clone()
+        plain.step()
+        step_where(torch.tensor(True), masked)
+    assert torch.equal(a, b) and same(plain.state_dict()["state"], masked.state_dict()["state"])
+
+
+def test_clipping_above_every_norm_changes_no_bit(small_sequence, tmp_path):
+    runs = [Trainer(options(small_sequence, tmp_path / clip, "--grad_clip", clip)) for clip in ("1e6", "0")]
+    for trainer in runs:
+        for _ in range(15):
+            trainer.train_step()
+    assert torch.equal(parameters(runs[0]), parameters(runs[1]))
+
+
+def scene(kind, rng):
+    """Frames `(T, 48, 64, 3)` uint8 of a degenerate video."""
+    textures = rng.integers(0, 256, (8, 12, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    if kind == "static":
+        return np.stack([textures[0]] * 4)
+    if kind == "black":
+        return np.zeros((4, 48, 64, 3), np.uint8)
+    if kind == "two frames":
+        return np.stack([textures[0], np.roll(textures[0], 2, axis=1)])
+    if kind == "a cut":  # no valid correspondence between its two halves
+        return np.stack([textures[0], np.roll(textures[0], 2, axis=1), textures[1], np.roll(textures[1], 2, axis=1)])
+    return np.stack([np.roll(np.tile(textures[0], (1, 4, 1)), -80 * t, axis=1)[:, :64] for t in range(4)])
+
+
+@pytest.mark.parametrize("kind", ["static", "black", "two frames", "a cut", "faster than the frame"])
+def test_degenerate_videos_train(kind, tmp_path, caplog):
+    color = tmp_path / "seq" / "color"
+    color.mkdir(parents=True)
+    for t, frame in enumerate(scene(kind, np.random.default_rng(0))):
+        Image.fromarray(frame).save(color / f"{t:05d}.png")
+    build_store(open_sequence(tmp_path / "seq"), Method())
+    trainer = Trainer(options(tmp_path / "seq", tmp_path, "--num_iters", "10", "--w_smoothness", "1"))
+    start = parameters(trainer)
+    with caplog.at_level(logging.WARNING, "train"):
+        while trainer.step < 10:
+            trainer.train_step()
+    assert not caplog.messages and trainer.error_map.ready
+    assert torch.isfinite(parameters(trainer)[: len(start)]).all()
+    trainer.save()
+    assert Trainer(options(tmp_path / "seq", tmp_path, "--num_iters", "10", "--w_smoothness", "1")).step == 10

@@ -1,0 +1,89 @@
+"""Several processes, started by torchrun as a user does: two share what one does alone; a lost one is no hang."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_crash_safety import finished, start, wait_until
+
+from errors import UserError
+from loaders.checkpoint import checkpoints, load_checkpoint
+from training.parallel import Processes
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
+SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_start", 0, "--freeze_step", 0,
+        "--lr_deform", 1e-7, "--lr_feature", 1e-7, "--lr_color", 1e-7)
+
+
+def gradients(state):
+    """Adam's running mean of the gradients: it is linear in them, which the parameters are not."""
+    return torch.cat([moments["exp_avg"].flatten() for moments in state["optimizers"]["adam"]["state"].values()])
+
+
+def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
+    """The same pairs are drawn and split; the same error map is evaluated, each process half of the frames. All losses
+    take part, and parameters hardly move, so that the gradients of all steps can be compared. They differ by the colour
+    and flow gradients between the last point of one half and the first of the other, 1 of 128."""
+    states = []
+    for name, command in (("one", (sys.executable, "train.py")), ("two", TORCHRUN)):
+        code, said = finished(start(small_sequence, tmp_path / name, *SLOW, command=command))
+        assert code == 0, said
+        states.append(load_checkpoint(tmp_path / name / "default_small" / "model_000012.pth"))
+    one, two = states
+    assert (gradients(one) - gradients(two)).norm() < 0.01 * gradients(one).norm()
+    assert torch.equal(one["generators"]["sampler"], two["generators"]["sampler"])
+    assert torch.equal(one["generators"]["jitter"], two["generators"]["jitter"])
+    a, b = one["error_map"], two["error_map"]
+    assert a["evaluations"] == b["evaluations"] == 1 and a["counts"].sum() == b["counts"].sum() > 12 * 4 * 32 // 2
+    assert (a["counts"] - b["counts"]).abs().sum() < 0.01 * a["counts"].sum()
+    assert torch.allclose(a["sums"], b["sums"], rtol=1e-2, atol=20)
+
+
+def children(parent):
+    """Processes that torchrun has started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            fields = dict(field.split("=", 1) for field in path.read_text().split("\0") if "=" in field)
+            if int((path.parent / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent and "RANK" in fields:
+                found[int(fields["RANK"])] = int(path.parent.name)
+        except (OSError, ValueError, IndexError):  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize("lost,how", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, small_sequence, tmp_path):
+    arguments = ["--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5, "--process_timeout", 0.1]
+    process = start(small_sequence, tmp_path, *arguments, command=TORCHRUN)
+    folder = tmp_path / "default_small"
+    wait_until(lambda: checkpoints(folder), process)
+    victim = children(process.pid)[lost]
+    os.kill(victim, how)
+    code, said = finished(process)  # fails here if it hangs
+    assert code != 0 and any("another process of this run was lost" in line for line in said), said
+    steps = load_checkpoint(checkpoints(folder)[0])["step"]
+    code, said = finished(start(small_sequence, tmp_path, *arguments[2:], "--num_iters", steps + 2))
+    assert code == 0 and any(f"at step {steps}" in line for line in said), said
+
+
+def test_sigterm_to_torchrun_saves_once_and_stops(small_sequence, tmp_path):
+    process = start(small_sequence, tmp_path, "--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5,
+                    command=TORCHRUN)
+    folder = tmp_path / "default_small"
+    wait_until(lambda: checkpoints(folder), process)
+    process.send_signal(signal.SIGTERM)
+    code, said = finished(process)
+    stopped = [line for line in said if "goes on from here" in line]
+    assert code != 0 and len(stopped) == 1, said
+    newest = checkpoints(folder)[0]
+    assert f"stopped at step {load_checkpoint(newest)['step']} of" in stopped[0]
+
+
+def test_pairs_that_cannot_be_shared_are_refused():
+    with pytest.raises(UserError, match="multiple"):
+        Processes(0, 3).share(8)
+    assert Processes(1, 2).share(8) == slice(4, 8) and Processes().share(8) == slice(0, 8)

@@ -1,0 +1,114 @@
+"""What reproduces a run: `args.txt`, which `--config` reads, and `versions.json`, one entry a start of the run."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from configs.options import OPTIONS
+from errors import UserError
+from loaders.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")
+OPTIONAL = ("triton", "tinycudann")
+
+
+def write_record(run_dir: Path, options: Namespace, step: int) -> None:
+    """Write args.txt, and add this start at `step` to versions.json. UserError if the folder cannot be written or an
+    option cannot be put into a file."""
+    path = run_dir / "versions.json"
+    try:
+        write_text(run_dir / "args.txt", as_config(options))
+        write_text(path, json.dumps([*_starts(path), start(options, step)], indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be written ({error.strerror}): make room, or give another --save_dir"
+                        ) from error
+
+
+def as_config(options: Namespace) -> str:
+    """The options as a config file that `--config` reads back to the same values."""
+    lines = []
+    for group in OPTIONS.values():
+        for name, _, default, _ in group:
+            value = getattr(options, name)
+            if value == "" and default == "":
+                continue
+            lines.append(f"{name} = {_quoted(name, value) if isinstance(value, str) else value}\n")
+    return "".join(sorted(lines))
+
+
+def _quoted(name: str, value: str) -> str:
+    """A string so that the config file's reader takes it as it is: blanks, # and ; need quotes."""
+    if "\n" in value or ('"' in value and "'" in value):
+        raise UserError(f"--{name} has a line break or both kinds of quotes, which no config file can hold: rename it")
+    quote = "'" if '"' in value else '"'
+    return f"{quote}{value}{quote}" if value == "" or set(value) & set(" \t#;'\"=:") else value
+
+
+def start(options: Namespace, step: int) -> dict:
+    """What a start of the run depends on besides the options."""
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    return {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
+            "folder": str(Path.cwd()), "versions": versions(), "uncommitted_changes": uncommitted_changes(),
+            "platform": platform.platform(), "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+            "processes": int(os.environ.get("WORLD_SIZE", 1))}
+
+
+def _starts(path: Path) -> list[dict]:
+    try:
+        starts = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # a damaged record is no reason not to train
+        return []
+    return starts if isinstance(starts, list) else []
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what results depend on, and the commit of this code where it is a git checkout."""
+    out = {"python": platform.python_version()}
+    for package in PACKAGES:
+        out[package] = metadata.version(package)
+    for package in OPTIONAL:
+        try:
+            out[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git("rev-parse", "--short", "HEAD")
+    return out | ({"commit": commit.strip()} if commit is not None else {})
+
+
+@cache
+def uncommitted_changes() -> list[str] | None:
+    """Files of this code that differ from the commit, as `git status --short` lists them; None without git."""
+    status = _git("status", "--short")
+    return None if status is None else status.splitlines()
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name and the number of its cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _git(*arguments: str) -> str | None:
+    if not shutil.which("git"):
+        return None
+    result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return result.stdout if result.returncode == 0 else None
