@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	PY=$(PY) VIDEO="$(VIDEO)" bash scripts/demo.sh
 
 test: $(VENV)/installed
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 --dist worksteal tests
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

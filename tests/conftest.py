@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import os
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,9 @@ from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-torch.set_num_threads(2)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # tests that run beside each other share the cores
+torch.set_num_threads(THREADS)
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)

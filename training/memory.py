@@ -126,7 +126,7 @@ def pass_peak(model: OmniMotion, pairs: int, points: int, options, device: torch
             return torch.cuda.max_memory_allocated(device) - before
         for p in model.parameters():  # they are there from the first step on
             p.grad = torch.zeros_like(p) if p.requires_grad else None
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it reports on itself on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports on itself on stderr
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             once()
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
