@@ -1,8 +1,8 @@
 """Fixtures that lie beside the project and are never committed to it (DESIGN.md section 7)."""
 
 import json
-import shutil
 import os
+import shutil
 from pathlib import Path
 
 import cv2

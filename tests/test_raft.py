@@ -159,7 +159,7 @@ def test_bad_weights_are_one_line(tmp_path):
             load_raft(path)
     for content in ({"layer.weight": torch.zeros(3)}, torch.zeros(3), {"module.fnet.conv1.weight": 5}):
         torch.save(content, path)
-        with pytest.raises(UserError, match="no RAFT weights|not a table of tensors"):
+        with pytest.raises(UserError, match=r"no RAFT weights|not a table of tensors"):
             load_raft(path)
     torch.save({k: v for k, v in RAFT("small").state_dict().items() if "gru" not in k}, path)
     with pytest.raises(UserError, match="does not fit RAFT small"):
