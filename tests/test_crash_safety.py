@@ -55,22 +55,19 @@ STATE = ("step", "model", "optimizers", "faults", "error_map", "sampler", "gener
 
 
 def test_a_killed_run_that_is_resumed_equals_an_uninterrupted_one(small_sequence, tmp_path):
-    """SIGKILL at two random moments, with a checkpoint about every quarter of a second."""
-    steps, chance = 150, random.Random()
+    """SIGKILL at a random moment, with a checkpoint about every quarter of a second."""
+    steps, chance = 60, random.Random()
     seed = chance.randrange(10**6)
     chance.seed(seed)
     whole = start(small_sequence, tmp_path / "whole", "--num_iters", steps, "--save_every_minutes", 0)
     assert finished(whole)[0] == 0
-    kills = 0
-    for _ in range(2):
-        process = start(small_sequence, tmp_path / "parts", "--num_iters", steps, "--save_every_minutes", 0.004)
-        before = set(checkpoints(tmp_path / "parts" / "default_small"))
-        wait_until(lambda: set(checkpoints(tmp_path / "parts" / "default_small")) - before, process)  # noqa: B023
-        time.sleep(chance.random() * 0.5)
-        process.kill()
-        kills += finished(process)[0] == -signal.SIGKILL
+    process = start(small_sequence, tmp_path / "parts", "--num_iters", steps, "--save_every_minutes", 0.004)
+    wait_until(lambda: checkpoints(tmp_path / "parts" / "default_small"), process)
+    time.sleep(chance.random() * 0.5)
+    process.kill()
+    assert finished(process)[0] == -signal.SIGKILL
     code, said = finished(start(small_sequence, tmp_path / "parts", "--num_iters", steps))
-    assert code == 0 and kills > 0 and any("going on from" in line for line in said), said
+    assert code == 0 and any("going on from" in line for line in said), said
     a, b = (load_checkpoint(tmp_path / run / "default_small" / f"model_{steps:06d}.pth") for run in ("whole", "parts"))
     assert all(same(a[key], b[key]) for key in STATE), f"seed {seed}"
 

