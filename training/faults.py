@@ -134,7 +134,7 @@ def copied(value, device: torch.device | None = None):
 
 def step_where(finite: Tensor, optimiser: torch.optim.Optimizer) -> None:
     """`optimiser.step()` if `finite` (0-d bool) is true; else parameters and moments stay, without looking at it."""
-    if isinstance(optimiser, torch.optim.Adam):  # its fused kernel can do that
+    if optimiser.defaults.get("fused") and all(group["fused"] for group in optimiser.param_groups):  # it can do that
         optimiser.grad_scale, optimiser.found_inf = None, (~finite).float()
         optimiser.step()
         return
