@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MEMORY = 12 << 30  # bytes of address space that a kind's process may have
 NUMBERS = [n.to_bytes(size, order, signed=n < 0) for size in (2, 4, 8) for order in ("little", "big")
            for n in (0, 1, -1, (1 << 8 * size - 1) - 1, -(1 << 8 * size - 1))]
-PIECES = [*NUMBERS, b"../../../../tmp/x", b"\x00" * 64, b"\xff" * 64, b"99999999999999999999", b"-1", b"1e999", b"NaN",
+PIECES = [*NUMBERS, b"../../../../x", b"\x00" * 64, b"\xff" * 64, b"99999999999999999999", b"-1", b"1e999", b"NaN",
           b"'", b'"', b"[" * 50, b"(" * 50, b"{}", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"]
 
 

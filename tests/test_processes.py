@@ -55,7 +55,7 @@ def children(parent):
     return found
 
 
-@pytest.mark.parametrize("lost,how", [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize("lost,how", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, small_sequence, tmp_path):
     arguments = ["--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5, "--process_timeout", 0.1]
     process = start(small_sequence, tmp_path, *arguments, command=TORCHRUN)
@@ -67,7 +67,9 @@ def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, sma
     if how == signal.SIGSTOP and process.poll() is None:
         os.kill(pids[lost], signal.SIGKILL)  # torchrun would wait half a minute for it to end by itself
     code, said = finished(process)  # fails here if it hangs
-    told = "another process of this run was lost", "SIGKILL"  # ours, or torchrun's, whichever is first
+    told = ["another process of this run was lost"]
+    if lost == 0:  # the store goes with process 0, and torchrun may end process 1 before it can say so
+        told.append("SIGKILL")
     assert code != 0 and any(words in line for words in told for line in said), said
     steps = load_checkpoint(checkpoints(folder)[0])["step"]
     code, said = finished(start(small_sequence, tmp_path, *arguments[2:], "--num_iters", steps + 2))
