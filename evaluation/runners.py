@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from errors import UserError
 from evaluation.video import Job, record_failure, run_video, running_file
 
 log = logging.getLogger("eval")
+CONNECT_SECONDS = 10  # to wait for a Ray cluster's answer
 RETRIES = 3  # of a video whose Ray worker was lost
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,6 +64,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
         raise UserError("--ray needs Ray: pip install -r requirements-ray.txt, or leave --ray out") from error
     if num_gpus < 0:
         num_gpus = 1 if jobs[0].options.device != "cpu" and torch.cuda.is_available() else 0
+    _check_reachable(address)
     here = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
@@ -93,6 +96,18 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
         sys.exit(130)
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """UserError if `address` is HOST:PORT and nothing listens there: Ray itself tries for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():  # local, auto, ray://
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address} ({error}): start one with `ray start --head`, or give --ray "
+                        "without an address") from error
 
 
 def _in_process(job: Job) -> None:

@@ -216,6 +216,13 @@ def test_mistakes_are_one_line(arguments, words, small_file, tmp_path):
         benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, *arguments)
 
 
+def test_a_ray_cluster_that_is_not_there(small_file, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(UserError, match=r"no Ray cluster at .*refused.*ray start --head"):
+        benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, "--baseline", "static",
+                  "--ray", "127.0.0.1:1")
+
+
 def test_ray_is_optional(small_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="--ray needs Ray: pip install"):
