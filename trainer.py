@@ -39,6 +39,7 @@ from models.build import (
     pick_device,
 )
 from models.depth_init import start_near
+from models.omnimotion import ModelConfig
 from models.tracker import Tracker
 from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
 from training.parallel import Processes
@@ -267,7 +268,7 @@ class Trainer:
 
     def _check_config(self, config: dict, path: Path) -> None:
         """UserError if the options describe another model or error map than the checkpoint's."""
-        now = asdict(self.model.config)
+        now, config = asdict(self.model.config), asdict(ModelConfig(**config))  # an older one lacks newer settings
         for name in now:
             if list(now[name]) != list(config[name]) if name == "coordinates" else now[name] != config[name]:
                 raise UserError(f"{path} was trained with {name} {config[name]}, now it is {now[name]}: give the same, "

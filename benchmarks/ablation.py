@@ -110,7 +110,7 @@ def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="configs/demo.txt", help="config file that the presets change")
+    parser.add_argument("--base", default="configs/small.txt", help="config file that the presets change")
     parser.add_argument("--presets", default="", help="comma-separated names in configs/ablation; default: all")
     parser.add_argument("--steps", type=int, default=0, help="length of every run; 0: the base's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")

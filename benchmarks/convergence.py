@@ -1,4 +1,4 @@
-"""Quality against time and steps: python -m benchmarks.convergence configs/demo.txt configs/fast.txt [--target 0.7]
+"""Quality against time and steps: python -m benchmarks.convergence configs/small.txt configs/fast.txt [--target 0.7]
 
 Runs each config file on every clip with every seed, once for every length of --steps (schedules are shares of a run: a
 short run is another run, not the beginning of a long one), and scores it at --looks equally spaced steps. Writes

@@ -29,7 +29,7 @@ def round_trip(arguments: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/demo.txt", help="preset")
+    parser.add_argument("--config", default="configs/small.txt", help="preset")
     parser.add_argument("--data_dir", required=True, help="sequence folder")
     parser.add_argument("--annotations", required=True, help="annotations (.npz)")
     parser.add_argument("--save_dir", default="out/precision", help="folder for the runs")

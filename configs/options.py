@@ -51,6 +51,10 @@ OPTIONS = {
         ("num_samples_ray", int, 32, "samples a ray"),
         ("min_depth", float, 0.0, "nearest depth"),
         ("max_depth", float, 2.0, "farthest depth"),
+        ("deform", ("mlp", "grid"), "mlp", "what gives the coupling layers' scales and shifts: MLPs on a time latent, "
+         "or space-time grids, which are far cheaper"),
+        ("grid_levels", int, 5, "deform = grid: levels of the grids, with sides of 3, 5, 9, ... vertices"),
+        ("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
         ("time_latent", ("hash", "gabor", "table"), "hash", "network of the frames' latents"),
         ("latent_dim", int, 128, "size of a frame's latent"),
         ("coupling_width", int, 256, "width of the coupling layers' networks"),
@@ -149,7 +153,8 @@ OPTIONS = {
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
-                     "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps"), 1),
+                     "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps",
+                     "grid_levels"), 1),
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
     "page_mb": 1, "dense_interval": 0, "page_interval": 0,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",

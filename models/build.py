@@ -89,6 +89,8 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
     claimed = (len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
                + config.affine_layers * config.affine_width**2 + config.field_layers * config.field_width**2
                + config.num_frames * config.latent_dim)  # about
+    if config.deform == "grid":
+        claimed += config.num_frames * 2 * len(config.coordinates) * 4 ** (config.grid_levels + 1)
     if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
         raise ValueError("the model is larger than the file")
     with torch.random.fork_rng(devices=[]):  # the new parameters are drawn, and thrown away

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from models.canonical import CanonicalField
 from models.coords import denormalise_pixels, normalise_pixels
+from models.grid_field import GridField
+from models.grids import GridMaps, GridNetwork
 from models.invertible import FrameMaps, InvertibleNetwork
 from models.recompute import recomputed, recomputed_in_pieces
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
@@ -33,6 +35,8 @@ class ModelConfig:
     num_samples_ray: int = 32
     min_depth: float = 0.0
     max_depth: float = 2.0
+    deform: str = "mlp"                # mlp | grid
+    grid_levels: int = 5               # of deform = grid, which uses none of the following but the coordinates
     time_latent: str = "hash"          # hash | gabor | table
     latent_dim: int = 128
     coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # changed by the coupling layers, in turn
@@ -43,9 +47,10 @@ class ModelConfig:
     use_affine: bool = True
     affine_width: int = 256
     affine_layers: int = 8
+    field: str = "gabor"               # gabor | grid, which uses none of the following
     field_width: int = 256
     field_layers: int = 3
-    field_encoding: str = "periodic"   # periodic | none
+    field_encoding: str = "periodic"   # periodic | nerf | none
 
 
 @dataclass
@@ -68,13 +73,17 @@ class OmniMotion(nn.Module):
         super().__init__()
         self.config = config
         self.size = (config.height, config.width)
-        self.time_latent = TimeLatent(config.num_frames, config.time_latent, config.latent_dim, mlp_backend)
-        self.deform = InvertibleNetwork(
+        depth_range, grids = (config.min_depth, config.max_depth), config.deform == "grid"
+        kind = "none" if grids else config.time_latent
+        self.time_latent = TimeLatent(config.num_frames, kind, config.latent_dim, mlp_backend)
+        self.deform = GridNetwork(
+            config.num_frames, depth_range, config.coordinates, config.grid_levels) if grids else InvertibleNetwork(
             config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
             config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
             mlp_backend)
-        self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
-        self._bound: FrameMaps | None = None
+        self.field = GridField(depth_range) if config.field == "grid" else CanonicalField(
+            config.field_width, config.field_layers, config.field_encoding)
+        self._bound: FrameMaps | GridMaps | None = None
         self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
         self.piece = 0  # points whose activations are then in memory at a time; 0: all of a layer's
         self.field_piece = FIELD_PIECE  # the same of the field, and at inference
@@ -93,10 +102,12 @@ class OmniMotion(nn.Module):
         finally:
             self._bound = None
 
-    def maps(self, ids: Tensor) -> FrameMaps:
+    def maps(self, ids: Tensor) -> FrameMaps | GridMaps:
         """Maps between the local volumes of frames `(B,)` and the canonical volume."""
         if self._bound is not None:
             return self._bound.select(ids)
+        if self.config.deform == "grid":
+            return self.deform.bind(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
     def lift(self, pixels: Tensor, jitter: torch.Generator | Tensor | None = None) -> Tensor:

@@ -68,4 +68,6 @@ def bf16_units() -> bool:
 
 def set_products(model: nn.Module, products: Products) -> None:
     """Let all networks of an `OmniMotion` that have a fast path use `products`."""
-    model.deform.products = model.field.net.products = products
+    for network in (model.deform, getattr(model.field, "net", None)):
+        if hasattr(network, "products"):
+            network.products = products

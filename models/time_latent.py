@@ -55,10 +55,16 @@ class TableLatent(nn.Module):
 
 
 class TimeLatent(nn.Module):
-    """Latents of all frames; after `freeze()` they are a constant buffer and the network stands idle."""
+    """Latents of all frames; after `freeze()` they are a constant buffer and the network stands idle. Of `kind` "none"
+    they have no entries, are frozen, and only the frames' times are there."""
 
     def __init__(self, num_frames: int, kind: str = "hash", dim: int = 128, backend: str = "torch"):
         super().__init__()
+        if kind == "none":
+            self.network = nn.Identity()
+            self.register_buffer("t", frame_times(num_frames), persistent=False)
+            self.register_buffer("frozen", torch.zeros(num_frames, 0))
+            return
         hashed = TcnnHashLatent if backend == "tcnn" else HashLatent
         kinds = {"hash": hashed, "gabor": GaborLatent, "table": lambda dim: TableLatent(num_frames, dim)}
         self.network = kinds[kind](dim)
@@ -71,7 +77,9 @@ class TimeLatent(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Evaluate the network once for all frames and keep the result instead of the network."""
+        """Evaluate the network once for all frames and keep the result instead of the network. Twice is once."""
+        if self.frozen is not None:
+            return
         self.frozen = self.network(self.t)
         self.network.requires_grad_(False)
         for parameter in self.network.parameters():

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ("--config configs/demo.txt --num_iters 40 --num_pairs 4 --coupling_width 32 --affine_width 16 "
+QUICK = ("--config configs/small.txt --num_iters 40 --num_pairs 4 --coupling_width 32 --affine_width 16 "
          "--field_width 32 --i_img 0 --query_mode first --baselines static,chain --preprocessing=").split()
 
 

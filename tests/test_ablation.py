@@ -28,10 +28,10 @@ def base(tmp_path):
 
 
 def test_every_preset_changes_one_thing_of_the_base():
-    base = file_options("configs/demo.txt")
+    base = file_options("configs/small.txt")
     for path in sorted(PRESETS.glob("*.txt")):
-        cell = Cell(str(path), "configs/demo.txt", "clip", 3)
-        options, plain = vars(cell_options(cell)), vars(parse("train", ["--config", "configs/demo.txt"]))
+        cell = Cell(str(path), "configs/small.txt", "clip", 3)
+        options, plain = vars(cell_options(cell)), vars(parse("train", ["--config", "configs/small.txt"]))
         changed = {k for k in options if options[k] != plain[k]} - {"data_dir", "seed", "no_reload", "device", "config"}
         assert changed == set(file_options(str(path))), path
         assert len(changed) == 1 or path.stem == "error_map_random", path

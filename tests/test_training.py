@@ -22,6 +22,7 @@ from trainer import Trainer
 QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupling_width 48 --affine_width 32 "
          "--affine_layers 4 --field_width 32 --start_interval 10 --lr_deform 2e-3 --lr_feature 1e-2 --lr_color 1e-3 "
          "--lrate_warmup_steps 5000 --no_tensorboard --error_map_cell 8").split()
+GRIDS = ["--deform", "grid", "--field", "grid", "--grid_levels", "3", "--lr_color", "1e-2"]
 
 
 def options(folder, save_dir, *more):
@@ -208,8 +209,21 @@ def test_sixty_steps_halve_the_flow_error(small_sequence, tmp_path):
     assert trainer.model.time_latent.frozen is not None and "feature" not in trainer.parameter_groups()
 
 
+def test_sixty_steps_of_grids_too(small_sequence, tmp_path):
+    trainer = Trainer(options(small_sequence, tmp_path, *GRIDS))
+    before = flow_error(trainer)
+    while trainer.step < 60:
+        trainer.train_step()
+    assert flow_error(trainer) < before / 2
+    trainer.save()
+    again = Trainer(options(small_sequence, tmp_path, *GRIDS))
+    assert flow_error(again) == flow_error(trainer)
+    with pytest.raises(UserError, match="trained with deform grid, now it is mlp"):
+        Trainer(options(small_sequence, tmp_path, *GRIDS, "--deform", "mlp"))
+
+
 @pytest.mark.parametrize("more", [
-    [], ["--optimiser", "muon", "--mask_near"],
+    [], ["--optimiser", "muon", "--mask_near"], GRIDS,
     ["--error_map", "last", "--error_map_cell", "2", "--error_map_random", "0.5", "--grad_clip", "1"]])
 def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
     """Stopped before and after the first error map (step 12) and the freezing (step 24)."""
@@ -259,7 +273,8 @@ def test_the_published_layout_gives_the_same_run(small_sequence, published_seque
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["configs/default.txt", "configs/original.txt", "configs/demo.txt"])
+@pytest.mark.parametrize("preset", ["configs/default.txt", "configs/original.txt", "configs/small.txt",
+                                    "configs/fast.txt", "configs/demo.txt"])
 def test_presets_train(preset, small_sequence, tmp_path):
     trainer = Trainer(parse("train", ["--config", preset, "--data_dir", str(small_sequence), "--save_dir",
                                       str(tmp_path), "--num_pairs", "2", "--num_pts", "16", "--num_samples_ray", "8"]))

@@ -1,0 +1,47 @@
+"""Canonical field of grids: colours and densities interpolated, not computed by a network (Fridovich-Keil et al.,
+"Plenoxels", CVPR 2022; Sun et al., "Direct Voxel Grid Optimization", CVPR 2022).
+
+Notation
+    u        canonical point; c(u) contracts each coordinate by itself: itself inside [-1, 1], then 2 - 1 / |u|
+    level    a grid (4, D, R, R): colour logits and density at R x R x D vertices over c(u) in +-EXTENT
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXTENT = (1.6, 1.6, 1.2)  # of the grids; c(u) reaches it at u = (2.5, 2.5, 1.25), outside the border's values hold
+SIDES = (9, 17, 33, 65, 129)
+DEPTHS = (5, 9, 9, 17, 17)
+PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
+ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
+
+
+class GridField(nn.Module):
+    """Sum of all levels at a canonical point -> colour by a sigmoid, density by a softplus."""
+
+    def __init__(self, depth_range: tuple[float, float] = (0.0, 2.0)):
+        super().__init__()
+        near, far = depth_range
+        self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
+        self.register_buffer("scale", torch.tensor([1, 1, (far - near) / 2]), persistent=False)
+        self.register_buffer("extent", torch.tensor(EXTENT), persistent=False)
+        self.levels = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, 4, D, R, R)) for R, D in zip(SIDES, DEPTHS, strict=True))
+        nn.init.normal_(self.levels[0], std=ROUGHNESS)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Canonical points `(..., 3)` -> rgb `(..., 3)` in [0, 1] and sigma `(...)` >= 0."""
+        v = contract_each((u.reshape(-1, 3) - self.centre) / self.scale) / self.extent  # (M, 3)
+        parts = PARTS if v.device.type == "cpu" and len(v) % PARTS == 0 else 1
+        v = v.view(parts, 1, 1, -1, 3)
+        out = sum(F.grid_sample(level.expand(parts, -1, -1, -1, -1), v, padding_mode="border", align_corners=True)
+                  for level in self.levels)  # (parts, 4, 1, 1, M / parts)
+        out = out.movedim(1, -1).reshape(*u.shape[:-1], 4)
+        return torch.sigmoid(out[..., :3]), F.softplus(out[..., 3] - 1)
+
+
+def contract_each(v: Tensor) -> Tensor:
+    """Every coordinate by itself from all of R into (-2, 2), the identity inside [-1, 1]."""
+    size = v.abs().clamp(min=1)
+    return torch.where(v.abs() <= 1, v, v.sign() * (2 - 1 / size))
