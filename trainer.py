@@ -30,7 +30,7 @@ from loaders.sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
 from losses import schedules
-from losses.objective import depth_prior_loss, objective, smoothness_loss
+from losses.objective import depth_prior_loss, smoothness_loss
 from models.build import (
     checkpoint_num_frames,
     model_from_checkpoint,
@@ -42,6 +42,7 @@ from models.depth_init import start_near
 from models.omnimotion import ModelConfig
 from models.tracker import Tracker
 from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
+from training.forward import compiled_forward, forward
 from training.parallel import Processes
 
 log = logging.getLogger("train")
@@ -72,6 +73,9 @@ class Trainer:
             bool(options.use_count_map), options.error_map_random, self.device,
             fits_on(self.device, options.resident, store, frames))
         self.step, self.gradient_norm = 0, torch.zeros((), device=self.device)
+        self.forward = forward
+        if options.compile:
+            self.forward = compiled_forward(options.compile, self.device, self.processes)
         self.faults = FaultGuard(self.device, self.processes.first)
         self._new_optimisers()
         self._start_from_checkpoint()
@@ -94,9 +98,10 @@ class Trainer:
         jitter = torch.rand(o.num_pairs, 1, o.num_samples_ray, device=self.device, generator=self.generators["jitter"])
 
         near_share = NEAR_SHARE if o.mask_near and s < NEAR_STEPS else 0.0
-        prediction = self.model.predict_pairs(
-            batch.pixels1, batch.ids1, batch.ids2, jitter[self.share], near_share)
-        total, terms = self._losses(prediction, batch, s)
+        prediction, total, terms = self.forward(
+            self.model, batch, jitter[self.share], near_share, schedules.loss_weights(s, o.distortion_start),
+            o.max_padding, self.processes)
+        total, terms = self._more_losses(prediction, batch, total, terms)
         error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
         terms |= {"error": (error * batch.weights).sum(), "weight": batch.weights.sum()}
         finite = self._descend(total, terms, batch, prediction, schedules.learning_rate_factor(
@@ -108,12 +113,10 @@ class Trainer:
         summed, weight = terms.pop("error"), terms.pop("weight")
         return terms, summed / weight.clamp(min=1e-8)
 
-    def _losses(self, prediction, batch, s: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's part of the loss at published step `s`, and of its terms."""
+    def _more_losses(self, prediction, batch, total: Tensor, terms: dict[str, Tensor]) -> tuple[
+            Tensor, dict[str, Tensor]]:
+        """This process's part of the loss with what is off by default, and of its terms."""
         o, whole = self.options, self.processes
-        weights = schedules.loss_weights(s, o.distortion_start)
-        total, terms = objective(
-            prediction, batch, weights, self.sequence.size, (o.min_depth, o.max_depth), o.max_padding, whole)
         if o.w_smoothness:
             terms["smoothness"] = self._smoothness(prediction.local, batch.ids1)
             total = total + o.w_smoothness * terms["smoothness"]

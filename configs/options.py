@@ -27,6 +27,8 @@ OPTIONS = {
          "the hardware has it, else fp32. Coordinates, depths and losses are float32 always"),
         ("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: PyTorch; C++ "
          "for CPUs with AMX; Triton or tiny-cuda-nn for CUDA; auto is native where it can be, else PyTorch"),
+        ("compile", ("", "inductor", "aot_eager"), "", "compile the forward pass and the losses with this backend of "
+         "torch.compile; inductor uses CUDA graphs on a GPU"),
         ("seed", int, 1234, "seed of everything random"),
         ("num_iters", int, 100_000, "number of training steps; all schedules are shares of it"),
         ("max_pixels", int, MAX_PIXELS, "refuse larger images and video frames"),
@@ -77,7 +79,7 @@ OPTIONS = {
         ("lrate_decay_steps", float, 20_000, "published steps between decays of the learning rates"),
         ("lrate_decay_factor", float, 0.5, "factor of a decay"),
         ("lrate_warmup_steps", float, 0.0, "published steps over which the learning rates rise from 0"),
-        ("grad_clip", float, 0.0, "largest norm of the gradient; 0: no clipping"),
+        ("grad_clip", float, 1_000.0, "largest norm of the gradient, far above those of a healthy run; 0: no clipping"),
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),

@@ -111,22 +111,22 @@ def smoothness_loss(flow_in: Tensor, flow_out: Tensor, whole: Alone = ALONE) -> 
     return trimmed_mean(error, torch.ones_like(error, dtype=torch.bool), whole=whole)
 
 
-def objective(prediction, batch, weights: dict[str, float], size: tuple[int, int], depth_range: tuple[float, float],
-              padding: float = 0.0, whole: Alone = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
+def objective(prediction, batch, weights: dict[str, float | Tensor], size: tuple[int, int],
+              depth_range: tuple[float, float], padding: float = 0.0,
+              whole: Alone = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its terms (detached, unweighted) of a `models.omnimotion.PairPrediction` against a
-    `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them. The smoothness term needs two
-    more mappings and is added by the caller. `whole`: this is a share of a batch (`Alone`)."""
+    `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them, numbers or 0-d tensors. The
+    smoothness term needs two more mappings and is added by the caller. `whole`: this is a part of a batch."""
     seen, p, q, v = front(  # a prediction outside the frame has no flow loss
         in_frame(prediction.pixels.detach(), size, padding).flatten(), prediction.pixels.flatten(0, 1),
         batch.pixels2.flatten(0, 1), batch.weights.flatten())
     real, rgb, rgb_seen = front(
         in_frame(batch.pixels1, size).flatten(), prediction.rgb.flatten(0, 1), batch.rgb1.flatten(0, 1))
     terms = {"flow": flow_loss(p, q, v, seen, whole), "rgb": rgb_loss(rgb, rgb_seen, real, whole),
-             "rgb_gradient": gradient_loss(rgb, rgb_seen, real, whole=whole)}
-    if weights["flow_gradient"]:
-        terms["flow_gradient"] = gradient_loss(p, q, seen, v, whole)
-    terms["depth_range"] = depth_range_loss(prediction.target[..., 2], *depth_range) / whole.count
-    if weights["distortion"]:
+             "rgb_gradient": gradient_loss(rgb, rgb_seen, real, whole=whole),
+             "flow_gradient": gradient_loss(p, q, seen, v, whole),
+             "depth_range": depth_range_loss(prediction.target[..., 2], *depth_range) / whole.count}
+    if "distortion" in weights:
         terms["distortion"] = distortion_loss(prediction.depths, prediction.weights) / whole.count
     total = sum(weights[name] * value for name, value in terms.items())
     return total, {name: value.detach() for name, value in terms.items()}

@@ -22,13 +22,15 @@ def own_step(s: float, num_iters: int) -> int:
 
 
 def loss_weights(s: float, distortion_start: float = 40_000) -> dict[str, float]:
-    """Weights of the loss terms at published step `s`; colours, flow gradient and distortion are warmed up."""
+    """Weights of the loss terms at published step `s`; colours, flow gradient and distortion are warmed up. Distortion
+    is left out while it has none: it need not be computed."""
     def ramp(start: float, length: float, top: float) -> float:
         return min(max((s - start) / length, 0.0), top)
 
     w_rgb = ramp(0, 5_000, 10)
-    return {"flow": 1.0, "rgb": w_rgb, "rgb_gradient": w_rgb, "flow_gradient": ramp(0, 500_000, 0.1),
-            "depth_range": 10.0, "distortion": ramp(distortion_start, 2_000, 10)}
+    out = {"flow": 1.0, "rgb": w_rgb, "rgb_gradient": w_rgb, "flow_gradient": ramp(0, 500_000, 0.1),
+           "depth_range": 10.0}
+    return out | {"distortion": ramp(distortion_start, 2_000, 10)} if s > distortion_start else out
 
 
 def max_interval(s: float, start_interval: int, num_frames: int) -> int:
