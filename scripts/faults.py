@@ -312,11 +312,11 @@ def main() -> None:
     folder, parts = Path(args.out).resolve(), args.parts.split(",")
     if args.fresh:
         shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if (code := folder / "code").exists() and code.read_text() != code_hash():
         sys.exit(f"the campaign in {folder} was begun with other code: --fresh starts a new one")
     code.write_text(code_hash())
     campaign = Campaign(folder, time.monotonic() + 60 * args.minutes)
-    folder.mkdir(parents=True, exist_ok=True)
     alone = open(folder / "lock", "w")  # held until the end
     try:
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
