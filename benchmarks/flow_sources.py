@@ -147,7 +147,8 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
     sequence = open_sequence(next(iter(folders.values())), None)
     targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
     targets = [targets[0], targets[len(targets) // 2], targets[-1]]
-    figure = Figure((2 * (2 + 3 * len(folders)), 6.4), dpi=90, layout="constrained")
+    height = len(targets) * (2 * sequence.size[0] / sequence.size[1] + 0.25)
+    figure = Figure((2 * (2 + 3 * len(folders)), height), dpi=90, layout="constrained")
     grid = figure.subplots(len(targets), 2 + 3 * len(folders))
     for row, j in zip(grid, targets, strict=True):
         cells, longest = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}, None
