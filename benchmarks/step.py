@@ -2,8 +2,9 @@
 
 All take the same steps on the same batches of a small rendered sequence: the published network and losses, and the
 default preset, computed plainly (every layer by its definition, Adam without its fused kernel, float32); the default
-preset by the fused functions in float32 and in bf16, which is what a user gets where the hardware has it. Machines are
-noisy: read the ratios of medians. GFLOP counts the products of a fused step.
+preset by the fused functions in float32 and in bf16, which is what a user gets where the hardware has it; and the
+fast preset, which is another model. Machines are noisy: read the ratios of medians. GFLOP counts the products of a
+fused default step.
 """
 
 import argparse
@@ -36,6 +37,7 @@ RUNS = {  # name: preset, plain, more options
     "default_plain": ("default", True, ["--precision", "fp32", "--mlp_backend", "torch"]),
     "default_fused_fp32": ("default", False, ["--precision", "fp32"]),
     "default_fused_bf16": ("default", False, ["--precision", "bf16"]),
+    "fast": ("fast", False, []),
 }
 
 
@@ -101,19 +103,19 @@ def print_profile(trainer: Trainer, steps: int = 5, rows: int = 12) -> None:
 
 def measure(folder: Path, device: torch.device, steps: int,
             profile: bool) -> tuple[dict[str, list[float]], list[float], float]:
-    """Seconds of each step of each run, of the last run's sampler, and the GFLOP of a fused step."""
+    """Seconds of each step of each run, of the bf16 run's sampler, and the GFLOP of a fused step."""
     shape = SHAPES[device.type]
     runs = {name: new_trainer(folder, preset, plain, shape, more) for name, (preset, plain, more) in RUNS.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    sampling = []
+    sampling, bf16 = [], runs["default_fused_bf16"]
     for step in tqdm(range(steps + 3), "steps"):
         for name, run in runs.items():
             seconds = seconds_of(run.train_step, device)
             if step >= 3:
                 times[name].append(seconds)
-        sampling.append(seconds_of(partial(run.sampler.batch, 9, lambda distance: 1.0), device))
+        sampling.append(seconds_of(partial(bf16.sampler.batch, 9, lambda distance: 1.0), device))
     if profile:
-        print_profile(run)
+        print_profile(bf16)
     return times, sampling[3:], step_gflop(runs["default_plain"].model, shape)
 
 
