@@ -104,7 +104,7 @@ def draw(board: Board, trainer: Trainer) -> None:
     board.pictures(trainer.step, ids, frames, points, tracker.correspond(points, first, second),
                    surface.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colours), errors)
     board.weights({name: value.detach().cpu().numpy() for name, value in trainer.model.named_parameters()
-                   if value.ndim == 2}, trainer.step)
+                   if value.ndim >= 2}, trainer.step)
 
 
 def stop_on_signal() -> list:

@@ -146,7 +146,7 @@ class Trainer:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         total.backward()
-        terms["total"] = total.detach()
+        terms["total"] = total.detach().clone()  # a compiled step's belongs to the next one
         parameters = [p for group in self.parameter_groups().values() for p in group["params"] if p.grad is not None]
         self.processes.sum_all([*(p.grad for p in parameters), *terms.values()])
         if self.options.grad_clip:

@@ -19,6 +19,7 @@ import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import configargparse
 import torch
@@ -73,9 +74,13 @@ def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int) -
 
 def cell_options(cell: Cell) -> Namespace:
     """The preset's options over the base's."""
-    lines = file_options(cell.base) | file_options(cell.preset)
-    argv = [f"--{name}={value}" for name, value in lines.items()]
-    return parse("train", [*argv, "--data_dir", cell.clip, "--seed", str(cell.seed), "--no_reload", "--device", "cpu"])
+    argv = [f"--{name}={value}" for name, value in preset_options(cell).items()]
+    return parse("train", [*argv, "--data_dir", cell.clip, "--seed", str(cell.seed), "--device", "cpu"])
+
+
+def preset_options(cell: Cell) -> dict[str, str]:
+    """What the preset's file says, over what the base's says."""
+    return file_options(cell.base) | file_options(cell.preset)
 
 
 def file_options(path: str) -> dict[str, str]:
@@ -86,7 +91,12 @@ def file_options(path: str) -> dict[str, str]:
 
 def run_cell(cell: Cell) -> dict:
     """Train and score; the record that becomes the cell's file."""
-    options = cell_options(cell)
+    with TemporaryDirectory() as folder:  # not where a user's runs are
+        return _run_cell(cell, cell_options(cell), folder)
+
+
+def _run_cell(cell: Cell, options: Namespace, folder: str) -> dict:
+    options.save_dir = folder
     options.num_iters = cell.steps or steps_within(options, cell.seconds)
     trainer = Trainer(options)
     looks = {round(options.num_iters * k / cell.looks) for k in range(1, cell.looks + 1)}
@@ -97,7 +107,8 @@ def run_cell(cell: Cell) -> dict:
         seconds += time.perf_counter() - start
         if trainer.step in looks:
             curve.append({"step": trainer.step, "seconds": seconds, **metrics_now(trainer)})
-    return {"cell": asdict(cell), "steps": options.num_iters, "seconds": seconds, "curve": curve,
+    return {"cell": asdict(cell), "options": preset_options(cell), "steps": options.num_iters, "seconds": seconds,
+            "curve": curve,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "threads": torch.get_num_threads(), "versions": versions()}
 
@@ -128,7 +139,7 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
     for cell in bar:
         bar.set_postfix_str(cell.name)
         path = folder / "cells" / f"{cell.name}.json"
-        if path.is_file() and json.loads(path.read_text())["cell"] != asdict(cell):
+        if path.is_file() and not _same(json.loads(path.read_text()), cell):
             log.warning("%s was made with other options and is made again", path)
             path.unlink()
         if not path.is_file():
@@ -140,6 +151,11 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
             failed.append(cell.name)
             log.error("%s failed; the same command tries it again", cell.name)
     return records, failed
+
+
+def _same(record: dict, cell: Cell) -> bool:
+    """Whether a record is of this cell with what its preset says now."""
+    return record["cell"] == asdict(cell) and record.get("options") == preset_options(cell)
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ short run is another run, not the beginning of a long one), and scores it at --l
 OUT/convergence.md and convergence.png. A second run does only what is missing.
 
 The table has delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation, over seeds,
-of the mean over clips), and for each clip the time until delta_avg reaches --target: by the mean over the seeds at
+of the mean over clips), and for each clip the time until delta_avg reaches --target or, without it, what the first
+preset ends with on this clip: by the mean over the seeds at
 the looks of a run, linearly between them; the quickest of the lengths counts.
 """
 
@@ -35,7 +36,10 @@ def curve(records: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def time_to(target: float, records: list[dict]) -> float:
-    """Seconds until the mean over the runs reaches `target`, between two looks linearly; NaN if it never does."""
+    """Seconds until the mean over the runs reaches `target`, between two looks linearly, at the first look at the
+    earliest; NaN if it never does."""
+    if not records:
+        return math.nan
     _, seconds, metric = curve(records)
     reached = np.flatnonzero(metric >= target)
     if not len(reached):
@@ -53,29 +57,35 @@ def quickest(target: float, runs: list[list[dict]]) -> float:
     return min(found, default=math.nan)
 
 
-def table(runs: Runs, clips: list[str], target: float) -> list[str]:
+def final(records: list[dict], clip: str) -> float:
+    """delta_avg at the end of the runs on a clip, the mean over the seeds; -infinity without any."""
+    found = [value for (c, _), value in values(records, METRIC).items() if c == clip]
+    return statistics.mean(found) if found else -math.inf
+
+
+def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
     """Markdown: a row a preset and length."""
     lines = ["| preset | steps | seconds | delta_avg | AJ |" + "".join(
-        f" seconds to {target:g}, {Path(clip).name} |" for clip in clips), "|---" * (5 + len(clips)) + "|"]
+        f" seconds to {targets[clip]:.3f}, {Path(clip).name} |" for clip in clips), "|---" * (5 + len(clips)) + "|"]
     for (preset, _), records in runs.items():
         seconds = statistics.mean(values(records, "seconds").values())
         cells = [spread(means_of_seeds(values(records, key))) for key in (METRIC, "average_jaccard")]
         for clip in clips:
-            found = time_to(target, [r for r in records if r["cell"]["clip"] == clip])
+            found = time_to(targets[clip], [r for r in records if r["cell"]["clip"] == clip])
             cells.append("never" if math.isnan(found) else f"{found:.0f}")
         lines.append(f"| {preset} | {records[0]['steps']} | {seconds:.0f} | " + " | ".join(cells) + " |")
     return lines
 
 
-def ratios(runs: Runs, clips: list[str], target: float) -> list[str]:
-    """Markdown: how many times quicker than the first preset each preset reaches the target, on every clip."""
+def ratios(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
+    """Markdown: how many times quicker than the first preset each preset reaches the clip's target."""
     presets = list(dict.fromkeys(preset for preset, _ in runs))
-    lines = [f"| times quicker to {target:g} than {presets[0]} | " + " | ".join(Path(c).name for c in clips) + " |",
+    lines = [f"| times quicker to it than {presets[0]} | " + " | ".join(Path(c).name for c in clips) + " |",
              "|---" * (len(clips) + 1) + "|"]
     for preset in presets:
         cells = []
         for clip in clips:
-            first, own = (quickest(target, [[r for r in records if r["cell"]["clip"] == clip]
+            first, own = (quickest(targets[clip], [[r for r in records if r["cell"]["clip"] == clip]
                                             for (name, _), records in runs.items() if name == p])
                           for p in (presets[0], preset))
             cells.append("-" if math.isnan(own) or math.isnan(first) else f"{first / own:.1f}")
@@ -112,7 +122,7 @@ def main() -> None:
                         help="lengths of the runs of a config file, by its name; default: its own num_iters")
     parser.add_argument("--looks", type=int, default=5, help="points of a curve")
     parser.add_argument("--target", type=float, default=0.0,
-                        help="delta_avg to reach; 0: what the first preset has at the end of its longest runs")
+                        help="delta_avg to reach; 0: on each clip the best that the first preset ends with")
     parser.add_argument("--out", default="out/convergence", help="folder of the results")
     add_clip_arguments(parser)
     args = parser.parse_args()
@@ -129,9 +139,9 @@ def main() -> None:
     runs = {key: found for key, found in runs.items() if found}
     if not runs:
         parser.exit(1, "no run has finished\n")
-    target = args.target or max(statistics.mean(values(found, METRIC).values()) for (preset, _), found in runs.items()
-                                if preset == Path(args.presets[0]).stem)
-    text = "\n".join([*table(runs, clips, target), "", *ratios(runs, clips, target)])
+    first = [found for (preset, _), found in runs.items() if preset == Path(args.presets[0]).stem]
+    targets = {clip: args.target or max((final(found, clip) for found in first), default=math.nan) for clip in clips}
+    text = "\n".join([*table(runs, clips, targets), "", *ratios(runs, clips, targets)])
     write_text(Path(args.out) / "convergence.md", text + "\n")
     plot(runs, Path(args.out) / "convergence.png")
     print(text)

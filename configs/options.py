@@ -152,6 +152,7 @@ OPTIONS = {
     ],
 }
 
+MOST_LEVELS = 8  # of --grid_levels: sides of 513 vertices, gigabytes for a clip
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
@@ -207,6 +208,8 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     for name, low in AT_LEAST.items():
         if not getattr(options, name) >= low:
             reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
+    if options.grid_levels > MOST_LEVELS:
+        reader.error(f"--grid_levels {options.grid_levels}: must be at most {MOST_LEVELS}")
     return options
 
 

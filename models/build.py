@@ -36,8 +36,19 @@ def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device
     """A fresh model for a video of `num_frames` frames of `size` = (H, W), computing as `--precision` and
     `--mlp_backend` say. UserError for what the device cannot do."""
     config = config_from_options(options, num_frames, size)
+    if config.deform == "grid":
+        _check_grid_options(options)
     backend = pick_backend(options.mlp_backend, device, config.coupling_width)
     return _placed(OmniMotion(config, backend), options, device)
+
+
+def _check_grid_options(options: Namespace) -> None:
+    """UserError for options that have no meaning where grids take the place of MLPs."""
+    wrong = [f"--{name} {getattr(options, name)}" for name, allowed in (
+        ("optimiser", ("adam",)), ("use_affine", (1,)), ("mlp_backend", ("auto", "torch")))
+        if getattr(options, name) not in allowed]
+    if wrong:
+        raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
 
 
 def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Namespace,
@@ -55,7 +66,8 @@ def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Name
 
 
 def _placed(model: OmniMotion, options: Namespace, device: torch.device) -> OmniMotion:
-    set_products(model, choose_products(options.precision, options.mlp_backend, device))
+    if model.config.deform == "mlp" or model.config.field == "gabor":  # there are products of matrices
+        set_products(model, choose_products(options.precision, options.mlp_backend, device))
     return model.to(device)
 
 
@@ -82,15 +94,20 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         value = getattr(config, f.name)
         if f.name == "coordinates":
             sane = len(value) <= LARGEST and all(v in (0, 1, 2) for v in value)
+        elif f.type is int:
+            sane = type(value) is int and (f.name in ("num_frames", "height", "width")) <= value <= LARGEST
         else:
             sane = isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST)
         if not sane:
             raise ValueError(f"{f.name} is {value}")
-    claimed = (len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
-               + config.affine_layers * config.affine_width**2 + config.field_layers * config.field_width**2
-               + config.num_frames * config.latent_dim)  # about
     if config.deform == "grid":
-        claimed += config.num_frames * 2 * len(config.coordinates) * 4 ** (config.grid_levels + 1)
+        claimed = config.num_frames * 2 * len(config.coordinates) * 4 ** (config.grid_levels + 1)  # about
+    else:
+        claimed = (
+            len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
+            + config.affine_layers * config.affine_width**2 + config.num_frames * config.latent_dim)
+    if config.field == "gabor":
+        claimed += config.field_layers * config.field_width**2
     if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
         raise ValueError("the model is larger than the file")
     with torch.random.fork_rng(devices=[]):  # the new parameters are drawn, and thrown away

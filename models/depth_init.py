@@ -13,7 +13,8 @@ from torch import Tensor
 from models.omnimotion import OmniMotion
 from models.rendering import ray_depths
 
-STEPS, PIXELS, BATCH, LEARNING_RATE = 100, 2_048, 256, 3e-3
+STEPS, PIXELS, BATCH = 100, 2_048, 256
+LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # by the kind of field
 
 
 def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:
@@ -30,7 +31,7 @@ def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Ge
     with torch.no_grad():
         x = model.lift(pixels[None])  # (1, M, K, 3)
         u = model.maps(torch.tensor([frame], device=device)).to_canonical(x.flatten(1, 2)).view_as(x)[0]
-    optimiser = torch.optim.Adam(model.field.parameters(), LEARNING_RATE)
+    optimiser = torch.optim.Adam(model.field.parameters(), LEARNING_RATES[model.config.field])
     for _ in range(STEPS):
         rows = torch.randint(PIXELS, (BATCH,), generator=generator).to(device)
         w = model.render(u[rows])[1]  # (BATCH, K)

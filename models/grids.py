@@ -7,7 +7,8 @@ parameters themselves, so that a point costs a few multiplications instead of a 
 Notation
     T, L     frames, coupling layers
     level    a grid of R x R vertices, R = 3, 5, 9, ...; a level's vertices are among those of the next
-    moment   a time at which a grid has values: every frame, or every fourth; linear between two moments
+    moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
+             a quarter as many, a quarter of these, and so on, down to eight or less
     sheet    (B, 2 L, R, R): s and o of all layers in B frames on the finest level's vertices, all levels and moments
              together
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
@@ -23,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.invertible import S_MAX, apply_affine, invert_affine
+from models.recompute import stored
 
-FRAMES_A_MOMENT = (4, 1)  # slow motion is shared by neighbouring frames, the rest is each frame's own
+FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
 
@@ -34,6 +36,14 @@ def level_sides(num_levels: int) -> list[int]:
     return [2 ** (level + 1) + 1 for level in range(num_levels)]
 
 
+def moment_counts(num_frames: int) -> list[int]:
+    """Of the grids of each level, fewest first: slow motion is shared by many frames, the rest is each frame's own."""
+    counts = [num_frames]
+    while counts[0] > FEW or len(counts) == 1:
+        counts.insert(0, max(2, -(-counts[0] // 4)))
+    return counts
+
+
 def hats(num_frames: int, num_moments: int) -> Tensor:
     """Share of each moment in each frame's value, `(num_frames, num_moments)`; rows sum to 1."""
     frame = torch.linspace(0, num_moments - 1, num_frames)
@@ -41,36 +51,46 @@ def hats(num_frames: int, num_moments: int) -> Tensor:
 
 
 class Grids(nn.Module):
-    """Grids `(moments, C, *side)` of all `sides` (tuples) for each of FRAMES_A_MOMENT; zero at the start."""
+    """Grids `(moments, C, *side)` of all `sides` (tuples) for each of `moment_counts`; zero at the start."""
 
     def __init__(self, num_frames: int, channels: int, sides: Iterable[tuple[int, ...]]):
         super().__init__()
         self.sides = list(sides)
-        moments = [max(2, -(-num_frames // frames)) for frames in FRAMES_A_MOMENT]
+        counts = moment_counts(num_frames)
+        self.num_grids = len(counts)  # of a level
         self.values = nn.ParameterList(
-            nn.Parameter(torch.zeros(count, channels, *side)) for side in self.sides for count in moments)
-        for k, count in enumerate(moments):
-            self.register_buffer(f"hats_{k}", hats(num_frames, count), persistent=False)
+            nn.Parameter(torch.zeros(count, channels, *side)) for side in self.sides for count in counts)
+        for k, count in enumerate(counts):
+            place = torch.linspace(0, count - 1, num_frames)
+            before = place.long().clamp(max=count - 2)
+            self.register_buffer(f"before_{k}", before, persistent=False)  # the moment before each frame
+            self.register_buffer(f"share_{k}", place - before, persistent=False)  # of the moment after it
 
     def forward(self, ids: Tensor) -> Tensor:
         """Values of frames `(B,)` on the finest level `(B, C, *side)`."""
-        n, total = len(FRAMES_A_MOMENT), None
+        n, total = self.num_grids, None
         for level, side in enumerate(self.sides):
             grids = self.values[level * n:(level + 1) * n]
-            here = sum(getattr(self, f"hats_{k}")[ids] @ grid.flatten(1) for k, grid in enumerate(grids))
-            here = here.view(len(ids), -1, *side)
+            here = sum(self._at(k, grid, ids) for k, grid in enumerate(grids))  # (B, C, *side)
             if total is not None:  # the coarser levels' interpolation, at this level's vertices
                 here = here + F.interpolate(
                     total, size=side, mode="linear" if len(side) == 1 else "bilinear", align_corners=True)
             total = here
         return total
 
+    def _at(self, k: int, grid: Tensor, ids: Tensor) -> Tensor:
+        """A grid of the k-th kind at the times of frames `(B,)`: `(B, C, *side)`. No product of matrices, which might
+        be rounded to tf32."""
+        before = getattr(self, f"before_{k}")[ids]
+        share = getattr(self, f"share_{k}")[ids].view(-1, *[1] * (grid.dim() - 1))
+        return torch.lerp(grid.index_select(0, before), grid.index_select(0, before + 1), share)
+
     def plain(self, ids: Tensor, a: Tensor) -> Tensor:
         """Values `(B, C, M)` at points `a` `(B, M, D)` of frames `(B,)` by the definition, every level interpolated by
         itself: the twin of `sample(self(ids), a)` that tests compare with."""
-        n = len(FRAMES_A_MOMENT)
-        return sum(sample((getattr(self, f"hats_{k % n}")[ids] @ grid.flatten(1)).view(len(ids), *grid.shape[1:]), a)
-                   for k, grid in enumerate(self.values))
+        num_frames = len(self.before_0)
+        at_frames = (torch.einsum("tm,m...->t...", hats(num_frames, len(grid)), grid)[ids] for grid in self.values)
+        return sum(sample(grid, a) for grid in at_frames)
 
 
 def sample(grid: Tensor, a: Tensor) -> Tensor:
@@ -105,14 +125,19 @@ class GridMaps:
 
     def __init__(self, network: GridNetwork, sheets: Tensor, thetas: Tensor):
         self.network, self.sheets, self.thetas = network, sheets, thetas
-        self.call = None  # how FrameMaps recomputes; here so little is stored that nothing has to be
+        self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor) -> "GridMaps":
         """The maps of some of the frames, `index` `(B',)` into the bound ones."""
-        return GridMaps(self.network, self.sheets[index], self.thetas[index])
+        out = GridMaps(self.network, self.sheets[index], self.thetas[index])
+        out.call = self.call
+        return out
 
     def to_canonical(self, x: Tensor) -> Tensor:
         """Local points to canonical ones (forward)."""
+        return self.call(self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = list(x.unbind(-1))
         for k, c in enumerate(self.network.coordinates):
             s, o = self._scale_shift(k, x)
@@ -125,6 +150,9 @@ class GridMaps:
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
+        return self.call(self._inverse, u)
+
+    def _inverse(self, u: Tensor) -> Tensor:
         x = list(invert_affine(self._theta(u[..., 2]), u).unbind(-1))
         for k, c in reversed(list(enumerate(self.network.coordinates))):
             s, o = self._scale_shift(k, x)

@@ -40,10 +40,11 @@ def test_the_loss_ignores_scale_and_shift_of_each_frame():
     assert flat.grad.isfinite().all() and flat.grad.abs().sum() < 300
 
 
-def test_init_depth_starts_surfaces_near_the_prior(with_depth, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--deform", "grid", "--field", "grid"]], ids=["mlp", "grid"])
+def test_init_depth_starts_surfaces_near_the_prior(more, with_depth, tmp_path):
     folder, prior = with_depth
-    plain = Trainer(options(folder, tmp_path / "a"))
-    start = Trainer(options(folder, tmp_path / "b", "--init_depth"))
+    plain = Trainer(options(folder, tmp_path / "a", *more))
+    start = Trainer(options(folder, tmp_path / "b", "--init_depth", *more))
     agreement = [np.corrcoef(rendered(t).ravel(), prior.ravel())[0, 1] for t in (plain, start)]
     assert agreement[1] > 0.9 > agreement[0] + 0.2
     assert np.abs(rendered(start) - (prior - 1) / 3 * 2).mean() < 0.35  # the prior's own values, not their order only

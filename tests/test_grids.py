@@ -1,10 +1,16 @@
 """Grids: the invertible network and the field of configs/fast.txt."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 
+from configs.options import parse
+from errors import UserError
+from models.build import checkpoint_num_frames, model_from_state, new_model
 from models.grid_field import SIDES, GridField, contract_each
-from models.grids import GridNetwork, Grids, hats, sample
+from models.grids import GridNetwork, Grids, hats, moment_counts, sample
 from models.omnimotion import ModelConfig, OmniMotion
 
 
@@ -108,3 +114,50 @@ def test_parameters_do_not_depend_on_the_options_that_grids_ignore():
     small, large = (OmniMotion(ModelConfig(5, 20, 30, deform="grid", field="grid", coupling_width=w)) for w in (8, 256))
     assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in large.parameters())
     assert small.time_latent.frozen.shape == (5, 0)
+
+
+@pytest.mark.parametrize("num_frames,counts", [(2, [2, 2]), (5, [2, 5]), (24, [6, 24]), (82, [6, 21, 82])])
+def test_long_clips_have_slower_grids_too(num_frames, counts):
+    assert moment_counts(num_frames) == counts
+
+
+@pytest.mark.parametrize("wrong", [["--optimiser", "muon"], ["--use_affine", "0"], ["--mlp_backend", "triton"]])
+def test_options_of_mlps_are_refused(wrong):
+    options = parse("train", ["--config", "configs/fast.txt", *wrong])
+    with pytest.raises(UserError, match="--deform grid has no MLPs for " + " ".join(wrong)):
+        new_model(options, 5, (20, 30), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("changes", [
+    {"num_frames": 0}, {"num_frames": 0.001}, {"grid_levels": 12}, {"num_frames": 90_000}])
+def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
+    config = ModelConfig(5, 20, 30, deform="grid", field="grid")
+    state = OmniMotion(config).state_dict()
+    good = {"config": asdict(config), "model": state}
+    assert checkpoint_num_frames(good, Path("good.pth")) == 5
+    with pytest.raises(UserError, match=r"bad\.pth is damaged"):
+        checkpoint_num_frames({**good, "config": asdict(config) | changes}, Path("bad.pth"))
+
+
+def test_a_checkpoint_from_before_there_were_grids_is_opened():
+    config = ModelConfig(5, 20, 30, coupling_width=16, affine_width=16, affine_layers=2, field_width=16)
+    old = {k: v for k, v in asdict(config).items() if k not in ("deform", "grid_levels", "field")}
+    model = OmniMotion(config)
+    again = model_from_state(old, model.state_dict())
+    assert again.config == config
+    assert torch.equal(again.deform.layers[0].mlp[0].weight, model.deform.layers[0].mlp[0].weight)
+
+
+@pytest.mark.parametrize("pieces", [0, 64])
+def test_recomputed_activations_give_the_same_gradients(pieces):
+    torch.manual_seed(0)
+    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=4, deform="grid", field="grid", grid_levels=2))
+    p, ids = torch.rand(2, 40, 2) * 19, torch.tensor([0, 2])
+    gradients = []
+    for above in (1 << 30, 0):
+        model.recompute_above, model.piece = above, pieces
+        model.zero_grad()
+        model.predict_pairs(p, ids, ids + 1).pixels.square().sum().backward()
+        gradients.append([q.grad.clone() for q in model.parameters() if q.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-3 * b.abs().max().item() + 1e-6)

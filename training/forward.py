@@ -28,7 +28,7 @@ def compiled_forward(backend: str, device: torch.device, whole: Alone) -> Callab
     program = torch.compile(forward, fullgraph=True, backend=backend, mode=mode)
 
     def call(model, batch, jitter, near_share, weights, padding, whole):
-        weights = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in weights.items()}
+        weights = {name: torch.full((), value, dtype=torch.float32, device=device) for name, value in weights.items()}
         torch.compiler.cudagraph_mark_step_begin()
         try:
             prediction, total, terms = program(model, batch, jitter, near_share, weights, padding, whole)
