@@ -223,7 +223,7 @@ def newest_step(folder: Path) -> int:
 # Inputs
 
 
-QUICK_VIDEO = ("--tapvid", "../inputs/small.pkl", "--save_dir", "out", "--query_mode", "first", "--tapvid_size", "0",
+QUICK_VIDEO = ("--tapvid", "small.pkl", "--save_dir", "out", "--query_mode", "first", "--tapvid_size", "0",
                "--num_iters", "12", "--i_weight", "4", "--coupling_width", "32", *TINY)
 STAGES = [
     Stage("preprocessing", ("clip.mp4",), ("preprocessing", "--video", "clip.mp4", "--data_dir", "seq", "--chain",
@@ -235,7 +235,7 @@ STAGES = [
     Stage("evaluation", ("seq", "out"), ("eval.py", "--data_dir", "seq", "--annotations", "seq/annotations.npz",
                                          "--query_mode", "first", "--baselines", "static,chain", "--device", "cpu"),
           scores),
-    Stage("benchmark", (), ("eval.py", *QUICK_VIDEO), benchmark_scores),
+    Stage("benchmark", ("small.pkl",), ("eval.py", *QUICK_VIDEO), benchmark_scores),
 ]
 
 
@@ -266,7 +266,7 @@ def fresh(stage: Stage, inputs: Path, folder: Path) -> Path:
     """An empty folder with the stage's inputs."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in stage.inputs:
+    for name in dict.fromkeys(stage.inputs):
         source = inputs / name
         if source.is_dir():
             shutil.copytree(source, folder / name)
