@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from errors import UserError
+from errors import UserError, os_error_line
 from evaluation.video import Job, record_failure, run_video, running_file
 
 log = logging.getLogger("eval")
@@ -120,6 +120,11 @@ def _in_process(job: Job) -> None:
             run_video(job)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # not even the failure could be written down, as on a full disk
+        if error.errno is None:
+            raise
+        log.error("%s: %s", job.name, os_error_line(error))
+        sys.exit(2)
 
 
 def _on_ray(job: Job) -> None:
