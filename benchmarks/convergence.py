@@ -6,8 +6,8 @@ OUT/convergence.md and convergence.png. A second run does only what is missing.
 
 The table has delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation, over seeds,
 of the mean over clips), and for each clip the time until delta_avg reaches --target or, without it, what the first
-preset ends with on this clip: by the mean over the seeds at the looks of a run, linearly between them, at its first look
-at the earliest; the quickest of the lengths counts.
+preset ends with on this clip: by the mean over the seeds at the looks of a run, linearly between them, at its first
+look at the earliest; the quickest of the lengths counts.
 """
 
 import argparse
