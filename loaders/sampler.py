@@ -4,6 +4,11 @@ Notation
     T, B, N  frames, pairs a batch, points a pair
     i, j     source and target frame of a stored correspondence; one pair in two is handed over the other way round
     p        pixel (x, y)
+    n        stored correspondences of a pair
+
+Pixels are drawn by their frame's weights among those that a pair has stored: by the sum of the weights over all n; or,
+on a CPU, where reading all n would take longer than the rest, by rejection: up to CANDIDATES * N pixels of the frame
+are drawn, and the first N that are stored are kept. Both are the same distribution.
 """
 
 from dataclasses import dataclass
@@ -14,6 +19,8 @@ from torch import Tensor
 
 from errors import UserError
 from loaders.store_format import STEPS
+
+CANDIDATES = 8  # drawn for a point; with fewer than N stored ones among them weights are summed
 
 
 @dataclass
@@ -42,8 +49,8 @@ class PairRows:
 class PairSampler:
     """Draws batches from a video's frames and correspondences; every draw comes from `generator`.
 
-    Random numbers are drawn on the CPU, so that a seed means the same everywhere; what they select is looked up on
-    `device`, without waiting for it. `resident` keeps every pair there that was used once.
+    Random numbers are drawn on the CPU; what they select is looked up on `device`, without waiting for it. `resident`
+    keeps every pair there that was used once.
     `neighbour_weight` is the share given to each adjacent frame before normalisation (0.5 as published)."""
 
     def __init__(self, frames: np.ndarray, store, num_pairs: int, num_pts: int, generator: torch.Generator,
@@ -57,13 +64,13 @@ class PairSampler:
         T = len(self.counts)
         self.interval = (torch.arange(T)[:, None] - torch.arange(T)).abs()
         self.frame_weights = torch.ones(T, dtype=torch.float64)
-        self.cell_weights, self.cell, self._pixel_weights = None, 1, {}
+        self.cell_weights, self.cell, self._pixel_weights, self._cdfs = None, 1, {}, {}
 
     def use_error_map(self, error_map) -> None:
         """Draw frames and pixels by `error_map` (loaders.error_map.ErrorMap) from now on, as it stands now."""
         self.frame_weights = error_map.frame_weights().double().cpu()
         self.cell_weights, self.cell = error_map.cell_weights().cpu(), error_map.cell
-        self._pixel_weights = {}
+        self._pixel_weights, self._cdfs = {}, {}
 
     def pair_probabilities(self, max_interval: int) -> Tensor:
         """P(j | i) `(T, T)`: by the number of valid correspondences, neighbours boosted; zero rows have no partner."""
@@ -125,6 +132,30 @@ class PairSampler:
         kinds = 3 if self.random_share and self.cell_weights is not None else 1
         return torch.rand(count, kinds, self.num_pts, dtype=torch.float64, generator=self.generator)
 
+    def candidates(self, count: int) -> Tensor | None:
+        """The random numbers that `draw_stored` needs for `count` pairs, `(count, CANDIDATES * num_pts)` in [0, 1);
+        None where the sum of weights is as fast, or the only way."""
+        mixed = self.random_share and self.cell_weights is not None
+        if mixed or self.resident or self.device.type != "cpu" or not hasattr(self.store, "index"):
+            return None
+        return torch.rand(count, CANDIDATES * self.num_pts, dtype=torch.float64, generator=self.generator)
+
+    def draw_stored(self, i: int, j: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """By rejection: `num_pts` stored pixels `(N,)` of frame i, their flow to frame j `(N, 2)`, cycle flags `(N,)`.
+        `u` is one pair's of `candidates`; None if too few of these are stored."""
+        if i not in self._cdfs:
+            self._cdfs[i] = self.pixel_weights(i).double().cumsum(0)
+        cdf, index = self._cdfs[i], self.store.index(i, j)
+        likely = 2 * self.num_pts * len(cdf) // max(index.stored, 1)  # to hold enough; looked up first
+        for count in (min(likely, len(u)), len(u)):
+            pixels = torch.searchsorted(cdf, u[:count] * cdf[-1], right=True).clamp(max=len(cdf) - 1).numpy()
+            rows, stored = index.find(pixels)
+            kept = np.flatnonzero(stored)[:self.num_pts]
+            if len(kept) == self.num_pts:
+                pixels = pixels[kept]
+                return tuple(torch.from_numpy(a) for a in (pixels, index.flow(rows[kept]), index.cycle(pixels)))
+        return None
+
     def _upload(self, a: Tensor) -> Tensor:
         """To the device, from pinned memory so that nothing waits for it."""
         return a if self.device.type == "cpu" else a.pin_memory().to(self.device, non_blocking=True)
@@ -137,11 +168,18 @@ class PairSampler:
         pairs = self.draw_pairs(self.num_pairs, max_interval)[share]
         flips = (torch.rand(self.num_pairs, generator=self.generator) < 0.5)[share]
         draws = self._upload(self.uniform(self.num_pairs)[share])
-        rows = [self._pair(i, j, flip, pair_weight(abs(i - j)), u)
-                for (i, j), flip, u in zip(pairs.tolist(), flips.tolist(), draws, strict=True)]
-        pixels1, pixels2, rgb1, weights = (torch.stack(column) for column in zip(*rows, strict=True))
-        ids = torch.where(flips[:, None], pairs.flip(1), pairs)
-        return Batch(*self._upload(ids.T.contiguous()), pixels1, pixels2, rgb1, weights)
+        candidates = self.candidates(self.num_pairs)
+        candidates = [None] * len(pairs) if candidates is None else candidates[share]
+        drawn = [self._drawn(i, j, *u) for (i, j), *u in zip(pairs.tolist(), draws, candidates, strict=True)]
+        pixels, flow, cycle = (torch.stack(column) for column in zip(*drawn, strict=True))  # (B, N), (B, N, 2), (B, N)
+        weights = torch.tensor([float(pair_weight(abs(i - j))) for i, j in pairs.tolist()])
+        ids, flips, weights = (self._upload(a) for a in (
+            torch.where(flips[:, None], pairs.flip(1), pairs).T.contiguous(), flips[:, None], weights[:, None]))
+        W = self.frames.shape[2]
+        p = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (B, N, 2)
+        pixels1, pixels2 = torch.where(flips[..., None], p + flow, p), torch.where(flips[..., None], p, p + flow)
+        weights = torch.where(flips & ~cycle, 0, weights)  # a point that is hidden in frame j cannot be a query there
+        return Batch(*ids, pixels1, pixels2, bilinear_colours(self.frames, ids[0], pixels1), weights)
 
     def pixel_a_cell(self, i: int, error_map) -> tuple[int, Tensor, Tensor, Tensor]:
         """For a full evaluation of frame i: a partner frame j and, for each of the map's M = h * w cells, a random
@@ -176,19 +214,16 @@ class PairSampler:
         """Inverse of `state_dict`."""
         self.frame_weights, self.cell_weights, self.cell = (
             state[name] for name in ("frame_weights", "cell_weights", "cell"))
-        self._pixel_weights = {}
+        self._pixel_weights, self._cdfs = {}, {}
 
-    def _pair(self, i: int, j: int, flip: bool, weight: float, draws: Tensor) -> tuple[Tensor, ...]:
-        """Points in frame i and in frame j, the colours of the first ones, and weights; `flip` exchanges i and j."""
-        stored, W = self.rows(i, j), self.frames.shape[2]
+    def _drawn(self, i: int, j: int, draws: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What `draw_stored` returns, drawn by rejection where that is possible."""
+        drawn = None if candidates is None else self.draw_stored(i, j, candidates)
+        if drawn is not None:
+            return drawn
+        stored = self.rows(i, j)
         rows = self.draw_rows(i, stored.pixels, draws)
-        pixels = stored.pixels[rows]
-        p1 = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (N, 2)
-        p2 = p1 + stored.flow(rows)
-        if flip:  # a point that is hidden in frame j cannot be a query there
-            return p2, p1, bilinear_colours(self.frames[j], p2), weight * stored.cycle[rows].float()
-        rgb = self.frames[i].view(-1, 3)[pixels] / 255
-        return p1, p2, rgb, torch.full((self.num_pts,), float(weight), device=self.device)
+        return stored.pixels[rows], stored.flow(rows), stored.cycle[rows]
 
 
 def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> bool:
@@ -200,13 +235,14 @@ def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> boo
     return needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
-def bilinear_colours(image: Tensor, p: Tensor) -> Tensor:
-    """Colours in [0, 1] `(N, 3)` of a uint8 image `(H, W, 3)` at pixels `(N, 2)`, clamped to the frame."""
-    H, W = image.shape[:2]
-    x, y = p[:, 0].clamp(0, W - 1), p[:, 1].clamp(0, H - 1)
+def bilinear_colours(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
+    """Colours in [0, 1] `(B, N, 3)` of uint8 frames `(T, H, W, 3)` `ids` `(B,)` at pixels `(B, N, 2)`, clamped to the
+    frame."""
+    H, W = frames.shape[1:3]
+    x, y = p[..., 0].clamp(0, W - 1), p[..., 1].clamp(0, H - 1)
     x0, y0 = x.floor().long().clamp(max=max(W - 2, 0)), y.floor().long().clamp(max=max(H - 2, 0))
-    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-    flat, corner = image.view(-1, 3), y0 * W + x0
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    flat, corner = frames.view(-1, 3), (ids[:, None] * H + y0) * W + x0
     top = flat[corner] * (1 - fx) + flat[corner + 1] * fx
     bottom = flat[corner + W] * (1 - fx) + flat[corner + W + 1] * fx
     return (top * (1 - fy) + bottom * fy) / 255

@@ -22,6 +22,7 @@ from loaders.sequence import VideoSequence
 from loaders.store_format import (
     ALIGN,
     DensePair,
+    PairIndex,
     Row,
     StoredPair,
     as_images,
@@ -58,6 +59,10 @@ class CorrespondenceStore:
     def stored(self, i: int, j: int) -> StoredPair:
         """Correspondences from frame i to frame j; KeyError if the pair is not in `pairs`."""
         return self._rows[i].pair(j)
+
+    def index(self, i: int, j: int) -> PairIndex:
+        """The same, looked up pixel by pixel."""
+        return self._rows[i].index(j)
 
     def dense(self, i: int, j: int) -> DensePair:
         """The same as images."""

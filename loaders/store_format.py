@@ -36,6 +36,38 @@ class StoredPair:
         return self.flow_q[rows].astype(np.float32) / STEPS
 
 
+class PairIndex:
+    """A pair's correspondences looked up pixel by pixel, without decoding the others. ValueError as from `decode`."""
+
+    def __init__(self, buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]):
+        plane = plane_bytes(size)
+        self._cycle, occlusion = buffer[offset: offset + 2 * plane].reshape(2, plane)
+        self._flags = self._cycle | occlusion
+        in_byte = np.bitwise_count(self._flags)
+        self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # flags in the bytes before each
+        self.stored, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == size[0] * size[1]
+        if self.valid != stored and not self._all:
+            raise ValueError(f"{self.valid} flags for {stored} stored pixels")
+        start = offset + 2 * plane
+        self._flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
+
+    def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `(M,)` of pixels `(M,)`, and which of them are stored `(M,)` bool; the row of another means nothing."""
+        if self._all:
+            return pixels, np.ones(len(pixels), bool)
+        byte, bit = pixels >> 3, (7 - (pixels & 7)).astype(np.uint8)  # the first pixel of a byte is its highest bit
+        shifted = self._flags[byte] >> bit
+        return self._before[byte] + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
+
+    def cycle(self, pixels: np.ndarray) -> np.ndarray:
+        """The flag of pixels `(M,)` bool."""
+        return (self._cycle[pixels >> 3] >> (7 - (pixels & 7)).astype(np.uint8) & 1).astype(bool)
+
+    def flow(self, rows: np.ndarray) -> np.ndarray:
+        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        return self._flow_q[rows].astype(np.float32) / STEPS
+
+
 @dataclass
 class DensePair:
     """The correspondences of an ordered pair as images."""
@@ -132,7 +164,8 @@ class Row:
         self.damaged = f"{path} is damaged: delete its folder and run `python -m preprocessing` again"
         if path.stat().st_size < ALIGN:
             raise UserError(self.damaged)
-        self.size, self.data = size, np.memmap(path, np.uint8, mode="c")  # private: writable for PyTorch, never written
+        self.size = size  # private: writable for PyTorch, never written; as an array, which is quicker to index
+        self.data = np.memmap(path, np.uint8, mode="c").view(np.ndarray)
         pairs = int(self.data[:8].view(np.int64)[0])
         if not 0 <= pairs <= (len(self.data) - 8) // 24:
             raise UserError(self.damaged)
@@ -156,6 +189,17 @@ class Row:
         except ValueError as error:
             raise UserError(self.damaged) from error
         if np.count_nonzero(out.cycle | out.occlusion) != self.valid[k]:
+            raise UserError(self.damaged)
+        return out
+
+    def index(self, j: int) -> PairIndex:
+        """The same, looked up pixel by pixel."""
+        k = self.place[j]
+        try:
+            out = PairIndex(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+        except ValueError as error:
+            raise UserError(self.damaged) from error
+        if out.valid != self.valid[k]:
             raise UserError(self.damaged)
         return out
 

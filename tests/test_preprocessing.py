@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from errors import UserError
 from loaders.sequence import open_sequence
 from loaders.store import StoreWriter, open_correspondences
-from loaders.store_format import MAX_FLOW, decode, encode
+from loaders.store_format import MAX_FLOW, PairIndex, decode, encode
 from preprocessing.chaining import chain_row
 from preprocessing.filtering import cycle_flags
 from preprocessing.pipeline import Method, build_store
@@ -57,6 +57,12 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     assert np.abs(pair.flow(slice(None)) - flow.reshape(-1, 2)[expected]).max(initial=0) <= 1 / 32 + 1e-6
     assert np.array_equal(pair.cycle, cycle.ravel()[expected])
     assert np.array_equal(pair.occlusion, occlusion.ravel()[expected])
+    index, pixels = PairIndex(np.frombuffer(block.data, np.uint8), 0, block.stored, (9, 13)), rng.permutation(117)
+    rows, stored = index.find(pixels)
+    assert np.array_equal(np.sort(pixels[stored]), expected)
+    assert np.array_equal(pair.pixels[rows[stored]], pixels[stored]) and index.valid == block.valid
+    assert np.array_equal(index.flow(rows[stored]), pair.flow(rows[stored]))
+    assert np.array_equal(index.cycle(pixels[stored]), pair.cycle[rows[stored]])
 
 
 def test_flow_beyond_16_bits_is_not_believed():

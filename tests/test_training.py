@@ -149,6 +149,28 @@ def test_pixels_are_drawn_by_the_count_map_and_then_by_the_error_map(sampler):
     assert chi_square_is_low(frames, error_map.frame_weights().numpy())
 
 
+@pytest.mark.parametrize("i, j, by_errors", [(2, 5, False), (2, 5, True), (3, 4, False)])
+def test_drawing_by_rejection_is_drawing_by_the_sum_of_weights(sampler, i, j, by_errors):
+    if by_errors:
+        error_map = ErrorMap(8, (64, 64), 8)
+        add(error_map, 2, [[20.0, 30], [50, 50]], [50.0, 1], "add_evaluation")
+        sampler.use_error_map(error_map)
+    stored = sampler.store.stored(i, j)
+    sampler.num_pts = 100_000
+    weights = sampler.pixel_weights(i).double().numpy()[stored.pixels]
+    pixels, flow, cycle = sampler.draw_stored(i, j, sampler.candidates(1)[0])
+    rows = np.searchsorted(stored.pixels, pixels.numpy())
+    assert chi_square_is_low(np.bincount(rows, minlength=len(stored.pixels)), weights / weights.sum())
+    assert np.array_equal(flow.numpy(), stored.flow(rows)) and np.array_equal(cycle.numpy(), stored.cycle[rows])
+
+
+def test_too_few_stored_candidates_are_drawn_the_exact_way(sampler, monkeypatch):
+    from loaders import sampler as module
+    monkeypatch.setattr(module, "CANDIDATES", 1)  # not all of them are stored, so they are fewer than the points
+    assert sampler.draw_stored(2, 5, sampler.candidates(1)[0]) is None
+    assert sampler.batch(7, lambda interval: 1.0).pixels1.shape == (4, 64, 2)
+
+
 def test_a_batch_is_what_the_store_says(sampler):
     batch = sampler.batch(7, lambda interval: 1.0)
     assert batch.pixels1.shape == batch.pixels2.shape == (4, 64, 2) and batch.rgb1.shape == (4, 64, 3)
@@ -162,14 +184,14 @@ def test_a_batch_is_what_the_store_says(sampler):
             known |= set(map(tuple, np.concatenate([q, p] if flip else [p, q], axis=1).round(3).tolist()))
         drawn = torch.cat([batch.pixels1[b], batch.pixels2[b]], dim=-1).numpy().round(3).tolist()
         assert set(map(tuple, drawn)) <= known
-        frame = sampler.frames[i]
-        assert torch.allclose(batch.rgb1[b], bilinear_colours(frame, batch.pixels1[b]), atol=1e-5)
+    assert torch.equal(batch.rgb1, bilinear_colours(sampler.frames, batch.ids1, batch.pixels1))
 
 
 def test_colours_between_pixels():
-    image = torch.arange(24, dtype=torch.uint8).view(2, 4, 3)
-    at = bilinear_colours(image, torch.tensor([[0.0, 0.0], [3.0, 1.0], [0.5, 0.5], [-9.0, 40.0]])) * 255
-    assert torch.allclose(at[:, 0], torch.tensor([0.0, 21.0, 7.5, 12.0]))
+    frames = torch.arange(48, dtype=torch.uint8).view(2, 2, 4, 3)
+    p = torch.tensor([[0.0, 0.0], [3.0, 1.0], [0.5, 0.5], [-9.0, 40.0]])
+    at = bilinear_colours(frames, torch.tensor([1, 0]), torch.stack([p, p])) * 255
+    assert torch.allclose(at[1, :, 0], torch.tensor([0.0, 21.0, 7.5, 12.0])) and torch.allclose(at[0], at[1] + 24)
 
 
 # Schedules and losses
