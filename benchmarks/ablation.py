@@ -1,6 +1,6 @@
 """What each modification is worth: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
 
-Every preset of configs/ablation/ differs from the base in one thing. Each runs on every clip with every seed, for the
+Every preset of configs/ablation/ differs from base.txt there in one thing. Each runs on every clip with every seed, for the
 same number of steps (--steps) or for the same time (--seconds). Writes OUT/ablation.csv (a row a run), ablation.md and
 ablation.png. It can be stopped at any time: a second run does only what is missing.
 
@@ -25,6 +25,7 @@ from evaluation.scoring import COLUMNS
 from loaders.files import atomic_path, write_text
 
 PRESETS = Path("configs/ablation")
+BASE = PRESETS / "base.txt"
 MAIN = "average_pts_within_thresh"  # what the plot shows
 
 
@@ -110,14 +111,15 @@ def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="configs/small.txt", help="config file that the presets change")
+    parser.add_argument("--base", default=str(BASE), help="config file that the presets change")
     parser.add_argument("--presets", default="", help="comma-separated names in configs/ablation; default: all")
     parser.add_argument("--steps", type=int, default=0, help="length of every run; 0: the base's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")
     parser.add_argument("--out", default="out/ablation", help="folder of the results")
     add_clip_arguments(parser)
+    parser.set_defaults(num_frames=12)
     args = parser.parse_args()
-    known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt"))}
+    known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt")) if path != BASE}
     names = [name for name in args.presets.split(",") if name] or list(known)
     if unknown := set(names) - known.keys():
         parser.error(f"no preset '{min(unknown)}' in {PRESETS}: choose among {', '.join(known)}")
