@@ -53,9 +53,9 @@ OPTIONS = {
         ("num_samples_ray", int, 32, "samples a ray"),
         ("min_depth", float, 0.0, "nearest depth"),
         ("max_depth", float, 2.0, "farthest depth"),
-        ("deform", ("mlp", "grid"), "mlp", "what gives the coupling layers' scales and shifts: MLPs on a time latent, "
-         "or space-time grids, which are far cheaper"),
-        ("grid_levels", int, 5, "deform = grid: levels of the grids, with sides of 3, 5, 9, ... vertices"),
+        ("deform", ("mlp", "grid"), "mlp", "maps between frames and canonical volume: coupling layers whose scales and "
+         "shifts MLPs compute from a time latent, or space-time grids of displacements, which are far cheaper"),
+        ("grid_levels", int, 6, "deform = grid: levels of the grids, with sides of 3, 5, 9, ... vertices"),
         ("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
         ("time_latent", ("hash", "gabor", "table"), "hash", "network of the frames' latents"),
         ("latent_dim", int, 128, "size of a frame's latent"),

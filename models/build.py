@@ -101,7 +101,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     if config.deform == "grid":
-        claimed = config.num_frames * 2 * len(config.coordinates) * 4 ** (config.grid_levels + 1)  # about
+        claimed = config.num_frames * 6 * 4 ** (config.grid_levels + 1)  # about
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2

@@ -1,20 +1,22 @@
-"""Invertible network of space-time grids: what MLPs compute in `models.invertible` is interpolated here.
+"""Invertible maps as free-form deformations: what MLPs compute in `models.invertible` is interpolated here.
 
-Multilevel free-form deformations register images this way (Rueckert et al., IEEE TMI 1999); CaDeX++ (Song et al., ECCV
-2024) brought local space-time features to OmniMotion's couplings. Here the grids hold (s, o) and the affine map's
-parameters themselves, so that a point costs a few multiplications instead of a hundred thousand.
+Multilevel displacement grids register images this way (Rueckert et al., IEEE TMI 1999; one-to-one while no cell folds:
+Choi & Lee, Graphical Models 2000). A point costs a few multiplications instead of a hundred thousand, and moves a place
+of one frame and depth and nothing else.
 
 Notation
-    T, L     frames, coupling layers
-    level    a grid of R x R vertices, R = 3, 5, 9, ...; a level's vertices are among those of the next
+    T        frames
+    level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
     moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
              a quarter as many, a quarter of these, and so on, down to eight or less
-    sheet    (B, 2 L, R, R): s and o of all layers in B frames on the finest level's vertices, all levels and moments
-             together
+    sheet    (B, 6, R, R): the displacement of B frames at the nearest depth (3) and at the farthest one (3) on the
+             finest level's vertices, all levels and moments together
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
-    a        the two coordinates that a layer keeps, in units in which the grid spans [-1, 1]   (B, M, 2)
-    layer k  forward  y_c = (x_c - o) exp(-s)        inverse  x_c = y_c exp(s) + o
-On the way forward the couplings come before the affine map, so that the grids always lie over the frame.
+    a        a point in units in which the grids span [-1, 1]
+    f(x)     displacement: interpolated over the frame in both sheets, then linear in depth between these
+    A        the affine map of (x, y), by theta at the point's depth
+    forward  u = A(x + f(x))       inverse  x + f(x) = A^-1(u), solved by Newton's method
+    J        derivative of f (3 displacements, 3 coordinates); x -> x + f(x) is one-to-one where det(I + J) > 0
 """
 
 from collections.abc import Iterable
@@ -23,12 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.invertible import S_MAX, apply_affine, invert_affine
+from models.invertible import apply_affine, invert_affine
 from models.recompute import stored
 
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
+NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
+LEAST = 0.1  # size of det(I + J) in a step: near a fold the next guess stays in reach
 
 
 def level_sides(num_levels: int) -> list[int]:
@@ -81,6 +85,8 @@ class Grids(nn.Module):
     def _at(self, k: int, grid: Tensor, ids: Tensor) -> Tensor:
         """A grid of the k-th kind at the times of frames `(B,)`: `(B, C, *side)`. No product of matrices, which might
         be rounded to tf32."""
+        if len(grid) == len(self.before_0):
+            return grid.index_select(0, ids)
         before = getattr(self, f"before_{k}")[ids]
         share = getattr(self, f"share_{k}")[ids].view(-1, *[1] * (grid.dim() - 1))
         return torch.lerp(grid.index_select(0, before), grid.index_select(0, before + 1), share)
@@ -102,16 +108,14 @@ def sample(grid: Tensor, a: Tensor) -> Tensor:
 
 
 class GridNetwork(nn.Module):
-    """Couplings and affine map of a video of `num_frames` frames as grids, the identity at the start."""
+    """Displacements and affine map of a video of `num_frames` frames as grids, the identity at the start."""
 
-    def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0),
-                 coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2), num_levels: int = 5):
+    def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6):
         super().__init__()
-        self.coordinates = coordinates
         near, far = depth_range
         self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
         self.register_buffer("extent", torch.tensor([1, 1, (far - near) / 2]) * torch.tensor(MARGIN), persistent=False)
-        self.sheets = Grids(num_frames, 2 * len(coordinates), [(R, R) for R in level_sides(num_levels)])
+        self.sheets = Grids(num_frames, 6, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def bind(self, ids: Tensor) -> "GridMaps":
@@ -127,8 +131,8 @@ class GridMaps:
         self.network, self.sheets, self.thetas = network, sheets, thetas
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
-    def select(self, index: Tensor) -> "GridMaps":
-        """The maps of some of the frames, `index` `(B',)` into the bound ones."""
+    def select(self, index: Tensor | slice) -> "GridMaps":
+        """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones."""
         out = GridMaps(self.network, self.sheets[index], self.thetas[index])
         out.call = self.call
         return out
@@ -138,11 +142,8 @@ class GridMaps:
         return self.call(self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = list(x.unbind(-1))
-        for k, c in enumerate(self.network.coordinates):
-            s, o = self._scale_shift(k, x)
-            x[c] = (x[c] - o) * torch.exp(-s)
-        return apply_affine(self._theta(x[2]), torch.stack(x, dim=-1))
+        x = x + self.displacement(x)
+        return apply_affine(self._theta(x[..., 2]), x)
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
         """`to_canonical` of samples `(B, N, K, 3)`."""
@@ -153,21 +154,67 @@ class GridMaps:
         return self.call(self._inverse, u)
 
     def _inverse(self, u: Tensor) -> Tensor:
-        x = list(invert_affine(self._theta(u[..., 2]), u).unbind(-1))
-        for k, c in reversed(list(enumerate(self.network.coordinates))):
-            s, o = self._scale_shift(k, x)
-            x[c] = x[c] * torch.exp(s) + o
-        return torch.stack(x, dim=-1)
+        y = invert_affine(self._theta(u[..., 2]), u)
+        with torch.no_grad():
+            x = y - self.displacement(y)
+            for _ in range(NEWTON[0] if torch.is_grad_enabled() or u.requires_grad else NEWTON[1]):
+                f, J = self.displacement_and_slope(x)
+                x = x + along(inverse_of(J), y - x - f)
+            step = inverse_of(self.displacement_and_slope(x)[1])
+        # The last step: its derivatives are those of the solution (implicit function theorem).
+        return x + along(step, y - x - self.displacement(x))
 
-    def _scale_shift(self, k: int, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """s and o `(B, M)` of layer k at points given as three `(B, M)`."""
-        network = self.network
-        kept = [d for d in range(3) if d != network.coordinates[k]]
-        a = torch.stack([(x[d] - network.centre[d]) / network.extent[d] for d in kept], dim=-1)  # (B, M, 2)
-        s, o = sample(self.sheets[:, 2 * k:2 * k + 2], a).unbind(1)
-        return s.clamp(-S_MAX, S_MAX), o
+    def displacement(self, x: Tensor) -> Tensor:
+        """f at points `(B, M, 3)`, the same shape."""
+        a = (x - self.network.centre) / self.network.extent
+        near, far = sample(self.sheets, a[..., :2]).unflatten(1, (2, 3)).unbind(1)  # (B, 3, M)
+        return torch.lerp(near, far, depth_share(a[..., 2])[:, None]).transpose(1, 2)
+
+    def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f `(B, M, 3)` and J `(B, M, 3, 3)` at points, without gradients. Between vertices f has one of both sides'
+        slopes."""
+        B, _, R, _ = self.sheets.shape
+        table = self.sheets.detach().transpose(0, 1).reshape(6, -1)
+        a = (x - self.network.centre) / self.network.extent
+        place = ((a[..., :2] + 1) / 2 * (R - 1)).reshape(-1, 2).T  # (2, B M), in cells
+        clamped = place.clamp(0, R - 1)
+        cell = clamped.long().clamp(max=R - 2)
+        share = clamped - cell
+        frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
+        corner = (frame * R + cell[1]) * R + cell[0]
+        corners = torch.stack([corner, corner + 1, corner + R, corner + R + 1])  # (4, B M)
+        v = table.index_select(1, corners.flatten()).view(2, 3, 2, 2, -1)  # depth, displacement, y, x
+        by_x = v[..., 1, :] - v[..., 0, :]
+        v = v[..., 0, :] + share[0] * by_x  # (2, 3, 2, B M)
+        by_y = v[:, :, 1] - v[:, :, 0]
+        v, by_x = v[:, :, 0] + share[1] * by_y, torch.lerp(by_x[:, :, 0], by_x[:, :, 1], share[1])  # (2, 3, B M)
+        w = depth_share(a[..., 2]).flatten()
+        f, by_x, by_y, by_z = torch.lerp(v[0], v[1], w), torch.lerp(*by_x, w), torch.lerp(*by_y, w), v[1] - v[0]
+        cells = (R - 1) / 2 / self.network.extent[:2, None] * (place == clamped)  # per unit of x and y
+        between = (a[..., 2].flatten().abs() < 1) / (2 * self.network.extent[2])
+        J = torch.stack([by_x * cells[0], by_y * cells[1], by_z * between])  # coordinate, displacement, B M
+        return f.T.view_as(x), J.permute(2, 1, 0).view(*x.shape, 3)
 
     def _theta(self, z: Tensor) -> Tensor:
         """The affine map's parameters `(B, M, 5)` at depths `(B, M)`."""
         a = ((z - self.network.centre[2]) / self.network.extent[2])[..., None]
         return sample(self.thetas, a).transpose(1, 2)
+
+
+def depth_share(a: Tensor) -> Tensor:
+    """Share of the far sheet at depths `a` in [-1, 1]."""
+    return ((a + 1) / 2).clamp(0, 1)
+
+
+def inverse_of(J: Tensor) -> Tensor:
+    """(I + J)^-1 of `(..., 3, 3)` by cofactors, with a determinant of at least LEAST in size."""
+    a, b, c = (J + torch.eye(3, dtype=J.dtype, device=J.device)).unbind(-1)  # columns
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
+    det = (a * rows[..., 0, :]).sum(-1)
+    det = torch.where(det.abs() < LEAST, torch.where(det < 0, -LEAST, LEAST), det)
+    return rows / det[..., None, None]
+
+
+def along(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Products `(..., 3)` of matrices `(..., 3, 3)` and vectors, in float32 (a matrix product might be in tf32)."""
+    return (matrix * vector[..., None, :]).sum(-1)

@@ -160,8 +160,8 @@ class FrameMaps:
         self.network, self.f, self.t, self.chains, self.affine = network, f, t, chains, affine
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at each layer's activations
 
-    def select(self, index: Tensor) -> "FrameMaps":
-        """The maps of some of the frames, `index` `(B',)` into the bound ones; repeats are free of new fusing."""
+    def select(self, index: Tensor | slice) -> "FrameMaps":
+        """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones; no repeat is fused again."""
         chains = self.chains and [_select(layers, index) for layers in self.chains]
         out = FrameMaps(self.network, self.f[index], self.t[index], chains, self.affine and _select(self.affine, index))
         out.call = self.call
@@ -215,6 +215,6 @@ class FrameMaps:
         return changed * torch.exp(s) + o if inverse else (changed - o) * torch.exp(-s)
 
 
-def _select(layers: Layers, index: Tensor) -> Layers:
+def _select(layers: Layers, index: Tensor | slice) -> Layers:
     """A chain whose biases are those of frames `index` where they are one a frame."""
     return [(weight, bias[index] if bias.dim() == 3 else bias) for weight, bias in layers]

@@ -36,7 +36,7 @@ class ModelConfig:
     min_depth: float = 0.0
     max_depth: float = 2.0
     deform: str = "mlp"                # mlp | grid
-    grid_levels: int = 5               # of deform = grid, which uses none of the following but the coordinates
+    grid_levels: int = 6               # of deform = grid, which uses none of the following
     time_latent: str = "hash"          # hash | gabor | table
     latent_dim: int = 128
     coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # changed by the coupling layers, in turn
@@ -77,7 +77,7 @@ class OmniMotion(nn.Module):
         kind = "none" if grids else config.time_latent
         self.time_latent = TimeLatent(config.num_frames, kind, config.latent_dim, mlp_backend)
         self.deform = GridNetwork(
-            config.num_frames, depth_range, config.coordinates, config.grid_levels) if grids else InvertibleNetwork(
+            config.num_frames, depth_range, config.grid_levels) if grids else InvertibleNetwork(
             config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
             config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
             mlp_backend)
@@ -156,12 +156,11 @@ class OmniMotion(nn.Module):
         `lift` takes it."""
         B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
-        order = torch.arange(2 * B, device=p1.device)
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         if local[..., 0].numel() > self.recompute_above:
             both.call = self._recomputed  # `select` hands it on
-        canonical = both.select(order[:B]).rays_to_canonical(local)
-        target = both.select(order[B:]).to_local(canonical.flatten(1, 2)).view_as(local)
+        canonical = both.select(slice(B)).rays_to_canonical(local)
+        target = both.select(slice(B, None)).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
         rendered = composite(weights, rgb)
         depth = target[..., 2]
@@ -177,9 +176,8 @@ class OmniMotion(nn.Module):
         if 3 * x[..., 0].numel() > self.recompute_above:
             around.call = self._recomputed
         B = len(ids)
-        order = torch.arange(3 * B, device=ids.device)
-        u = around.select(order[:B]).to_canonical(x)
-        before, after = (around.select(order[k * B:(k + 1) * B]).to_local(u) for k in (1, 2))
+        u = around.select(slice(B)).to_canonical(x)
+        before, after = (around.select(slice(k * B, (k + 1) * B)).to_local(u) for k in (1, 2))
         return (x - before).view_as(local), (after - x).view_as(local)
 
     # Inference: rays without jitter, everything under no_grad by the caller.

@@ -8,31 +8,81 @@ import torch
 
 from configs.options import parse
 from errors import UserError
+from models import grids
 from models.build import checkpoint_num_frames, model_from_state, new_model
 from models.grid_field import SIDES, GridField, contract_each
-from models.grids import GridNetwork, Grids, hats, moment_counts, sample
+from models.grids import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
+from models.invertible import invert_affine
 from models.omnimotion import ModelConfig, OmniMotion
 
 
-def random_network(num_frames: int, spread: float = 0.05, **options) -> GridNetwork:
+def random_network(num_frames: int, spread: float = 0.15, num_levels: int = 3) -> GridNetwork:
+    """Displacements of neighbouring vertices differ by about `spread` of a cell."""
     torch.manual_seed(0)
-    network = GridNetwork(num_frames, **options)
+    network = GridNetwork(num_frames, num_levels=num_levels)
     for p in network.parameters():
-        torch.nn.init.normal_(p, std=spread)
+        torch.nn.init.normal_(p, std=spread / p.shape[-1])
     return network
 
 
+def points(num_frames: int, count: int = 200) -> torch.Tensor:
+    """Inside the grids and far outside."""
+    return torch.rand(num_frames, count, 3) * 4 - torch.tensor([2.0, 2.0, 1.0])
+
+
 @pytest.mark.parametrize("num_frames", [2, 3, 7, 24])
-@pytest.mark.parametrize("coordinates", [(0, 1, 2, 0, 1, 2), (2, 0)])
 @pytest.mark.parametrize("num_levels", [1, 4])
-def test_maps_invert_each_other(num_frames, coordinates, num_levels):
-    network = random_network(num_frames, coordinates=coordinates, num_levels=num_levels)
-    maps = network.bind(torch.arange(num_frames))
-    x = torch.rand(num_frames, 200, 3) * 4 - torch.tensor([2.0, 2.0, 1.0])  # inside the grids and far outside
-    u = maps.to_canonical(x)
-    assert (u - x).abs().mean() > 0.05
-    assert torch.allclose(maps.to_local(u), x, atol=2e-5)
-    assert torch.allclose(maps.to_canonical(maps.to_local(x)), x, atol=2e-5)
+def test_maps_invert_each_other(num_frames, num_levels):
+    maps = random_network(num_frames, num_levels=num_levels).bind(torch.arange(num_frames))
+    x = points(num_frames)
+    with torch.no_grad():
+        u = maps.to_canonical(x)
+        assert (u - x).abs().mean() > 0.02
+        assert torch.allclose(maps.to_local(u), x, atol=2e-5)
+        assert torch.allclose(maps.to_canonical(maps.to_local(x)), x, atol=2e-5)
+
+
+def test_steep_maps_are_inverted_too():
+    """Slopes beyond 1, for which the fixed-point iteration x = y - f(x) diverges; as long as no volume folds."""
+    maps = random_network(6, 0.35).bind(torch.arange(6))
+    x = torch.rand(6, 2_000, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])
+    J = maps.displacement_and_slope(x)[1]
+    steep = J.abs().sum(-1).amax(-1) > 1
+    with torch.no_grad():
+        error = (maps.to_local(maps.to_canonical(x)) - x).norm(dim=-1)
+    assert steep.float().mean() > 0.02 and torch.linalg.det(J + torch.eye(3)).min() > 0
+    assert error.quantile(0.99) < 1e-5 and error[steep].median() < 1e-6
+
+
+def test_slopes_are_those_of_the_displacement():
+    """Against autograd, point by point, inside and outside the grids."""
+    maps, x = random_network(3).bind(torch.tensor([2, 0, 2])), points(3)
+    f, J = maps.displacement_and_slope(x)
+    assert torch.allclose(f, maps.displacement(x), atol=1e-6)
+    x.requires_grad_()
+    for d in range(3):
+        (slope,) = torch.autograd.grad(maps.displacement(x)[..., d].sum(), x)
+        assert torch.allclose(J[..., d, :], slope, atol=1e-5)
+
+
+def test_gradients_of_the_inverse_are_those_of_the_solution(monkeypatch):
+    """Against autograd through so many fixed-point iterations that they have converged; parameters and points."""
+    monkeypatch.setattr(grids, "NEWTON", (6, 6))  # in training one step is near enough
+    network, gradients = random_network(3, 0.1), []
+    u = (torch.rand(2, 100, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
+    weight = torch.randn(2, 100, 3)
+
+    def iterated(maps, u):
+        y = x = invert_affine(maps._theta(u[..., 2]), u)
+        for _ in range(60):
+            x = y - maps.displacement(x)
+        return x
+
+    for inverse in (GridMaps.to_local, iterated):
+        x = inverse(network.bind(torch.tensor([2, 0])), u)
+        gradients.append((x, *torch.autograd.grad((x * weight).sum(), [u, *network.parameters()])))
+    for fast, plain in zip(*gradients, strict=True):
+        assert torch.allclose(fast, plain, atol=1e-4 * plain.abs().max().item())
 
 
 def test_a_new_network_is_the_identity():
@@ -62,15 +112,15 @@ def test_levels_added_up_are_levels_one_by_one(num_frames, sides):
     if sides == [(2,), (5,), (9,)] and num_frames == 2:
         sides = sides[:1]
     torch.manual_seed(num_frames)
-    grids = Grids(num_frames, 6, sides)
-    for p in grids.parameters():
+    module = Grids(num_frames, 6, sides)
+    for p in module.parameters():
         torch.nn.init.normal_(p)
     ids = torch.randint(num_frames, (3,))
     a = (torch.rand(3, 50, len(sides[0])) * 2.6 - 1.3).requires_grad_()
     weight = torch.randn(3, 6, 50)
     results = []
-    for values in (sample(grids(ids), a), grids.plain(ids, a)):
-        results.append((values, *torch.autograd.grad((values * weight).sum(), [a, *grids.parameters()])))
+    for values in (sample(module(ids), a), module.plain(ids, a)):
+        results.append((values, *torch.autograd.grad((values * weight).sum(), [a, *module.parameters()])))
     for fused, plain in zip(*results, strict=True):
         assert torch.allclose(fused, plain, atol=1e-4 * plain.abs().max().item())
 
