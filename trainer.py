@@ -38,11 +38,13 @@ from models.build import (
     new_optimisers,
     pick_device,
 )
+from models.coords import denormalise_pixels
 from models.depth_init import start_near
 from models.omnimotion import ModelConfig
 from models.tracker import Tracker
 from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
 from training.forward import compiled_forward, forward
+from training.motion_layers import two_layers
 from training.parallel import Processes
 
 log = logging.getLogger("train")
@@ -83,11 +85,22 @@ class Trainer:
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if options.w_depth or options.init_depth:
             self.depth_priors = torch.from_numpy(load_depth(self.sequence))  # (T, H, W) in [0, 2]
-        if options.init_depth and self.step == 0 and not options.ckpt_path:
-            prior = options.min_depth + self.depth_priors[T // 2].float() / 2 * (options.max_depth - options.min_depth)
-            start_near(self.model, prior, T // 2, torch.Generator().manual_seed(options.seed + 2))
+        if self.step == 0 and not options.ckpt_path:
+            self._start()
         if self.faults.good is None:
             self.faults.keep(self.step, self.model, self.optimisers)
+
+    def _start(self) -> None:
+        """What a new model is told of the video before its first step."""
+        o, T = self.options, len(self.sequence)
+        if o.init_layers:
+            vertices = denormalise_pixels(self.model.deform.vertices(), self.sequence.size)  # (R, R, 2)
+            layers = two_layers(self.sampler.store, vertices.numpy())  # pixels
+            per_pixel = 2 / (torch.tensor(self.sequence.size[::-1]) - 1)
+            self.model.deform.start_at(*((torch.from_numpy(layer) * per_pixel).to(self.device) for layer in layers))
+        if o.init_depth:
+            prior = o.min_depth + self.depth_priors[T // 2].float() / 2 * (o.max_depth - o.min_depth)
+            start_near(self.model, prior, T // 2, torch.Generator().manual_seed(o.seed + 2))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""

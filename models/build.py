@@ -38,6 +38,8 @@ def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device
     config = config_from_options(options, num_frames, size)
     if config.deform == "grid":
         _check_grid_options(options)
+    elif options.init_layers:
+        raise UserError("--init_layers 1 has no grids to start: say --deform grid, or leave it out")
     backend = pick_backend(options.mlp_backend, device, config.coupling_width)
     return _placed(OmniMotion(config, backend), options, device)
 

@@ -15,6 +15,7 @@ SIDES = (9, 17, 33, 65, 129)
 DEPTHS = (5, 9, 9, 17, 17)
 PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
 ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
+THIN, DENSE = -2.0, 2.0  # added to its density at the nearest and the farthest depth: all of a ray takes part
 
 
 class GridField(nn.Module):
@@ -29,6 +30,8 @@ class GridField(nn.Module):
         self.levels = nn.ParameterList(
             nn.Parameter(torch.zeros(1, 4, D, R, R)) for R, D in zip(SIDES, DEPTHS, strict=True))
         nn.init.normal_(self.levels[0], std=ROUGHNESS)
+        with torch.no_grad():
+            self.levels[0][0, 3] += torch.linspace(THIN, DENSE, DEPTHS[0])[:, None, None]
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Canonical points `(..., 3)` -> rgb `(..., 3)` in [0, 1] and sigma `(...)` >= 0."""

@@ -118,6 +118,19 @@ class GridNetwork(nn.Module):
         self.sheets = Grids(num_frames, 6, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
+    def vertices(self) -> Tensor:
+        """Where the finest level's vertices are, `(R, R, 2)` (x, y) in normalised coordinates."""
+        side = torch.linspace(-1, 1, self.sheets.sides[-1][0])
+        y, x = torch.meshgrid(side, side, indexing="ij")
+        return torch.stack([x, y], dim=-1) * self.extent[:2].cpu()
+
+    @torch.no_grad()
+    def start_at(self, near: Tensor, far: Tensor) -> None:
+        """Displace the vertices of every frame by `near` and `far` `(T, R, R, 2)`, normalised, at both ends of the
+        range of depths; depths stay. Only a new network's grids, which are zero, are then what is given."""
+        for k, displacement in ((0, near), (3, far)):
+            self.sheets.values[-1][:, k:k + 2] = displacement.movedim(-1, 1)
+
     def bind(self, ids: Tensor) -> "GridMaps":
         """The maps of frames `(B,)`; all levels are added up once, here."""
         return GridMaps(self, self.sheets(ids), self.thetas(ids))

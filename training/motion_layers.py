@@ -1,0 +1,103 @@
+"""Two layers of motion as a start: the background's and, nearer, that of what moves against it.
+
+A volume in which everything starts at one depth stays a sheet: what overlaps is squeezed together instead of being put
+in front of each other. With two motions at the ends of each ray, every pixel finds its layer in the first steps.
+
+Notation
+    T, H, W  frames, height, width
+    m        middle frame, where all maps start as the identity
+    p        positions of a coarse raster, every `stride` pixels                                 (h, w, 2)
+    D_t      displacement from frame t to frame m: adjacent flows added up                       (h, w, 2)
+    S_t      similarity, the background's motion from frame t to frame m                         (2, 3)
+    moves    believed positions whose D_t differs from S_t's by more than APART                  (h, w)
+"""
+
+import cv2
+import numpy as np
+
+RASTER = 128     # positions along the longer side
+APART = 3 / 256  # of the longer side
+REFIT = 0.4      # share of the positions from which on S_t is fitted to D_t
+RADII = (0.06, 0.12, 0.24)  # of the raster's width: what moves is averaged over the smallest that finds enough of it
+ENOUGH = (0.2, 0.2, 1e-3)   # share of what moves under the window
+FEW, ROUNDS = 10, 10        # positions that are too few for a similarity; of its fit
+
+
+def two_layers(store, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements in pixels to the middle frame, of what moves and of the background, at positions `vertices`
+    `(R, R, 2)` (x, y) of every frame, also outside it: two arrays `(T, R, R, 2)` float32.
+
+    store: a correspondence store; where nothing is believed, the background's motion stands in, without any the
+    identity."""
+    T, (H, W) = store.num_frames, store.size
+    stride = -(-max(H, W) // RASTER)
+    p = np.stack(np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride)), axis=-1).astype(np.float32)
+    near, far = np.empty((2, T, *vertices.shape), np.float32)
+    m = T // 2
+    for frames in (range(m, -1, -1), range(m, T)):
+        D, known, S = np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3)
+        for t in frames:
+            if t != m:
+                D, known, S = _one_frame_on(store, t, t + (1 if t < m else -1), p, stride, D, known, S)
+            far[t] = _apply(S, vertices) - vertices
+            near[t] = far[t] + _moving(p, D, known, S, APART * max(H, W), vertices / stride)
+    return near, far
+
+
+def _one_frame_on(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray, S: np.ndarray):
+    """D_t, where it is believed, and S_t, from those of the adjacent frame n, which is nearer to m."""
+    try:
+        pair = store.dense(t, n)
+    except KeyError:  # a store of few pairs
+        return D, np.zeros_like(known), S
+    flow, believed = pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
+    q = p + flow
+    place = (q / stride).astype(np.float32)
+    D = flow + cv2.remap(D, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    inside = ((q >= 0) & (q <= p[-1, -1])).all(axis=-1)
+    known = believed & inside & (cv2.remap(known.astype(np.uint8), place, None, cv2.INTER_NEAREST) > 0)
+    step = _similarity(p[believed], q[believed], 0.5)
+    S = (S @ np.vstack([step, [0, 0, 1]])) if step is not None else S
+    if known.mean() > REFIT:  # what is added up over many frames drifts
+        S = _similarity(p[known], (p + D)[known], APART * max(store.size) / 2, S)
+    return D, known, S
+
+
+def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None) -> np.ndarray | None:
+    """The similarity `(2, 3)` that takes most of the positions `(n, 2)` p near q, by reweighted least squares (Geman
+    and McClure's weights) from `start`, or from the best by mean distance; `scale` is the distance in pixels at which
+    a pair counts a quarter. None for too few."""
+    if len(p) < FEW:
+        return None
+    centre = p.mean(axis=0, dtype=np.float64)
+    (x, y), one, none = (p - centre).T.astype(np.float64), np.ones(len(p)), np.zeros(len(p))
+    A = np.stack([np.stack([x, -y, one, none], axis=-1), np.stack([y, x, none, one], axis=-1)])  # (2, n, 4)
+    target, S = (q - centre).T.astype(np.float64), start  # (2, n)
+    for k in range(ROUNDS):
+        r = np.linalg.norm(_apply(S, p) - q, axis=-1) if S is not None else one
+        weights = 1 / np.maximum(r, 0.01) if start is None and k < ROUNDS / 2 else (1 + (r / scale) ** 2) ** -2
+        B = A * weights[:, None]
+        a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", B, A) + 1e-9 * np.eye(4),
+                                       np.einsum("dnc,dn->c", B, target))
+        R = np.array([[a, -b], [b, a]])
+        S = np.concatenate([R, (shift + centre - R @ centre)[:, None]], axis=1)
+    return S
+
+
+def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
+    return (p @ S[:, :2].T + S[:, 2]).astype(np.float32)
+
+
+def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, apart: float, at: np.ndarray) -> np.ndarray:
+    """Motion against the background `(R, R, 2)` at raster positions `at` `(R, R, 2)`: of what moves nearby, averaged;
+    zero if nothing moves."""
+    against = p + D - _apply(S, p)  # (h, w, 2)
+    moves = known & (np.linalg.norm(against, axis=-1) > apart)
+    values = np.dstack([against * moves[..., None], moves]).astype(np.float32)  # (h, w, 3)
+    out, left = np.zeros_like(against), np.ones((*moves.shape, 1), np.float32)
+    for radius, enough in zip(RADII, ENOUGH, strict=True):
+        around = cv2.GaussianBlur(values, (0, 0), radius * p.shape[1], borderType=cv2.BORDER_CONSTANT)
+        share = np.minimum(around[..., 2:] / enough, 1)
+        out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
+        left *= 1 - share
+    return cv2.remap(out, at.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
