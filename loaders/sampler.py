@@ -136,7 +136,7 @@ class PairSampler:
         """The random numbers that `draw_stored` needs for `count` pairs, `(count, CANDIDATES * num_pts)` in [0, 1);
         None where the sum of weights is as fast, or the only way."""
         mixed = self.random_share and self.cell_weights is not None
-        if mixed or self.resident or self.device.type != "cpu" or not hasattr(self.store, "index"):
+        if mixed or self.resident or self.device.type != "cpu":
             return None
         return torch.rand(count, CANDIDATES * self.num_pts, dtype=torch.float64, generator=self.generator)
 
@@ -146,14 +146,14 @@ class PairSampler:
         if i not in self._cdfs:
             self._cdfs[i] = self.pixel_weights(i).double().cumsum(0)
         cdf, index = self._cdfs[i], self.store.index(i, j)
-        likely = 2 * self.num_pts * len(cdf) // max(index.stored, 1)  # to hold enough; looked up first
+        likely = 2 * self.num_pts * len(cdf) // max(index.count, 1)  # to hold enough; looked up first
         for count in (min(likely, len(u)), len(u)):
             pixels = torch.searchsorted(cdf, u[:count] * cdf[-1], right=True).clamp(max=len(cdf) - 1).numpy()
             rows, stored = index.find(pixels)
             kept = np.flatnonzero(stored)[:self.num_pts]
             if len(kept) == self.num_pts:
                 pixels = pixels[kept]
-                return tuple(torch.from_numpy(a) for a in (pixels, index.flow(rows[kept]), index.cycle(pixels)))
+                return tuple(torch.from_numpy(a) for a in (pixels, index.flow(rows[kept]), index.cycle_at(pixels)))
         return None
 
     def _upload(self, a: Tensor) -> Tensor:

@@ -35,9 +35,24 @@ class StoredPair:
         """Displacements of the given rows `(k, 2)` float32, pixels."""
         return self.flow_q[rows].astype(np.float32) / STEPS
 
+    @property
+    def count(self) -> int:
+        """Number of stored pixels."""
+        return len(self.pixels)
+
+    def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `PairIndex.find`."""
+        rows = np.searchsorted(self.pixels, pixels).clip(max=max(self.count - 1, 0))
+        return rows, self.pixels[rows] == pixels if self.count else np.zeros(len(pixels), bool)
+
+    def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
+        """As `PairIndex.cycle_at`."""
+        return self.cycle[self.find(pixels)[0]]
+
 
 class PairIndex:
-    """A pair's correspondences looked up pixel by pixel, without decoding the others. ValueError as from `decode`."""
+    """A pair's correspondences looked up pixel by pixel, without decoding the others; what StoredPair offers for
+    that. ValueError as from `decode`."""
 
     def __init__(self, buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]):
         plane = plane_bytes(size)
@@ -45,7 +60,7 @@ class PairIndex:
         self._flags = self._cycle | occlusion
         in_byte = np.bitwise_count(self._flags)
         self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # flags in the bytes before each
-        self.stored, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == size[0] * size[1]
+        self.count, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == size[0] * size[1]
         if self.valid != stored and not self._all:
             raise ValueError(f"{self.valid} flags for {stored} stored pixels")
         start = offset + 2 * plane
@@ -59,8 +74,8 @@ class PairIndex:
         shifted = self._flags[byte] >> bit
         return self._before[byte] + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
 
-    def cycle(self, pixels: np.ndarray) -> np.ndarray:
-        """The flag of pixels `(M,)` bool."""
+    def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
+        """The flag of stored pixels `(M,)` bool."""
         return (self._cycle[pixels >> 3] >> (7 - (pixels & 7)).astype(np.uint8) & 1).astype(bool)
 
     def flow(self, rows: np.ndarray) -> np.ndarray:

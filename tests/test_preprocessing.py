@@ -62,7 +62,10 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     assert np.array_equal(np.sort(pixels[stored]), expected)
     assert np.array_equal(pair.pixels[rows[stored]], pixels[stored]) and index.valid == block.valid
     assert np.array_equal(index.flow(rows[stored]), pair.flow(rows[stored]))
-    assert np.array_equal(index.cycle(pixels[stored]), pair.cycle[rows[stored]])
+    assert np.array_equal(index.cycle_at(pixels[stored]), pair.cycle[rows[stored]])
+    again, stored_too = pair.find(pixels)
+    assert np.array_equal(stored, stored_too) and np.array_equal(rows[stored], again[stored])
+    assert np.array_equal(pair.cycle_at(pixels[stored]), pair.cycle[rows[stored]])
 
 
 def test_flow_beyond_16_bits_is_not_believed():
