@@ -32,7 +32,7 @@ FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
-LEAST = 0.1  # size of det(I + J) in a step: near a fold the next guess stays in reach
+LEAST, REACH = 0.2, 0.2  # size of det(I + J), of a step: near a fold, where there is no solution, nothing runs away
 
 
 def level_sides(num_levels: int) -> list[int]:
@@ -172,10 +172,10 @@ class GridMaps:
             x = y - self.displacement(y)
             for _ in range(NEWTON[0] if torch.is_grad_enabled() or u.requires_grad else NEWTON[1]):
                 f, J = self.displacement_and_slope(x)
-                x = x + along(inverse_of(J), y - x - f)
+                x = x + along(inverse_of(J), y - x - f).clamp(-REACH, REACH)
             step = inverse_of(self.displacement_and_slope(x)[1])
         # The last step: its derivatives are those of the solution (implicit function theorem).
-        return x + along(step, y - x - self.displacement(x))
+        return x + along(step, y - x - self.displacement(x)).clamp(-REACH, REACH)
 
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, the same shape."""
