@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from models.invertible import apply_affine, invert_affine
 from models.recompute import stored
 
+VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
@@ -55,7 +56,10 @@ def hats(num_frames: int, num_moments: int) -> Tensor:
 
 
 class Grids(nn.Module):
-    """Grids `(moments, C, *side)` of all `sides` (tuples) for each of `moment_counts`; zero at the start."""
+    """Grids `(moments, C, *side)` of all `sides` (tuples) for each of `moment_counts`; zero at the start.
+
+    What Adam moves a value by at a visit grows with the square root of the steps between visits: the parameters of
+    grids that have more than VISITS values a channel are multiplied by a scale that takes this back."""
 
     def __init__(self, num_frames: int, channels: int, sides: Iterable[tuple[int, ...]]):
         super().__init__()
@@ -64,6 +68,7 @@ class Grids(nn.Module):
         self.num_grids = len(counts)  # of a level
         self.values = nn.ParameterList(
             nn.Parameter(torch.zeros(count, channels, *side)) for side in self.sides for count in counts)
+        self.scales = [min(1.0, (VISITS / grid[:, 0].numel()) ** 0.5) for grid in self.values]
         for k, count in enumerate(counts):
             place = torch.linspace(0, count - 1, num_frames)
             before = place.long().clamp(max=count - 2)
@@ -74,28 +79,31 @@ class Grids(nn.Module):
         """Values of frames `(B,)` on the finest level `(B, C, *side)`."""
         n, total = self.num_grids, None
         for level, side in enumerate(self.sides):
-            grids = self.values[level * n:(level + 1) * n]
-            here = sum(self._at(k, grid, ids) for k, grid in enumerate(grids))  # (B, C, *side)
+            here = sum(self._at(k, level * n + k, ids) for k in range(n))  # (B, C, *side)
             if total is not None:  # the coarser levels' interpolation, at this level's vertices
                 here = here + F.interpolate(
                     total, size=side, mode="linear" if len(side) == 1 else "bilinear", align_corners=True)
             total = here
         return total
 
-    def _at(self, k: int, grid: Tensor, ids: Tensor) -> Tensor:
+    def _at(self, k: int, number: int, ids: Tensor) -> Tensor:
         """A grid of the k-th kind at the times of frames `(B,)`: `(B, C, *side)`. No product of matrices, which might
         be rounded to tf32."""
+        grid, scale = self.values[number], self.scales[number]
         if len(grid) == len(self.before_0):
-            return grid.index_select(0, ids)
-        before = getattr(self, f"before_{k}")[ids]
-        share = getattr(self, f"share_{k}")[ids].view(-1, *[1] * (grid.dim() - 1))
-        return torch.lerp(grid.index_select(0, before), grid.index_select(0, before + 1), share)
+            here = grid.index_select(0, ids)
+        else:
+            before = getattr(self, f"before_{k}")[ids]
+            share = getattr(self, f"share_{k}")[ids].view(-1, *[1] * (grid.dim() - 1))
+            here = torch.lerp(grid.index_select(0, before), grid.index_select(0, before + 1), share)
+        return here if scale == 1 else here * scale
 
     def plain(self, ids: Tensor, a: Tensor) -> Tensor:
         """Values `(B, C, M)` at points `a` `(B, M, D)` of frames `(B,)` by the definition, every level interpolated by
         itself: the twin of `sample(self(ids), a)` that tests compare with."""
         num_frames = len(self.before_0)
-        at_frames = (torch.einsum("tm,m...->t...", hats(num_frames, len(grid)), grid)[ids] for grid in self.values)
+        at_frames = (torch.einsum("tm,m...->t...", hats(num_frames, len(grid)), grid * scale)[ids]
+                     for grid, scale in zip(self.values, self.scales, strict=True))
         return sum(sample(grid, a) for grid in at_frames)
 
 
@@ -129,7 +137,7 @@ class GridNetwork(nn.Module):
         """Displace the vertices of every frame by `near` and `far` `(T, R, R, 2)`, normalised, at both ends of the
         range of depths; depths stay. Only a new network's grids, which are zero, are then what is given."""
         for k, displacement in ((0, near), (3, far)):
-            self.sheets.values[-1][:, k:k + 2] = displacement.movedim(-1, 1)
+            self.sheets.values[-1][:, k:k + 2] = displacement.movedim(-1, 1) / self.sheets.scales[-1]
 
     def bind(self, ids: Tensor) -> "GridMaps":
         """The maps of frames `(B,)`; all levels are added up once, here."""

@@ -107,8 +107,10 @@ def test_selected_maps_are_those_of_their_frames():
 
 @pytest.mark.parametrize("num_frames", [2, 5, 24])
 @pytest.mark.parametrize("sides", [[(3, 3)], [(3, 3), (5, 5), (9, 9)], [(2,), (5,)], [(2,), (5,), (9,)]])
-def test_levels_added_up_are_levels_one_by_one(num_frames, sides):
+@pytest.mark.parametrize("visits", [8_192, 20])
+def test_levels_added_up_are_levels_one_by_one(num_frames, sides, visits, monkeypatch):
     """Values and gradients of the sum of all levels against each level interpolated by itself."""
+    monkeypatch.setattr(grids, "VISITS", visits)
     if sides == [(2,), (5,), (9,)] and num_frames == 2:
         sides = sides[:1]
     torch.manual_seed(num_frames)
