@@ -32,7 +32,6 @@ VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
-RAMP = (-0.3, 0.1)  # depths between which one sheet's displacement goes over to the other's
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
 LEAST, REACH = 0.2, 0.2  # size of det(I + J), of a step: near a fold, where there is no solution, nothing runs away
 
@@ -214,7 +213,7 @@ class GridMaps:
         w = depth_share(z)
         f, by_x, by_y, by_z = torch.lerp(v[0], v[1], w), torch.lerp(*by_x, w), torch.lerp(*by_y, w), v[1] - v[0]
         cells = (R - 1) / 2 / self.network.extent[:2, None] * (place == clamped)  # per unit of x and y
-        between = ((z > RAMP[0]) & (z < RAMP[1])) / ((RAMP[1] - RAMP[0]) * self.network.extent[2])
+        between = (z.abs() < 1) / (2 * self.network.extent[2])
         J = torch.stack([by_x * cells[0], by_y * cells[1], by_z * between])  # coordinate, displacement, B M
         return f.T.view_as(x), J.permute(2, 1, 0).view(*x.shape, 3)
 
@@ -225,8 +224,8 @@ class GridMaps:
 
 
 def depth_share(a: Tensor) -> Tensor:
-    """Share of the far sheet at depths `a`."""
-    return ((a - RAMP[0]) / (RAMP[1] - RAMP[0])).clamp(0, 1)
+    """Share of the far sheet at depths `a` in [-1, 1]."""
+    return ((a + 1) / 2).clamp(0, 1)
 
 
 def inverse_of(J: Tensor) -> Tensor:

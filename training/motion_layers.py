@@ -9,14 +9,14 @@ Notation
     p        positions of a coarse raster, every `stride` pixels                                 (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                       (h, w, 2)
     S_t      similarity, the background's motion from frame t to frame m                         (2, 3)
-    moves    believed positions whose D_t differs from S_t's by more than APART                  (h, w)
+    moves    believed positions whose D_t differs from S_t's by more than APART, less than FAR   (h, w)
 """
 
 import cv2
 import numpy as np
 
 RASTER = 128     # positions along the longer side
-APART = 3 / 256  # of the longer side
+APART, FAR = 3 / 256, 0.3  # of the longer side: what moves, and what moves too far for motions in between to make sense
 REFIT = 0.4      # share of the positions from which on S_t is fitted to D_t
 RADII = (0.06, 0.12, 0.24)  # of the raster's width: what moves is averaged over the smallest that finds enough of it
 ENOUGH = (0.2, 0.2, 1e-3)   # share of what moves under the window
@@ -40,7 +40,7 @@ def two_layers(store, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if t != m:
                 D, known, S = _one_frame_on(store, t, t + (1 if t < m else -1), p, stride, D, known, S)
             far[t] = _apply(S, vertices) - vertices
-            near[t] = far[t] + _moving(p, D, known, S, APART * max(H, W), vertices / stride)
+            near[t] = far[t] + _moving(p, D, known, S, max(H, W), vertices / stride)
     return near, far
 
 
@@ -88,11 +88,12 @@ def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (p @ S[:, :2].T + S[:, 2]).astype(np.float32)
 
 
-def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, apart: float, at: np.ndarray) -> np.ndarray:
+def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side: int, at: np.ndarray) -> np.ndarray:
     """Motion against the background `(R, R, 2)` at raster positions `at` `(R, R, 2)`: of what moves nearby, averaged;
     zero if nothing moves."""
     against = p + D - _apply(S, p)  # (h, w, 2)
-    moves = known & (np.linalg.norm(against, axis=-1) > apart)
+    distance = np.linalg.norm(against, axis=-1) / side
+    moves = known & (distance > APART) & (distance < FAR)
     values = np.dstack([against * moves[..., None], moves]).astype(np.float32)  # (h, w, 3)
     out, left = np.zeros_like(against), np.ones((*moves.shape, 1), np.float32)
     for radius, enough in zip(RADII, ENOUGH, strict=True):
