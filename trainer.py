@@ -38,7 +38,7 @@ from models.build import (
     new_optimisers,
     pick_device,
 )
-from models.coords import denormalise_pixels
+from models.coords import denormalise_pixels, normalise_pixels
 from models.depth_init import start_near
 from models.omnimotion import ModelConfig
 from models.tracker import Tracker
@@ -94,13 +94,20 @@ class Trainer:
         """What a new model is told of the video before its first step."""
         o, T = self.options, len(self.sequence)
         if o.init_layers:
-            vertices = denormalise_pixels(self.model.deform.vertices(), self.sequence.size)  # (R, R, 2)
-            layers = two_layers(self.sampler.store, vertices.numpy())  # pixels
-            per_pixel = 2 / (torch.tensor(self.sequence.size[::-1]) - 1)
-            self.model.deform.start_at(*((torch.from_numpy(layer) * per_pixel).to(self.device) for layer in layers))
+            size, vertices = self.sequence.size, self.model.deform.vertices()  # (R, R, 2)
+            at = denormalise_pixels(vertices, size)
+            near, far = (normalise_pixels(at + torch.from_numpy(moved), size) - vertices
+                         for moved in two_layers(self.sampler.store, at.numpy()))  # (T, R, R, 2)
+            self.model.deform.start_at(near.to(self.device), far.to(self.device))
         if o.init_depth:
             prior = o.min_depth + self.depth_priors[T // 2].float() / 2 * (o.max_depth - o.min_depth)
             start_near(self.model, prior, T // 2, torch.Generator().manual_seed(o.seed + 2))
+        if o.init_layers or o.init_depth:  # machines may round differently; all processes start as the first one does
+            with torch.no_grad():
+                if not self.processes.first:
+                    for p in self.model.parameters():
+                        p.zero_()
+                self.processes.sum_all(list(self.model.parameters()))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
@@ -335,8 +342,8 @@ class Trainer:
             self.faults.load_state_dict(checkpoint["faults"], self.device)
         self.generators["sampler"].set_state(checkpoint["generators"]["sampler"])
         if checkpoint.get("device", self.device.type) != self.device.type:
-            log.warning("%s was made on %s: the depths drawn from here on are not those of an uninterrupted run", path,
-                        checkpoint["device"])
+            log.warning("%s was made on %s: the pixels and depths drawn from here on are not those of an uninterrupted "
+                        "run", path, checkpoint["device"])
             self.generators["jitter"].manual_seed(self.options.seed + 1 + self.step)
             return
         self.generators["jitter"].set_state(checkpoint["generators"]["jitter"])

@@ -1,8 +1,9 @@
 """What each modification is worth: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
 
 Every preset of configs/ablation/ differs from base.txt there in one thing. Each runs on every clip with every seed,
-for the same number of steps (--steps) or for the same time (--seconds). Writes OUT/ablation.csv (a row a run),
-ablation.md and ablation.png. It can be stopped at any time: a second run does only what is missing.
+for the same number of steps (--steps) or for the same time (--seconds); rendered clips have 12 frames. Writes
+OUT/ablation.csv (a row a run), ablation.md and ablation.png. It can be stopped at any time: a second run does only
+what is missing.
 
 The table has means over clips and seeds, ± the standard deviation, over the seeds, of the mean over the clips, and the
 difference from the base on the same clips and seeds, ± its standard error over these pairs.

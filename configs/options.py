@@ -63,7 +63,7 @@ OPTIONS = {
         ("coupling_layers", int, 2, "hidden layers of a coupling's MLP"),
         ("projection_layers", int, 2, "layers of the coupling's projection; 1 is OmniMotion's"),
         ("pe_freq", int, 4, "octaves of the coupling layers' encoding"),
-        ("use_affine", int, 1, "affine map of x and y before the coupling layers"),
+        ("use_affine", int, 1, "affine map of x and y beside the coupling layers; grids have theirs always"),
         ("affine_width", int, 256, "width of the affine map's MLP"),
         ("affine_layers", int, 8, "linear layers of the affine map's MLP"),
         ("field_width", int, 256, "width of the canonical field"),
@@ -153,7 +153,7 @@ OPTIONS = {
     ],
 }
 
-MOST_LEVELS = 8  # of --grid_levels: sides of 513 vertices, gigabytes for a clip
+MOST_LEVELS = 8  # of --grid_levels: sides of 257 vertices, 2 GiB for 250 frames, with Adam's moments
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
@@ -209,6 +209,8 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     for name, low in AT_LEAST.items():
         if not getattr(options, name) >= low:
             reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
+    if options.init_layers not in (0, 1):
+        reader.error(f"--init_layers {options.init_layers}: must be 0 or 1")
     if options.grid_levels > MOST_LEVELS:
         reader.error(f"--grid_levels {options.grid_levels}: must be at most {MOST_LEVELS}")
     return options

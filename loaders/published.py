@@ -65,7 +65,9 @@ class PublishedFolder:
         flow = np.nan_to_num(flow.reshape(-1, 2)[pixels]).clip(-MAX_FLOW, MAX_FLOW)
         return StoredPair(pixels, np.rint(flow * STEPS).astype(np.int16), cycle[pixels], occlusion[pixels])
 
-    index = stored  # there is nothing to look up without reading it all
+    def index(self, i: int, j: int) -> StoredPair:
+        """The same: nothing can be looked up without reading it all."""
+        return self.stored(i, j)
 
     def dense(self, i: int, j: int) -> DensePair:
         """The same as images."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from errors import UserError
 from loaders.store_format import STEPS
 
+CDF_BYTES = 1 << 28  # of the sums that are kept
 CANDIDATES = 8  # drawn for a point; with fewer than N stored ones among them weights are summed
 
 
@@ -103,18 +104,28 @@ class PairSampler:
         return out
 
     def pixel_weights(self, i: int) -> Tensor:
-        """Weight of drawing each pixel of frame i `(H * W,)`: the error map's, or 1/sqrt(count + 1) before it."""
+        """Weight of drawing each pixel of frame i `(H * W,)` on `device`: the error map's, or 1/sqrt(count + 1) before
+        it."""
         if i not in self._pixel_weights:
-            H, W = self.frames.shape[1:3]
-            if self.cell_weights is not None:
-                cells = self.cell_weights[i].repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
-                weights = cells[:H, :W].flatten()
-            elif self.use_count_map:
-                weights = (torch.from_numpy(self.store.count_map(i).astype(np.float32)).flatten() + 1).rsqrt()
-            else:
-                weights = torch.ones(H * W)
-            self._pixel_weights[i] = weights.to(self.device, non_blocking=True)
+            self._pixel_weights[i] = self._weights(i).to(self.device, non_blocking=True)
         return self._pixel_weights[i]
+
+    def _weights(self, i: int) -> Tensor:
+        H, W = self.frames.shape[1:3]
+        if self.cell_weights is not None:
+            cells = self.cell_weights[i].repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
+            return cells[:H, :W].flatten()
+        if self.use_count_map:
+            return (torch.from_numpy(self.store.count_map(i).astype(np.float32)).flatten() + 1).rsqrt()
+        return torch.ones(H * W)
+
+    def _cdf(self, i: int) -> Tensor:
+        """Sums of the weights of frame i's pixels up to each of them `(H * W,)`; as many as fit into CDF_BYTES stay."""
+        if i not in self._cdfs:
+            while self._cdfs and 8 * len(next(iter(self._cdfs.values()))) * (len(self._cdfs) + 1) > CDF_BYTES:
+                del self._cdfs[next(iter(self._cdfs))]  # the one that was made first
+            self._cdfs[i] = self._weights(i).double().cumsum(0)
+        return self._cdfs[i]
 
     def draw_rows(self, i: int, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
         """`num_pts` rows of the stored pixels `(n,)` of frame i, by inverse CDF of their weights; `draws` is one pair's
@@ -143,11 +154,9 @@ class PairSampler:
     def draw_stored(self, i: int, j: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """By rejection: `num_pts` stored pixels `(N,)` of frame i, their flow to frame j `(N, 2)`, cycle flags `(N,)`.
         `u` is one pair's of `candidates`; None if too few of these are stored."""
-        if i not in self._cdfs:
-            self._cdfs[i] = self.pixel_weights(i).double().cumsum(0)
-        cdf, index = self._cdfs[i], self.store.index(i, j)
+        cdf, index = self._cdf(i), self.store.index(i, j)
         likely = 2 * self.num_pts * len(cdf) // max(index.count, 1)  # to hold enough; looked up first
-        for count in (min(likely, len(u)), len(u)):
+        for count in (likely, len(u)) if likely < len(u) else (len(u),):
             pixels = torch.searchsorted(cdf, u[:count] * cdf[-1], right=True).clamp(max=len(cdf) - 1).numpy()
             rows, stored = index.find(pixels)
             kept = np.flatnonzero(stored)[:self.num_pts]

@@ -179,7 +179,8 @@ class Row:
         self.damaged = f"{path} is damaged: delete its folder and run `python -m preprocessing` again"
         if path.stat().st_size < ALIGN:
             raise UserError(self.damaged)
-        self.size = size  # private: writable for PyTorch, never written; as an array, which is quicker to index
+        self.size = size
+        # Private: writable for PyTorch, never written. An array is quicker to index than a memmap.
         self.data = np.memmap(path, np.uint8, mode="c").view(np.ndarray)
         pairs = int(self.data[:8].view(np.int64)[0])
         if not 0 <= pairs <= (len(self.data) - 8) // 24:

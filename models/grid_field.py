@@ -15,7 +15,7 @@ SIDES = (9, 17, 33, 65, 129)
 DEPTHS = (5, 9, 9, 17, 17)
 PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
 ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
-THIN, DENSE = -2.0, 2.0  # added to its density at the nearest and the farthest depth: all of a ray takes part
+THIN, DENSE = -2.0, 2.0  # added to its density at its first and last depth: all of a ray takes part, and more so behind
 
 
 class GridField(nn.Module):

@@ -9,8 +9,8 @@ Notation
     level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
     moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
              a quarter as many, a quarter of these, and so on, down to eight or less
-    sheet    (B, 6, R, R): the displacement of B frames at the nearest depth (3) and at the farthest one (3) on the
-             finest level's vertices, all levels and moments together
+    sheet    (B, 6, R, R): the displacement of B frames just before the nearest depth (3) and just behind the farthest
+             one (3), where a is -1 and 1, on the finest level's vertices, all levels and moments together
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
     a        a point in units in which the grids span [-1, 1]
     f(x)     displacement: interpolated over the frame in both sheets, then linear in depth between these
@@ -33,7 +33,7 @@ FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
-LEAST, REACH = 0.2, 0.2  # size of det(I + J), of a step: near a fold, where there is no solution, nothing runs away
+LEAST, REACH = 0.2, 1 / 6  # least det(I + J) and largest step (of a): near a fold without solution nothing runs away
 
 
 def level_sides(num_levels: int) -> list[int]:
@@ -134,8 +134,8 @@ class GridNetwork(nn.Module):
 
     @torch.no_grad()
     def start_at(self, near: Tensor, far: Tensor) -> None:
-        """Displace the vertices of every frame by `near` and `far` `(T, R, R, 2)`, normalised, at both ends of the
-        range of depths; depths stay. Only a new network's grids, which are zero, are then what is given."""
+        """Displace the vertices of every frame by `near` and `far` `(T, R, R, 2)`, normalised, in the sheets before and
+        behind all depths; depths stay. Only a new network's grids, which are zero, are then what is given."""
         for k, displacement in ((0, near), (3, far)):
             self.sheets.values[-1][:, k:k + 2] = displacement.movedim(-1, 1) / self.sheets.scales[-1]
 
@@ -150,6 +150,7 @@ class GridMaps:
 
     def __init__(self, network: GridNetwork, sheets: Tensor, thetas: Tensor):
         self.network, self.sheets, self.thetas = network, sheets, thetas
+        self._table: Tensor | None = None  # the sheets, a row a displacement, for `displacement_and_slope`
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor | slice) -> "GridMaps":
@@ -171,19 +172,21 @@ class GridMaps:
         return self.to_canonical(x.flatten(1, 2)).view_as(x)
 
     def to_local(self, u: Tensor) -> Tensor:
-        """Canonical points to local ones (inverse)."""
+        """Canonical points to local ones (inverse): two Newton steps where gradients are wanted, which leaves 0.002 of
+        half a frame in a hundredth of the points of a steep map; else seven. Where the map folds, there may be no such
+        point, and this one means nothing."""
         return self.call(self._inverse, u)
 
     def _inverse(self, u: Tensor) -> Tensor:
-        y = invert_affine(self._theta(u[..., 2]), u)
+        y, reach = invert_affine(self._theta(u[..., 2]), u), REACH * self.network.extent
         with torch.no_grad():
             x = y - self.displacement(y)
-            for _ in range(NEWTON[0] if torch.is_grad_enabled() or u.requires_grad else NEWTON[1]):
+            for _ in range(NEWTON[0] if u.requires_grad else NEWTON[1]):
                 f, J = self.displacement_and_slope(x)
-                x = x + along(inverse_of(J), y - x - f).clamp(-REACH, REACH)
+                x = x + along(inverse_of(J), y - x - f).clamp(-reach, reach)
             step = inverse_of(self.displacement_and_slope(x)[1])
         # The last step: its derivatives are those of the solution (implicit function theorem).
-        return x + along(step, y - x - self.displacement(x)).clamp(-REACH, REACH)
+        return x + along(step, y - x - self.displacement(x)).clamp(-reach, reach)
 
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, the same shape."""
@@ -195,16 +198,17 @@ class GridMaps:
         """f `(B, M, 3)` and J `(B, M, 3, 3)` at points, without gradients. Between vertices f has one of both sides'
         slopes."""
         B, _, R, _ = self.sheets.shape
-        table = self.sheets.detach().transpose(0, 1).reshape(6, -1)
+        if self._table is None:
+            self._table = self.sheets.detach().transpose(0, 1).reshape(6, -1)
         a = (x - self.network.centre) / self.network.extent
         place = ((a[..., :2] + 1) / 2 * (R - 1)).reshape(-1, 2).T  # (2, B M), in cells
         clamped = place.clamp(0, R - 1)
-        cell = clamped.long().clamp(max=R - 2)
+        cell = clamped.long().clamp(0, R - 2)  # of a point that is not finite, too
         share = clamped - cell
         frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
         corner = (frame * R + cell[1]) * R + cell[0]
         corners = torch.stack([corner, corner + 1, corner + R, corner + R + 1])  # (4, B M)
-        v = table.index_select(1, corners.flatten()).view(2, 3, 2, 2, -1)  # depth, displacement, y, x
+        v = self._table.index_select(1, corners.flatten()).view(2, 3, 2, 2, -1)  # depth, displacement, y, x
         by_x = v[..., 1, :] - v[..., 0, :]
         v = v[..., 0, :] + share[0] * by_x  # (2, 3, 2, B M)
         by_y = v[:, :, 1] - v[:, :, 0]

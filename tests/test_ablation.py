@@ -36,6 +36,12 @@ def test_every_preset_changes_one_thing_of_the_base():
         assert len(changed) == 1 or path.stem == "error_map_random", path
 
 
+def test_the_base_is_a_short_small():
+    small, base = file_options("configs/small.txt"), file_options(str(BASE))
+    assert {k for k in small.keys() | base.keys() if small.get(k) != base.get(k)} == {
+        "expname", "num_iters", "num_pairs", "i_img"}
+
+
 def test_ablation_runs_what_is_missing_and_writes_the_tables(base, small_sequence, tmp_path):
     arguments = ("--base", base, "--presets", "smoothness", "--scenes", "", "--clips", small_sequence,
                  "--seeds", 1, "--out", tmp_path / "out")

@@ -54,6 +54,32 @@ def test_steep_maps_are_inverted_too():
     assert error.quantile(0.99) < 1e-5 and error[steep].median() < 1e-6
 
 
+def test_the_inverse_of_training_is_near_enough():
+    maps, x = random_network(6).bind(torch.arange(6)), points(6, 2_000)
+    u = maps.to_canonical(x).detach()
+    error = (maps.to_local(u.requires_grad_()) - x).norm(dim=-1)
+    assert error.quantile(0.99) < 1e-4 and error.max() < 0.02  # of half a frame
+
+
+@pytest.mark.parametrize("spread", [2.0, 20.0])
+def test_folds_and_broken_points_do_no_harm(spread):
+    """Where volumes overlap there is no inverse: what comes out is finite and in reach, as are its gradients."""
+    network = random_network(4, spread)
+    for p in network.thetas.parameters():
+        torch.nn.init.zeros_(p)
+    maps = network.bind(torch.arange(4))
+    u = (torch.rand(4, 500, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
+    x = maps.to_local(u)
+    x.abs().sum().backward()
+    assert (x - u).abs().max() <= maps.sheets.abs().max() + 2 * grids.REACH * 1.2 + 1e-4  # two steps
+    assert all(p.grad.isfinite().all() for p in network.parameters()) and u.grad.isfinite().all()
+    broken = u.detach().clone()
+    broken[0, 0, 0], broken[1, 1] = torch.inf, torch.nan
+    with torch.no_grad():
+        out = maps.to_local(broken)
+    assert not out[1, 1].isfinite().any() and out[2:].isfinite().all()  # a step that FaultGuard can see
+
+
 def test_slopes_are_those_of_the_displacement():
     """Against autograd, point by point, inside and outside the grids."""
     maps, x = random_network(3).bind(torch.tensor([2, 0, 2])), points(3)

@@ -171,19 +171,31 @@ def test_too_few_stored_candidates_are_drawn_the_exact_way(sampler, monkeypatch)
     assert sampler.batch(7, lambda interval: 1.0).pixels1.shape == (4, 64, 2)
 
 
-def test_a_batch_is_what_the_store_says(sampler):
-    batch = sampler.batch(7, lambda interval: 1.0)
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_batch_is_what_the_store_says(sampler, resident):
+    """By rejection, and by the sum of weights over pairs that stay on the device."""
+    sampler.resident = resident
+    batch = sampler.batch(7, lambda interval: 1.0 / interval)
     assert batch.pixels1.shape == batch.pixels2.shape == (4, 64, 2) and batch.rgb1.shape == (4, 64, 3)
     for b in range(4):
         i, j = int(batch.ids1[b]), int(batch.ids2[b])
-        known = set()
+        known, cycle = set(), {}
         for a, c, flip in ((i, j, False), (j, i, True)):
             stored = sampler.store.stored(a, c)
             p = np.stack([stored.pixels % 64, stored.pixels // 64], -1).astype(np.float32)
             q = p + stored.flow(slice(None))
+            if flip:  # what is hidden in frame i cannot be a query there
+                cycle = dict(zip(map(tuple, np.concatenate([q, p], axis=1).round(3).tolist()), stored.cycle.tolist(),
+                                 strict=True))
             known |= set(map(tuple, np.concatenate([q, p] if flip else [p, q], axis=1).round(3).tolist()))
         drawn = torch.cat([batch.pixels1[b], batch.pixels2[b]], dim=-1).numpy().round(3).tolist()
         assert set(map(tuple, drawn)) <= known
+        for point, weight in zip(map(tuple, drawn), batch.weights[b].tolist(), strict=True):
+            assert weight == pytest.approx(1 / abs(i - j)) or (weight == 0 and not cycle[point])
+        inside = (batch.pixels1[b] == batch.pixels1[b].round()).all(-1)  # at pixels the colour is the frame's
+        x, y = batch.pixels1[b][inside].long().unbind(-1)
+        ok = (x >= 0) & (x < 64) & (y >= 0) & (y < 64)
+        assert torch.allclose(batch.rgb1[b][inside][ok], sampler.frames[i, y[ok], x[ok]] / 255, atol=1e-6)
     assert torch.equal(batch.rgb1, bilinear_colours(sampler.frames, batch.ids1, batch.pixels1))
 
 

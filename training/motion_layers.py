@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 RASTER = 128     # positions along the longer side
-APART, FAR = 3 / 256, 0.3  # of the longer side: what moves, and what moves too far for motions in between to make sense
+APART, FAR = 3 / 256, 0.3  # of the longer side: what moves, and what moves too far for what would be in between
 REFIT = 0.4      # share of the positions from which on S_t is fitted to D_t
-RADII = (0.06, 0.12, 0.24)  # of the raster's width: what moves is averaged over the smallest that finds enough of it
+RADII = (0.06, 0.12, 0.24)  # of the longer side: what moves is averaged over the smallest that finds enough of it
 ENOUGH = (0.2, 0.2, 1e-3)   # share of what moves under the window
 FEW, ROUNDS = 10, 10        # positions that are too few for a similarity; of its fit
 
@@ -46,10 +46,9 @@ def two_layers(store, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _one_frame_on(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray, S: np.ndarray):
     """D_t, where it is believed, and S_t, from those of the adjacent frame n, which is nearer to m."""
-    try:
-        pair = store.dense(t, n)
-    except KeyError:  # a store of few pairs
+    if not store.counts[t, n]:  # a store of few pairs
         return D, np.zeros_like(known), S
+    pair = store.dense(t, n)
     flow, believed = pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
     q = p + flow
     place = (q / stride).astype(np.float32)
@@ -59,7 +58,8 @@ def _one_frame_on(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarr
     step = _similarity(p[believed], q[believed], 0.5)
     S = (S @ np.vstack([step, [0, 0, 1]])) if step is not None else S
     if known.mean() > REFIT:  # what is added up over many frames drifts
-        S = _similarity(p[known], (p + D)[known], APART * max(store.size) / 2, S)
+        again = _similarity(p[known], (p + D)[known], APART * max(store.size) / 2, S)
+        S = S if again is None else again
     return D, known, S
 
 
@@ -97,7 +97,7 @@ def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side
     values = np.dstack([against * moves[..., None], moves]).astype(np.float32)  # (h, w, 3)
     out, left = np.zeros_like(against), np.ones((*moves.shape, 1), np.float32)
     for radius, enough in zip(RADII, ENOUGH, strict=True):
-        around = cv2.GaussianBlur(values, (0, 0), radius * p.shape[1], borderType=cv2.BORDER_CONSTANT)
+        around = cv2.GaussianBlur(values, (0, 0), radius * max(moves.shape), borderType=cv2.BORDER_CONSTANT)
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         left *= 1 - share
