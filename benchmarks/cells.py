@@ -174,10 +174,10 @@ def clips_of(args: argparse.Namespace) -> list[str]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation, of one value the value."""
     if not values:
         return "-"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def main() -> None:
