@@ -124,8 +124,7 @@ class Trainer:
         total, terms = self._more_losses(prediction, batch, total, terms)
         error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
         terms |= {"error": (error * batch.weights).sum(), "weight": batch.weights.sum()}
-        finite = self._descend(total, terms, batch, prediction, schedules.learning_rate_factor(
-            s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps))
+        finite = self._descend(total, terms, batch, prediction, s)
         self.error_map.add_points(batch.ids1, batch.pixels1, error, batch.weights * finite)
         self.step += 1
         if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
@@ -160,26 +159,30 @@ class Trainer:
                 self.step % max(schedules.own_step(MAP_REFRESH, o.num_iters), 1) == 0):
             self._use_error_map()
 
-    def _descend(self, total: Tensor, terms: dict[str, Tensor], batch, prediction, factor: float) -> Tensor:
-        """Change the parameters by the gradient of `total`, learning rates times `factor`, unless it is not finite;
-        whether it is (0-d bool). Terms, and "total" among them, become those of all processes."""
+    def _descend(self, total: Tensor, terms: dict[str, Tensor], batch, prediction, s: float) -> Tensor:
+        """Change the parameters by the gradient of `total`, with the learning rates of published step `s`, unless it
+        is not finite; whether it is (0-d bool). Terms, and "total" among them, become those of all processes."""
+        o = self.options
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         total.backward()
         terms["total"] = total.detach().clone()  # a compiled step's belongs to the next one
         parameters = [p for group in self.parameter_groups().values() for p in group["params"] if p.grad is not None]
         self.processes.sum_all([*(p.grad for p in parameters), *terms.values()])
-        if self.options.grad_clip:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
+        if o.grad_clip:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, o.grad_clip)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self.gradient_norm = norm
         parts = (prediction.pixels, prediction.rgb, prediction.target, batch.pixels1, batch.pixels2, batch.rgb1)
         finite = self.faults.finite(self.step, terms["total"], terms, norm, torch.stack([batch.ids1, batch.ids2]),
                                     sum(part.detach().flatten(1).sum(1) for part in parts))
+        factor = self.faults.lr_scale * schedules.learning_rate_factor(
+            s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
-                group["lr"] = self.base_lr[group["name"]] * factor * self.faults.lr_scale
+                held = "deform" in group["name"] and s < o.deform_start
+                group["lr"] = 0.0 if held else self.base_lr[group["name"]] * factor
             step_where(finite, optimiser)
         return finite
 

@@ -80,6 +80,8 @@ OPTIONS = {
         ("lrate_decay_factor", float, 0.5, "factor of a decay"),
         ("lrate_warmup_steps", float, 0.0, "published steps over which the learning rates rise from 0"),
         ("grad_clip", float, 1_000.0, "largest norm of the gradient, far above those of a healthy run; 0: no clipping"),
+        ("deform_start", float, 0.0, "published step at which maps between frames and canonical volume begin to learn: "
+         "before it, the field learns what lies where they start"),
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
@@ -153,7 +155,7 @@ OPTIONS = {
     ],
 }
 
-MOST_LEVELS = 8  # of --grid_levels: sides of 257 vertices, 2 GiB for 250 frames, with Adam's moments
+MOST_LEVELS = 8  # of --grid_levels: sides of 257 vertices, 4 GiB for 250 frames, with Adam's moments
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
@@ -161,7 +163,7 @@ AT_LEAST = {  # smallest values that make sense
                      "grid_levels"), 1),
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
     "page_mb": 1, "dense_interval": 0, "page_interval": 0,
-    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "freeze_step", "error_map_uniform", "error_map_random",
+    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "deform_start", "freeze_step", "error_map_uniform", "error_map_random",
                      "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
                      "num_cpus", "w_depth", "save_every_minutes", "keep", "max_memory", "process_timeout"), 0),
     "max_pixels": 1,

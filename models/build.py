@@ -9,6 +9,7 @@ from torch import Tensor
 
 from errors import UserError
 from models.backends import pick_backend
+from models.grids import SHEETS
 from models.muon import Muon
 from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
@@ -103,7 +104,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     if config.deform == "grid":
-        claimed = config.num_frames * 6 * 4 ** (config.grid_levels + 1)  # about
+        claimed = config.num_frames * 3 * SHEETS * 4 ** (config.grid_levels + 1)  # about
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2

@@ -9,11 +9,12 @@ Notation
     level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
     moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
              a quarter as many, a quarter of these, and so on, down to eight or less
-    sheet    (B, 6, R, R): the displacement of B frames just before the nearest depth (3) and just behind the farthest
-             one (3), where a is -1 and 1, on the finest level's vertices, all levels and moments together
+    sheet    the displacement at one depth, on the finest level's vertices, all levels and moments together; of B frames
+             (B, 3, S, R, R). S sheets are evenly spaced, the first just before the nearest depth, the last just behind
+             the farthest one, where a is -1 and 1
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
     a        a point in units in which the grids span [-1, 1]
-    f(x)     displacement: interpolated over the frame in both sheets, then linear in depth between these
+    f(x)     displacement: interpolated over the frame in the sheets, and linear in depth between two of them
     A        the affine map of (x, y), by theta at the point's depth
     forward  u = A(x + f(x))       inverse  x + f(x) = A^-1(u), solved by Newton's method
     J        derivative of f (3 displacements, 3 coordinates); x -> x + f(x) is one-to-one where det(I + J) > 0
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from models.invertible import apply_affine, invert_affine
 from models.recompute import stored
 
+SHEETS = 4  # two layers of motion, two sheets each: what lies in one layer moves alike wherever a ray is sampled
 VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
@@ -108,11 +110,13 @@ class Grids(nn.Module):
 
 
 def sample(grid: Tensor, a: Tensor) -> Tensor:
-    """Linear interpolation of `(B, C, R)` or `(B, C, R_2, R_1)` at `a` `(B, M, 1 or 2)` in [-1, 1], the values at the
-    border outside it -> `(B, C, M)`. The first coordinate of `a` runs along the grid's last dimension."""
+    """Linear interpolation of `(B, C, R)`, `(B, C, R_2, R_1)` or `(B, C, R_3, R_2, R_1)` at `a` `(B, M, 1, 2 or 3)` in
+    [-1, 1], the values at the border outside it -> `(B, C, M)`. The first coordinate of `a` runs along the grid's last
+    dimension."""
     if a.shape[-1] == 1:
         grid, a = grid[:, :, None], torch.cat([a, torch.zeros_like(a)], dim=-1)
-    return F.grid_sample(grid, a[:, None], padding_mode="border", align_corners=True)[:, :, 0]
+    a = a.view(len(a), *[1] * (a.shape[-1] - 1), *a.shape[1:])
+    return F.grid_sample(grid, a, padding_mode="border", align_corners=True).flatten(2)
 
 
 class GridNetwork(nn.Module):
@@ -123,7 +127,7 @@ class GridNetwork(nn.Module):
         near, far = depth_range
         self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
         self.register_buffer("extent", torch.tensor([1, 1, (far - near) / 2]) * torch.tensor(MARGIN), persistent=False)
-        self.sheets = Grids(num_frames, 6, [(R, R) for R in level_sides(num_levels)])
+        self.sheets = Grids(num_frames, 3 * SHEETS, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def vertices(self) -> Tensor:
@@ -134,14 +138,15 @@ class GridNetwork(nn.Module):
 
     @torch.no_grad()
     def start_at(self, near: Tensor, far: Tensor) -> None:
-        """Displace the vertices of every frame by `near` and `far` `(T, R, R, 2)`, normalised, in the sheets before and
-        behind all depths; depths stay. Only a new network's grids, which are zero, are then what is given."""
-        for k, displacement in ((0, near), (3, far)):
-            self.sheets.values[-1][:, k:k + 2] = displacement.movedim(-1, 1) / self.sheets.scales[-1]
+        """Displace the vertices of every frame by `near` `(T, R, R, 2)`, normalised, in the nearer half of the sheets,
+        and by `far` in the others; depths stay. Only a new network's grids, which are zero, are then what is given."""
+        finest = self.sheets.values[-1].unflatten(1, (3, SHEETS))  # (T, 3, S, R, R)
+        for some, displacement in ((slice(SHEETS // 2), near), (slice(SHEETS // 2, None), far)):
+            finest[:, :2, some] = displacement.movedim(-1, 1)[:, :, None] / self.sheets.scales[-1]
 
     def bind(self, ids: Tensor) -> "GridMaps":
         """The maps of frames `(B,)`; all levels are added up once, here."""
-        return GridMaps(self, self.sheets(ids), self.thetas(ids))
+        return GridMaps(self, self.sheets(ids).unflatten(1, (3, SHEETS)), self.thetas(ids))
 
 
 class GridMaps:
@@ -150,7 +155,7 @@ class GridMaps:
 
     def __init__(self, network: GridNetwork, sheets: Tensor, thetas: Tensor):
         self.network, self.sheets, self.thetas = network, sheets, thetas
-        self._table: Tensor | None = None  # the sheets, a row a displacement, for `displacement_and_slope`
+        self._table: Tensor | None = None  # the sheets (3, B S R R), for `displacement_and_slope`
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor | slice) -> "GridMaps":
@@ -191,45 +196,39 @@ class GridMaps:
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, the same shape."""
         a = (x - self.network.centre) / self.network.extent
-        near, far = sample(self.sheets, a[..., :2]).unflatten(1, (2, 3)).unbind(1)  # (B, 3, M)
-        return torch.lerp(near, far, depth_share(a[..., 2])[:, None]).transpose(1, 2)
+        return sample(self.sheets, a).transpose(1, 2)
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f `(B, M, 3)` and J `(B, M, 3, 3)` at points, without gradients. Between vertices f has one of both sides'
         slopes."""
-        B, _, R, _ = self.sheets.shape
+        B, _, S, R, _ = self.sheets.shape
         if self._table is None:
-            self._table = self.sheets.detach().transpose(0, 1).reshape(6, -1)
+            self._table = self.sheets.detach().transpose(0, 1).reshape(3, -1)
         a = (x - self.network.centre) / self.network.extent
-        place = ((a[..., :2] + 1) / 2 * (R - 1)).reshape(-1, 2).T  # (2, B M), in cells
-        clamped = place.clamp(0, R - 1)
-        cell = clamped.long().clamp(0, R - 2)  # of a point that is not finite, too
+        last = torch.tensor([[R - 1], [R - 1], [S - 1]], device=x.device)  # vertices along x, y and depth
+        place = (a.reshape(-1, 3).T + 1) / 2 * last  # (3, B M), in cells
+        clamped = place.clamp(min=0).minimum(last)
+        cell = clamped.long().clamp(min=0).minimum(last - 1)  # of a point that is not finite, too
         share = clamped - cell
         frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
-        corner = (frame * R + cell[1]) * R + cell[0]
-        corners = torch.stack([corner, corner + 1, corner + R, corner + R + 1])  # (4, B M)
-        v = self._table.index_select(1, corners.flatten()).view(2, 3, 2, 2, -1)  # depth, displacement, y, x
+        corner = ((frame * S + cell[2]) * R + cell[1]) * R + cell[0]
+        corners = torch.stack([corner, corner + 1, corner + R, corner + R + 1])
+        corners = torch.cat([corners, corners + R * R])  # (8, B M)
+        v = self._table.index_select(1, corners.flatten()).view(3, 2, 2, 2, -1)  # displacement, depth, y, x
         by_x = v[..., 1, :] - v[..., 0, :]
-        v = v[..., 0, :] + share[0] * by_x  # (2, 3, 2, B M)
+        v = v[..., 0, :] + share[0] * by_x  # (3, 2, 2, B M)
         by_y = v[:, :, 1] - v[:, :, 0]
-        v, by_x = v[:, :, 0] + share[1] * by_y, torch.lerp(by_x[:, :, 0], by_x[:, :, 1], share[1])  # (2, 3, B M)
-        z = a[..., 2].flatten()
-        w = depth_share(z)
-        f, by_x, by_y, by_z = torch.lerp(v[0], v[1], w), torch.lerp(*by_x, w), torch.lerp(*by_y, w), v[1] - v[0]
-        cells = (R - 1) / 2 / self.network.extent[:2, None] * (place == clamped)  # per unit of x and y
-        between = (z.abs() < 1) / (2 * self.network.extent[2])
-        J = torch.stack([by_x * cells[0], by_y * cells[1], by_z * between])  # coordinate, displacement, B M
+        v, by_x = v[:, :, 0] + share[1] * by_y, torch.lerp(by_x[:, :, 0], by_x[:, :, 1], share[1])  # (3, 2, B M)
+        by_z = v[:, 1] - v[:, 0]
+        f, by_x, by_y = (torch.lerp(g[:, 0], g[:, 1], share[2]) for g in (v, by_x, by_y))  # (3, B M)
+        cells = last / 2 / self.network.extent[:, None] * (place == clamped)  # per unit of x, y and z
+        J = torch.stack([by_x * cells[0], by_y * cells[1], by_z * cells[2]])  # coordinate, displacement, B M
         return f.T.view_as(x), J.permute(2, 1, 0).view(*x.shape, 3)
 
     def _theta(self, z: Tensor) -> Tensor:
         """The affine map's parameters `(B, M, 5)` at depths `(B, M)`."""
         a = ((z - self.network.centre[2]) / self.network.extent[2])[..., None]
         return sample(self.thetas, a).transpose(1, 2)
-
-
-def depth_share(a: Tensor) -> Tensor:
-    """Share of the far sheet at depths `a` in [-1, 1]."""
-    return ((a + 1) / 2).clamp(0, 1)
 
 
 def inverse_of(J: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from errors import UserError
 from loaders.sequence import open_sequence
 from loaders.store import StoreWriter, open_correspondences
-from loaders.store_format import MAX_FLOW, PairIndex, decode, encode
-from preprocessing.chaining import chain_row
+from loaders.store_format import MAX_FLOW, DensePair, PairIndex, decode, encode
+from preprocessing.chaining import RULES, chain_row
 from preprocessing.filtering import cycle_flags
 from preprocessing.pipeline import Method, build_store
 from preprocessing.sampling import bilinear, pixel_grid, similarity
@@ -85,7 +85,7 @@ def test_count_maps_count_the_valid_targets(small_sequence):
                                                               ).sum() for j in range(8)]
 
 
-@pytest.mark.parametrize("chain,stop", [(False, 23), (True, 40), (True, 75)])
+@pytest.mark.parametrize("chain,stop", [("", 23), ("first", 40), ("first", 75), ("direct", 75)])
 def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_path):
     """Stopped among the 56 direct pairs, or among the chains after them."""
     method = Method(chain=chain)
@@ -170,10 +170,9 @@ def test_cycle_flags_of_an_object_that_passes_over_a_background():
     assert cycle[~covered].float().mean() == 1
 
 
-def test_chains_reach_where_direct_flow_does_not(small_sequence):
+@pytest.mark.parametrize("rule", RULES)
+def test_chains_reach_where_direct_flow_does_not(rule):
     """With direct flow of adjacent frames only, chains give the sum of the steps."""
-    from loaders.store_format import DensePair
-
     ones = np.ones((64, 64), bool)
 
     def direct(i, j):
@@ -183,10 +182,43 @@ def test_chains_reach_where_direct_flow_does_not(small_sequence):
 
     frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
     found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(
-        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5)}
+        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5, rule=rule)}
     assert sorted(found) == [1, 2, 3, 4]
     flow, cycle = found[4]
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()
+
+
+def test_what_is_believed_where_chain_and_direct_flow_disagree():
+    """Points move by (2, 1) a frame; direct flow over two frames and more is off by 20 px (left half) or 1 px. Links
+    of the upper half do not close after frame 2."""
+    ones = np.ones((64, 64), bool)
+
+    def direct(i, j):
+        flow = np.full((64, 64, 2), (2.0, 1.0), np.float32) * (j - i)
+        if abs(i - j) > 1:
+            flow[:, :32, 0] += 20
+            flow[:, 32:, 0] += 1
+        elif min(i, j) >= 2 and j > i:
+            flow[:32] += 2
+        return DensePair(flow, ones, ones, ones & False)
+
+    frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
+    found = {rule: {j: flow for j, flow, *_ in chain_row(
+        0, [1, 2, 4], frames.__getitem__, features.__getitem__, direct, 0.5, rule=rule)} for rule in RULES}
+    left, right, above = np.s_[40:50, 5:20], np.s_[40:50, 35:50], np.s_[5:20, 5:20]
+    for j in (2, 4):
+        x = 2 * j
+        assert np.allclose(found["direct"][j][left], (x + 20, j)) and np.allclose(found["first"][j][left], (x, j))
+        assert np.allclose(found["first"][j][right], (x + 1, j))  # near enough: direct flow does not drift
+        assert np.allclose(found["first"][1][left], (2, 1))
+    assert np.allclose(found["first"][2][above], (4, 2))
+    assert np.allclose(found["first"][4][above], (28, 4))  # the chain has broken: direct flow is what there is
+
+
+def test_old_stores_say_chain_as_they_did():
+    """The word in meta.json decides whether a store is the one that is asked for."""
+    said = {chain: Method(chain=chain).settings((64, 64), {}, {})["chain"] for chain in ("", *RULES)}
+    assert said == {"": False, "direct": True, "first": "first"}
 
 
 def test_bilinear_is_exact_on_a_plane():
