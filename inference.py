@@ -4,9 +4,13 @@ import logging
 from argparse import Namespace
 
 from configs.options import run_dir
+from errors import UserError
+from evaluation.flow_tracker import FlowTracker
 from loaders.checkpoint import check_frames, check_length, find_checkpoint
 from loaders.sequence import VideoSequence, open_sequence
+from loaders.store import open_correspondences
 from models.build import checkpoint_num_frames, model_from_checkpoint, pick_device
+from models.omnimotion import OmniMotion
 from models.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -21,4 +25,16 @@ def open_run(options: Namespace) -> tuple[VideoSequence, Tracker]:
     check_frames(checkpoint, sequence.size, sequence.hashes(), path)
     model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()
     log.info("model: %s", path)
-    return sequence, Tracker(model, bool(options.use_max_loc), options.occlusion_th, options.chunk_size)
+    return sequence, new_tracker(model, sequence, options)
+
+
+def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) -> Tracker:
+    """The tracker that the options of inference ask for. UserError if it follows flow and the sequence has none."""
+    arguments = bool(options.use_max_loc), options.occlusion_th, options.chunk_size
+    if not options.follow_flow:
+        return Tracker(model, *arguments)
+    try:
+        store = open_correspondences(sequence)
+    except UserError as error:
+        raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error
+    return FlowTracker(model, store, *arguments)

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")
     parser.add_argument("--out", default="out/ablation", help="folder of the results")
     add_clip_arguments(parser)
-    parser.set_defaults(num_frames=12)
+    parser.set_defaults(num_frames=12, chain="")  # the default's own pairs: direct flow
     args = parser.parse_args()
     known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt")) if path != BASE}
     names = [name for name in args.presets.split(",") if name] or list(known)

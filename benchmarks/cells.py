@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from configs.options import parse
 from evaluation.scoring import as_point_tracks, score
+from inference import new_tracker
 from loaders.annotations import load_annotations, sample_queries
 from loaders.files import write_text
 from loaders.sequence import open_sequence
-from models.tracker import Tracker
+from preprocessing.chaining import RULES
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
 from preprocessing.synthetic_scenes import RECIPES
@@ -59,15 +60,15 @@ class Cell:
         return f"{Path(self.preset).stem}-{Path(self.clip).name}-{self.seed}-{length}"
 
 
-def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int) -> list[str]:
-    """Folders of rendered scenes (keys of RECIPES) with their correspondences; made if they are missing."""
+def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, chain: str = "first") -> list[str]:
+    """Folders of rendered scenes (keys of RECIPES) with their correspondences (`chain` as in preprocessing); made if
+    they are missing. UserError if those that are there were made otherwise."""
     out = []
     for name in names:
         root = folder / f"{name}_{size}x{num_frames}"
         if not (root / "annotations.npz").is_file():
             write_scene(root, name, (size, size), num_frames, 0, POINTS)
-        if not (root / "correspondences" / "meta.json").is_file():
-            build_store(open_sequence(root), Method())
+        build_store(open_sequence(root), Method(chain=chain))
         out.append(str(root))
     return out
 
@@ -128,7 +129,7 @@ def metrics_now(trainer: Trainer) -> dict[str, float]:
     sequence, options = trainer.sequence, trainer.options
     truth = load_annotations(Path(options.data_dir) / "annotations.npz", len(sequence)).resized(sequence.size)
     queries, rows = sample_queries(truth, "first")
-    tracker = Tracker(trainer.model, bool(options.use_max_loc), options.occlusion_th, options.chunk_size)
+    tracker = new_tracker(trainer.model, sequence, options)
     return score(as_point_tracks(tracker.track(queries), queries, sequence.size), truth, rows, "first")
 
 
@@ -164,13 +165,15 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", nargs="*", default=[], help="more sequence folders, with annotations.npz")
     parser.add_argument("--size", type=int, default=128, help="side of the rendered clips")
     parser.add_argument("--num_frames", type=int, default=24, help="frames of the rendered clips")
+    parser.add_argument("--chain", default="first", choices=("", *RULES), help="their correspondences' chains, as in "
+                        "preprocessing")
     parser.add_argument("--seeds", type=int, default=3, help="runs of a preset on a clip")
 
 
 def clips_of(args: argparse.Namespace) -> list[str]:
     """Folders of all clips that the arguments name."""
     scenes = [name for name in args.scenes.split(",") if name]
-    return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames) + args.clips
+    return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames, args.chain) + args.clips
 
 
 def spread(values: list[float]) -> str:

@@ -95,6 +95,8 @@ OPTIONS = {
     ],
     "inference": [
         ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
+        ("follow_flow", int, 0, "1: tracks go with the flow of the sequence's correspondences where that can be trusted, "
+         "and with the model elsewhere"),
         ("occlusion_th", float, 0.99, "a point is occluded when more light than this is absorbed in front of it"),
         ("chunk_size", int, 2_048, "pixels computed at a time; less needs less memory"),
     ],
@@ -211,8 +213,9 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     for name, low in AT_LEAST.items():
         if not getattr(options, name) >= low:
             reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
-    if options.init_layers not in (0, 1):
-        reader.error(f"--init_layers {options.init_layers}: must be 0 or 1")
+    for name in ("init_layers", "follow_flow"):
+        if getattr(options, name) not in (0, 1):
+            reader.error(f"--{name} {getattr(options, name)}: must be 0 or 1")
     if options.grid_levels > MOST_LEVELS:
         reader.error(f"--grid_levels {options.grid_levels}: must be at most {MOST_LEVELS}")
     return options
