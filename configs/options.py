@@ -95,8 +95,8 @@ OPTIONS = {
     ],
     "inference": [
         ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
-        ("follow_flow", int, 0, "1: tracks go with the flow of the sequence's correspondences where that can be trusted, "
-         "and with the model elsewhere"),
+        ("follow_flow", int, 0, "1: tracks go with the flow of the sequence's correspondences where that can be "
+         "trusted, and with the model elsewhere"),
         ("occlusion_th", float, 0.99, "a point is occluded when more light than this is absorbed in front of it"),
         ("chunk_size", int, 2_048, "pixels computed at a time; less needs less memory"),
     ],
@@ -165,9 +165,10 @@ AT_LEAST = {  # smallest values that make sense
                      "grid_levels"), 1),
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
     "page_mb": 1, "dense_interval": 0, "page_interval": 0,
-    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "deform_start", "freeze_step", "error_map_uniform", "error_map_random",
-                     "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps", "recompute_above", "tapvid_size",
-                     "num_cpus", "w_depth", "save_every_minutes", "keep", "max_memory", "process_timeout"), 0),
+    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "deform_start", "freeze_step", "error_map_uniform",
+                     "error_map_random", "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps",
+                     "recompute_above", "tapvid_size", "num_cpus", "w_depth", "save_every_minutes", "keep",
+                     "max_memory", "process_timeout"), 0),
     "max_pixels": 1,
 }
 

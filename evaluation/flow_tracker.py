@@ -8,8 +8,8 @@ Notation
     x         position (x, y) in pixels
     a, b      a frame and the next one, away from the query's frame on either side
     fb        forward-backward error: where a point is after the flow from a to b and back, pixels
-    followed  (M, T) bool: the position is that of the flow from the frame before, and fb was at most MAX_FB; or it is the
-              model's, and a correspondence of an earlier frame in which the point was followed confirms it
+    followed  (M, T) bool: the position is that of the flow from the frame before, and fb was at most MAX_FB; or it is
+              the model's, and a correspondence of an earlier frame in which the point was followed confirms it
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ class FlowTracker(Tracker):
 
 
 def follow(query_points: np.ndarray, model: np.ndarray, store) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `(M, T, 2)` float32 and `followed` `(M, T)` of query points `(M, 3)` = (t, y, x), whose positions by the
-    model are `model` `(M, T, 2)`."""
+    """Positions `(M, T, 2)` float32 and `followed` `(M, T)` of query points `(M, 3)` = (t, y, x), whose positions by
+    the model are `model` `(M, T, 2)`."""
     M, T = model.shape[:2]
     start = query_points[:, 0].astype(np.int64)
     tracks, followed = model.astype(np.float32), np.zeros((M, T), bool)

@@ -92,7 +92,7 @@ def test_a_network_starts_at_the_displacements(scene):
     near, far = (torch.randn(T, 9, 9, 2) * 0.02 for _ in range(2))
     network.start_at(near, far)
     maps, flat = network.bind(torch.arange(T)), network.vertices().reshape(1, 81, 2).expand(T, -1, -1)
-    for depth, displacement in ((-0.1, near), (2.1, far)):
+    for depth, displacement in ((-0.1, near), (0.3, near), (0.6, near), (1.4, far), (2.1, far)):
         x = torch.cat([flat, torch.full((T, 81, 1), depth)], -1)
         assert torch.allclose(maps.to_canonical(x), x + torch.nn.functional.pad(displacement.flatten(1, 2), (0, 1)),
                               atol=1e-5)
