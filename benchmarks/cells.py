@@ -22,15 +22,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import configargparse
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from configs.options import parse
 from evaluation.scoring import as_point_tracks, score
 from inference import new_tracker
-from loaders.annotations import load_annotations, sample_queries
+from loaders.annotations import Annotations, load_annotations, sample_queries
 from loaders.files import write_text
-from loaders.sequence import open_sequence
+from loaders.sequence import VideoSequence, open_sequence
 from preprocessing.chaining import RULES
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
@@ -40,6 +41,7 @@ from training.record import versions
 
 log = logging.getLogger(__name__)
 WARM_UP, PROBE = 3, 8  # steps that are not timed, and that are, to find how many fit into a time
+FOLLOWED = "followed_"
 POINTS = 128  # ground-truth points of a rendered clip
 
 
@@ -125,12 +127,22 @@ def steps_within(options: Namespace, seconds: float) -> int:
 
 
 def metrics_now(trainer: Trainer) -> dict[str, float]:
-    """Metrics of the model as it is, query mode first."""
-    sequence, options = trainer.sequence, trainer.options
-    truth = load_annotations(Path(options.data_dir) / "annotations.npz", len(sequence)).resized(sequence.size)
-    queries, rows = sample_queries(truth, "first")
-    tracker = new_tracker(trainer.model, sequence, options)
-    return score(as_point_tracks(tracker.track(queries), queries, sequence.size), truth, rows, "first")
+    """Metrics of the model as it is, query mode first; with FOLLOWED before their names, of the same with the flow
+    that its tracks can go with (--follow_flow)."""
+    options, sequence = trainer.options, trainer.sequence
+    truth, queries, rows = ground_truth(sequence)
+    out = {}
+    for follow_flow, prefix in ((0, ""), (1, FOLLOWED)):
+        tracker = new_tracker(trainer.model, sequence, Namespace(**vars(options) | {"follow_flow": follow_flow}))
+        found = score(as_point_tracks(tracker.track(queries), queries, sequence.size), truth, rows, "first")
+        out |= {prefix + name: value for name, value in found.items()}
+    return out
+
+
+def ground_truth(sequence: VideoSequence) -> tuple[Annotations, np.ndarray, np.ndarray]:
+    """A clip's annotations at its size, its queries in the mode first, and the rows of the annotations they are of."""
+    truth = load_annotations(sequence.root / "annotations.npz", len(sequence)).resized(sequence.size)
+    return truth, *sample_queries(truth, "first")
 
 
 def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]:

@@ -7,7 +7,8 @@ OUT/convergence.md and convergence.png. A second run does only what is missing.
 The table has delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation, over seeds,
 of the mean over clips), and for each clip the time until delta_avg reaches --target or, without it, what the first
 preset ends with on this clip: by the mean over the seeds at the looks of a run, linearly between them, at its first
-look at the earliest; the quickest of the lengths counts.
+look at the earliest; the quickest of the lengths counts. All of this is of the model alone; the last table has also
+tracks that go with the flow (--follow_flow 1), and flow without a model.
 """
 
 import argparse
@@ -21,9 +22,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.ablation import means_of_seeds, values
-from benchmarks.cells import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from benchmarks.cells import (
+    FOLLOWED,
+    Cell,
+    add_clip_arguments,
+    clips_of,
+    file_options,
+    ground_truth,
+    run_missing,
+    spread,
+)
 from evaluation.plots import COLOURS, STYLE
+from evaluation.scoring import baseline_tracks, score
 from loaders.files import atomic_path, write_text
+from loaders.sequence import open_sequence
 
 METRIC = "average_pts_within_thresh"
 Runs = dict[tuple[str, int], list[dict]]  # (preset, index of its length) -> records
@@ -75,6 +87,25 @@ def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
             cells.append("never" if math.isnan(found) else f"{found:.0f}")
         lines.append(f"| {preset} | {records[0]['steps']} | {seconds:.0f} | " + " | ".join(cells) + " |")
     return lines
+
+
+def clip_table(runs: Runs, clips: list[str]) -> list[str]:
+    """Markdown: delta_avg and AJ on every clip, of the model alone and of tracks that go with the flow, beside chained
+    flow."""
+    lines = ["| delta_avg / AJ at the end | steps | " + " | ".join(Path(clip).name for clip in clips) + " |",
+             "|---" * (len(clips) + 2) + "|"]
+    for (preset, _), records in runs.items():
+        for prefix, name in (("", preset), (FOLLOWED, f"{preset}, with the flow")):
+            cells = [" / ".join(spread([v for (c, _), v in sorted(values(records, prefix + key).items()) if c == clip])
+                                for key in (METRIC, "average_jaccard")) for clip in clips]
+            lines.append(f"| {name} | {records[0]['steps']} | " + " | ".join(cells) + " |")
+    cells = []
+    for clip in clips:
+        sequence = open_sequence(clip)
+        truth, queries, rows = ground_truth(sequence)
+        found = score(baseline_tracks("chain", sequence, queries), truth, rows, "first")
+        cells.append(f"{found[METRIC]:.3f} / {found['average_jaccard']:.3f}")
+    return [*lines, "| chained flow | | " + " | ".join(cells) + " |"]
 
 
 def ratios(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
@@ -141,7 +172,8 @@ def main() -> None:
         parser.exit(1, "no run has finished\n")
     first = [found for (preset, _), found in runs.items() if preset == Path(args.presets[0]).stem]
     targets = {clip: args.target or max((final(found, clip) for found in first), default=math.nan) for clip in clips}
-    text = "\n".join([*table(runs, clips, targets), "", *ratios(runs, clips, targets)])
+    text = "\n".join([*table(runs, clips, targets), "", *ratios(runs, clips, targets), "",
+                      *clip_table(runs, clips)])
     write_text(Path(args.out) / "convergence.md", text + "\n")
     plot(runs, Path(args.out) / "convergence.png")
     print(text)
