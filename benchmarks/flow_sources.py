@@ -87,6 +87,14 @@ def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict
     return out
 
 
+def stored_ends(store: CorrespondenceStore, i: int, j: int, p: np.ndarray) -> np.ndarray:
+    """Where a stored pair takes points `(n, 2)` of frame i, `(n, 2)`; NaN where it has nothing."""
+    pair = store.dense(i, j)
+    x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
+    valid = (pair.cycle | pair.occlusion)[y, x]
+    return np.where(valid[:, None], p + pair.flow[y, x], np.nan)
+
+
 def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> FlowModel:
     """The flow model of a source, for frames of `size` (H, W)."""
     weights = dict(zip(SOURCES[name][::2], SOURCES[name][1::2], strict=True)).get("--raft_weights", "")
@@ -108,11 +116,7 @@ def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: 
         [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
         found = [p, p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.inf)]
         if (i, j) in stored_pairs:
-            found[3][:] = np.nan
-            pair = store.dense(i, j)
-            x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
-            valid = (pair.cycle | pair.occlusion)[y, x]
-            found[3][valid] = (p + pair.flow[y, x])[valid]
+            found[3] = stored_ends(store, i, j, p)
         distance = [np.linalg.norm((q - truth) * scale, axis=-1) for q in found]
         out.append(np.stack([np.full(len(p), abs(i - j)), *distance], axis=-1))
     return np.concatenate(out)

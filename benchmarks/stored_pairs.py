@@ -1,0 +1,51 @@
+"""How much of what a store believes is wrong? python -m benchmarks.stored_pairs seqs/a [seqs/b ...]
+
+For each sequence folder with correspondences and annotations.npz, by interval, over points annotated as visible
+in both frames of a stored pair: the share that the store has, and the share of these that ends more than 4 px (at
+256x256) from the annotation. Markdown.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.flow_sources import NEAR, frame_pairs, stored_ends
+from loaders.annotations import load_annotations
+from loaders.sequence import open_sequence
+from loaders.store import open_correspondences
+
+BINS = ((2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 1000))
+
+
+def errors(root: str) -> np.ndarray:
+    """Rows (interval, error in pixels at 256x256), one a point and stored pair of frames that are not adjacent; NaN:
+    not stored."""
+    sequence = open_sequence(root, None)
+    store = open_correspondences(sequence)
+    annotations = load_annotations(Path(root) / "annotations.npz", len(sequence)).resized(sequence.size)
+    stored, scale, out = set(map(tuple, store.pairs.tolist())), 256 / np.array(store.size[::-1]), [np.empty((0, 2))]
+    for i, j, points in frame_pairs(annotations):
+        if (i, j) in stored and abs(i - j) > 1:
+            ends = stored_ends(store, i, j, annotations.points[points, i])
+            error = np.linalg.norm((ends - annotations.points[points, j]) * scale, axis=-1)
+            out.append(np.stack([np.full(len(points), abs(i - j)), error], axis=-1))
+    return np.concatenate(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequences", nargs="+", help="sequence folders")
+    names = [str(low) if low == high else f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
+    print("| stored, of these wrong; by interval | " + " | ".join(names) + " |\n" + "|---" * (len(BINS) + 1) + "|")
+    for root in parser.parse_args().sequences:
+        rows, cells = errors(root), []
+        for low, high in BINS:
+            error = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), 1]
+            known = error[~np.isnan(error)]
+            cells.append(f"{len(known) / len(error):.0%}, {np.mean(known > NEAR):.1%}" if len(known) else "-")
+        print(f"| {root} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
