@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from configs.options import run_dir
 from errors import UserError
-from evaluation.flow_tracker import FlowTracker
+from flow_tracker import FlowTracker
 from loaders.checkpoint import check_frames, check_length, find_checkpoint
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.store import open_correspondences
@@ -34,7 +34,6 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     if not options.follow_flow:
         return Tracker(model, *arguments)
     try:
-        store = open_correspondences(sequence)
+        return FlowTracker(model, open_correspondences(sequence), *arguments)
     except UserError as error:
         raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error
-    return FlowTracker(model, store, *arguments)

@@ -62,7 +62,7 @@ class Cell:
         return f"{Path(self.preset).stem}-{Path(self.clip).name}-{self.seed}-{length}"
 
 
-def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, chain: str = "first") -> list[str]:
+def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, chain: str = "trusted") -> list[str]:
     """Folders of rendered scenes (keys of RECIPES) with their correspondences (`chain` as in preprocessing); made if
     they are missing. UserError if those that are there were made otherwise."""
     out = []
@@ -177,7 +177,7 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", nargs="*", default=[], help="more sequence folders, with annotations.npz")
     parser.add_argument("--size", type=int, default=128, help="side of the rendered clips")
     parser.add_argument("--num_frames", type=int, default=24, help="frames of the rendered clips")
-    parser.add_argument("--chain", default="first", choices=("", *RULES), help="their correspondences' chains, as in "
+    parser.add_argument("--chain", default="trusted", choices=("", *RULES), help="their correspondences' chains, as in "
                         "preprocessing")
     parser.add_argument("--seeds", type=int, default=3, help="runs of a preset on a clip")
 

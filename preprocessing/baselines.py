@@ -8,6 +8,7 @@ Notation
 
 import numpy as np
 
+from errors import UserError
 from loaders.annotations import PointTracks
 
 MAX_FB = 1.0  # pixels
@@ -22,11 +23,12 @@ def static_tracks(query_points: np.ndarray, num_frames: int, size: tuple[int, in
 def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
     """Query points `(M, 3)` moved along the flow between adjacent frames, forward and backward from their frame.
 
-    store: correspondences (loaders/store.py); of adjacent frames it has the flow of every pixel.
+    store: correspondences (loaders/store.py). UserError unless it has the flow of every pixel of adjacent frames.
     From the step on where fb exceeds MAX_FB a point counts as occluded, because the chain may then follow what hides
     it; its position is chained on. Outside the frame it is occluded only for as long. Of MAX_FB 1 and 3 px, recovery
     from a large fb or none, and waiting at the place of the loss or not, this is the best by average_jaccard on the
     synthetic scenes and on a real clip."""
+    check_adjacent_flow(store)
     M, T = len(query_points), store.num_frames
     start = np.round(query_points[:, 0]).astype(np.int64)
     tracks = np.repeat(query_points[:, None, :0:-1], T, axis=1).astype(np.float32)  # (M, T, 2)
@@ -41,6 +43,14 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
             fb = np.linalg.norm(move + sample(back, tracks[rows, b]), axis=-1)
             lost[rows, b] = lost[rows, a] | (fb > MAX_FB)
     return PointTracks(tracks, ~lost & _inside(tracks, store.size), query_points, store.size)
+
+
+def check_adjacent_flow(store) -> None:
+    """UserError unless a store has the flow of every pixel of adjacent frames; one that was made of tracks has not."""
+    H, W = store.size
+    if not (store.pairs == (0, 1)).all(axis=1).any() or store.index(0, 1).count != H * W:
+        raise UserError(f"the correspondences in {store.root} have no flow of every pixel between adjacent frames, as "
+                        "those that are made of tracks: make them with --flow dis or raft")
 
 
 def sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@ Notation
     alive    (H, W) bool: the chain has not broken yet
     direct   filtered flow from i to j, valid where it is consistent
 
-The rules differ in which of the two is believed where they disagree:
-    direct   direct flow, as published: it takes the chain's place, and the chain goes on from there. A chain breaks
-             where a link is not consistent by the filters
-    first    the chain, as long as no link is off by more than TRUSTED forward and backward. Of flow that was found over
-             a great distance, what disagrees with such a chain is nearly always wrong (docs/preprocessing.md)
+The rules differ in which of the two is believed where both are there and disagree:
+    published  direct flow: it takes the chain's place, and the chain goes on from there. A chain breaks where a link
+               is not consistent by the filters
+    trusted    the chain, as long as no link is off by more than TRUSTED forward and backward. Of flow that was found
+               over a great distance, what disagrees with such a chain is nearly always wrong (docs/preprocessing.md)
 """
 
 from collections.abc import Callable, Iterator
@@ -22,63 +22,74 @@ from torch import Tensor
 from loaders.store_format import DensePair
 from preprocessing.sampling import bilinear, pixel_grid, similarity
 
-RULES = ("first", "direct")
+RULES = ("trusted", "published")
 COLOUR_TH = 0.3  # largest distance of rgb in [0, 1]
 TRUSTED = 1.0    # pixels: largest forward-backward error of a link
 AGREE = 3.0      # pixels between a chain and direct flow up to which direct flow, which does not drift, is taken
 
 
 def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
-              direct: Callable[[int, int], DensePair], feature_th: float, device: str = "cpu",
-              rule: str = "direct") -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+              direct: Callable[[int, int], DensePair], feature_th: float, rule: str,
+              device: str = "cpu") -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Correspondences from frame i to `targets` as (j, flow, cycle, occlusion), those to adjacent frames unchanged.
 
     frame: t -> `(H, W, 3)` uint8; features: t -> `(h, w, c)`; `direct(a, b)` reads the filtered flow of a pair, of
-    adjacent frames that of every pixel; device: where to compute. Where there is no direct flow, a chain counts if its
-    ends look alike. By the rule "direct", a point that is occluded in j is not followed further."""
+    adjacent frames that of every pixel; rule: of RULES; device: where to compute. A chain counts if its ends look
+    alike."""
+    extend, choose = {"trusted": (_trusted, _choose_trusted), "published": (_consistent, _choose_published)}[rule]
     size, look = frame(i).shape[:2], _Look(i, frame, features, feature_th, device)
     grid = pixel_grid(size, device)
     for step, ends in ((1, [j for j in targets if j > i]), (-1, [j for j in targets if j < i])):
         flow, alive = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
         for j in range(i + step, (max(ends) if step > 0 else min(ends)) + step, step) if ends else ():
-            near = direct(j - step, j)
-            if rule == "first":
-                flow, alive = _trusted(flow, alive, near, direct(j, j - step), grid)
-            else:
-                flow, alive = _consistent(flow, alive, near, grid)
+            flow, alive = extend(flow, alive, j - step, j, direct, grid)
             if j not in ends:
                 continue
-            pair = near if j - step == i else direct(i, j)
+            pair = direct(i, j)
             cycle, occlusion, straight = (
                 torch.from_numpy(x).to(device) for x in (pair.cycle, pair.occlusion, pair.flow))
-            unsure = alive & ~(cycle if rule == "first" else cycle | occlusion)
-            alike = unsure.clone()
-            alike[unsure] = look.same(j, grid[unsure], flow[unsure])
-            if rule == "first":
-                agree = cycle & ((flow - straight).norm(dim=-1) <= AGREE)
-                chosen, found = torch.where((alive & ~agree)[..., None], flow, straight), cycle | alike
-                occlusion &= ~found
+            found, flow, alive = choose(flow, alive, straight, cycle, occlusion, lambda rows, flow=flow, j=j: look.same(
+                j, grid[rows], flow[rows]))
+            if abs(i - j) > 1:
+                yield j, *(x.cpu().numpy().copy() for x in found)
             else:
-                flow = torch.where((cycle | occlusion)[..., None], straight, flow)
-                alive = (alike | cycle) & ~occlusion
-                chosen, found = flow, alive
-            if j - step == i:
-                chosen, found, occlusion = straight, cycle, torch.from_numpy(pair.occlusion)
-            yield j, chosen.cpu().numpy().copy(), found.cpu().numpy().copy(), occlusion.cpu().numpy()
+                yield j, pair.flow, pair.cycle, pair.occlusion
 
 
-def _consistent(flow: Tensor, alive: Tensor, link: DensePair, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Add one adjacent flow at the ends of the chains; a chain goes on where all four pixels around its end are
-    cycle-consistent."""
-    q = grid + flow
+def _choose_published(flow: Tensor, alive: Tensor, straight: Tensor, cycle: Tensor, occlusion: Tensor, alike: Callable):
+    """(flow, cycle, occlusion) that are found, and the chain and where it is alive from here on. A point that is
+    occluded in j is not followed further."""
+    unsure = alive & ~(cycle | occlusion)
+    flow = torch.where((cycle | occlusion)[..., None], straight, flow)
+    same = unsure.clone()
+    same[unsure] = alike(unsure)
+    alive = (same | cycle) & ~occlusion
+    return (flow, alive, occlusion), flow, alive
+
+
+def _choose_trusted(flow: Tensor, alive: Tensor, straight: Tensor, cycle: Tensor, occlusion: Tensor, alike: Callable):
+    """The same. Where both agree it is direct flow, which does not drift; a chain that looks different counts for
+    nothing, nor does the direct flow that contradicts it."""
+    agree = cycle & ((flow - straight).norm(dim=-1) <= AGREE)
+    unsure = alive & ~agree
+    same = unsure.clone()
+    same[unsure] = alike(unsure)
+    found = agree | same | (cycle & ~alive)
+    return (torch.where(same[..., None], flow, straight), found, occlusion & ~found), flow, alive
+
+
+def _consistent(flow: Tensor, alive: Tensor, a: int, b: int, direct: Callable, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the flow from frame a to the adjacent b at the ends of the chains; a chain goes on where all four pixels
+    around its end are cycle-consistent."""
+    link = direct(a, b)
     both = torch.from_numpy(np.concatenate([link.flow, link.cycle[..., None]], axis=-1)).to(grid.device)
-    ahead = bilinear(both, q)  # (H, W, 3)
+    ahead = bilinear(both, grid + flow)  # (H, W, 3)
     return flow + ahead[..., :2], alive & (ahead[..., 2] > 0.999)
 
 
-def _trusted(flow: Tensor, alive: Tensor, link: DensePair, back: DensePair, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _trusted(flow: Tensor, alive: Tensor, a: int, b: int, direct: Callable, grid: Tensor) -> tuple[Tensor, Tensor]:
     """The same; a chain goes on where the link there and back ends within TRUSTED of its end, inside the frame."""
-    there, home = (torch.from_numpy(pair.flow).to(grid.device) for pair in (link, back))
+    there, home = (torch.from_numpy(direct(*pair).flow).to(grid.device) for pair in ((a, b), (b, a)))
     move = bilinear(there, grid + flow)  # (H, W, 2)
     flow = flow + move
     end, last = grid + flow, grid[-1, -1]

@@ -44,14 +44,14 @@ class Method:
     flow: str = "dis"
     features: str = "sift"
     cycle_th: float = 3.0  # pixels
-    chain: str = ""        # chained flow: "first" (as long as it does not break), "direct" (where direct flow fails)
+    chain: str = ""        # a rule of preprocessing.chaining, or none
     pairs: str = "all"     # all | window:K | log
     keep: str = "auto"     # of distant pairs: all correspondences, or half of them (a checkerboard)
 
     def settings(self, size: tuple[int, int], flow: dict, features: dict) -> dict:
         """What meta.json says. Settings younger than the format are left out where they are what was done before."""
         out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th, "chain": self.chain}
-        if self.chain in ("", "direct"):  # stores from before there was a choice say whether
+        if self.chain in ("", "published"):  # stores from before there was a choice say whether
             out["chain"] = bool(self.chain)
         if self.pairs != "all":
             out["pairs"] = self.pairs
@@ -165,7 +165,7 @@ class _Build:
             targets = self.writer.targets(i)
             for j, flow, cycle, occlusion in chain_row(
                     i, targets, lambda t: self.frames[t][0], lambda t: self.features[t][0], self.writer.dense,
-                    self.extract.threshold, self.device, self.method.chain):
+                    self.extract.threshold, self.method.chain, self.device):
                 if abs(i - j) > 1:
                     self.writer.write(i, j, flow, cycle, occlusion, chained=True)
         self.writer.pack(i)

@@ -9,7 +9,7 @@ from preprocessing.baselines import chained_flow_tracks, sample, static_tracks
 
 class Store:
     """Flow (dx, dy) a step for all pixels, negated backward; `spoiled` steps lead back to somewhere else."""
-    size, num_frames = (30, 40), 6
+    size, num_frames, root, pairs = (30, 40), 6, "store", np.array([[0, 1], [1, 0]])
 
     def __init__(self, velocity, spoiled=()):
         self.velocity, self.spoiled = np.float32(velocity), spoiled
@@ -19,6 +19,9 @@ class Store:
         if (i, j) in self.spoiled:
             flow[..., 0] += 5
         return SimpleNamespace(flow=flow)
+
+    def index(self, i, j):
+        return SimpleNamespace(count=self.size[0] * self.size[1])
 
 
 def test_static_points_stay():

@@ -1,42 +1,50 @@
 """--follow_flow: tracks that go with the flow, and with the model where it breaks."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from configs.options import parse
 from errors import UserError
-from evaluation.flow_tracker import FlowTracker, follow
+from flow_tracker import FlowTracker, follow
 from inference import new_tracker
+from loaders.annotations import save_tracks
 from loaders.sequence import open_sequence
 from loaders.store import open_correspondences
-from loaders.store_format import DensePair, StoredPair
+from loaders.store_format import StoredPair
 from models.build import new_model
 from models.tracker import Tracker
+from preprocessing.baselines import chained_flow_tracks, sample, static_tracks
+from preprocessing.tracks import build_from_files
 
 H, W, T, SPEED = 40, 60, 9, np.array([2.0, 1.0], np.float32)
+ONES = np.ones((H, W), bool)
 
 
 class Moving:
-    """Everything moves by SPEED a frame. `cut`: the flow between frames cut - 1 and cut is wrong, there and back;
-    `confirmed`: ordered pairs that are stored with flags, beside those of adjacent frames."""
+    """Everything moves by SPEED a frame. The flow between frames cut - 1 and cut does not lead back, by `gap` pixels.
+    `confirmed`: ordered pairs that are stored beside those of adjacent frames; their flow is `off` by so much in x,
+    and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
 
-    def __init__(self, cut: int = -1, confirmed: tuple = (), off: float = 0.0):
-        self.size, self.num_frames, self.cut, self.off = (H, W), T, cut, off
+    def __init__(self, cut: int = -1, confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
+                 stored: np.ndarray = ONES, flagged: np.ndarray = ONES):
+        self.size, self.num_frames, self.root, self.cut, self.gap, self.off = (H, W), T, "store", cut, gap, off
+        self.confirmed, self.kept, self.flagged = confirmed, np.flatnonzero(stored), flagged.ravel()
         self.counts = np.zeros((T, T), int)
-        for a, b in [*((a, a + 1) for a in range(T - 1)), *((a + 1, a) for a in range(T - 1)), *confirmed]:
-            self.counts[a, b] = 1
-
-    def dense(self, a: int, b: int) -> DensePair:
-        flow = np.broadcast_to(SPEED * (b - a), (H, W, 2)).copy()
-        if max(a, b) == self.cut:
-            flow += 5
-        ones = np.ones((H, W), bool)
-        return DensePair(flow, ones, ones, ~ones)
+        self.pairs = np.array([*((a, a + 1) for a in range(T - 1)), *((a + 1, a) for a in range(T - 1)), *confirmed])
+        self.counts[tuple(self.pairs.T)] = 1
 
     def index(self, a: int, b: int) -> StoredPair:
-        flow = np.broadcast_to(SPEED * (b - a) + self.off, (H * W, 2))
-        return StoredPair(np.arange(H * W), (flow * 16).astype(np.int16), np.ones(H * W, bool), np.zeros(H * W, bool))
+        kept = np.arange(H * W) if abs(a - b) == 1 else self.kept
+        flow = np.broadcast_to(SPEED * (b - a), (len(kept), 2)).copy()
+        if abs(a - b) > 1:
+            assert (a, b) in self.confirmed
+            flow[:, 0] += self.off
+        elif (a, b) == (self.cut - 1, self.cut):
+            flow[:, 0] += self.gap
+        return StoredPair(kept, np.rint(flow * 16).astype(np.int16), self.flagged[kept], ~self.flagged[kept])
 
 
 def straight(queries: np.ndarray) -> np.ndarray:
@@ -44,6 +52,7 @@ def straight(queries: np.ndarray) -> np.ndarray:
     return queries[:, None, :0:-1] + SPEED * (np.arange(T)[:, None] - queries[:, :1, None])
 
 
+GRIDS = ["--device", "cpu", "--deform", "grid", "--field", "grid", "--grid_levels", "2", "--num_samples_ray", "4"]
 QUERIES = np.array([[0, 10, 12], [4, 20, 30.5], [8, 25.25, 40]], np.float32)
 
 
@@ -51,6 +60,11 @@ def test_tracks_go_with_flow_that_closes():
     """However far off the model is."""
     tracks, followed = follow(QUERIES, straight(QUERIES) + 7, Moving())
     assert np.allclose(tracks, straight(QUERIES), atol=1e-4) and followed.all()
+
+
+@pytest.mark.parametrize("gap,breaks", [(0.9, False), (1.1, True)])
+def test_flow_breaks_from_a_pixel_on(gap, breaks):
+    assert follow(QUERIES, straight(QUERIES), Moving(5, gap=gap))[1].all() != breaks
 
 
 def test_where_flow_breaks_tracks_are_the_models_until_a_correspondence_confirms_them():
@@ -65,13 +79,33 @@ def test_where_flow_breaks_tracks_are_the_models_until_a_correspondence_confirms
     assert np.allclose(tracks[2], np.where(np.arange(T)[:, None] > 4, straight(QUERIES)[2], model[2]), atol=1e-4)
 
 
-@pytest.mark.parametrize("confirmed,off,model_off", [((), 0, 0), (((2, 6),), 3.0, 0), (((2, 6),), 0, 3.0)])
-def test_nothing_is_confirmed_without_agreement(confirmed, off, model_off):
-    """There is no correspondence, or it ends elsewhere, or the model is elsewhere."""
-    model = straight(QUERIES[:1]) + model_off
-    tracks, followed = follow(QUERIES[:1], model, Moving(5, confirmed, off))
-    assert followed[0].tolist() == [True] * 5 + [False] * 4
-    assert np.allclose(tracks[0, 5:], model[0, 5:])
+NOWHERE = np.zeros((H, W), bool)
+ODD = np.indices((H, W)).sum(0) % 2 == 1  # what --keep half leaves of a pair of frames
+
+
+@pytest.mark.parametrize("options,model_off,confirms", [
+    ({}, 0.0, True),
+    ({"confirmed": ()}, 0.0, False),
+    ({"off": 0.15}, 0.0, True), ({"off": 0.35}, 0.0, False),  # a 256th of 60 px is 0.23
+    ({}, 0.15, True), ({}, 0.35, False),                      # the model is elsewhere
+    ({"flagged": NOWHERE}, 0.0, False), ({"stored": NOWHERE}, 0.0, False),
+    ({"stored": ODD}, 0.0, True), ({"stored": ~ODD}, 0.0, True),
+    ({"confirmed": ((5, 7), (5, 8))}, 0.0, False),            # from a frame in which the point was lost
+    ({"confirmed": ((0, 6),)}, 0.0, False),                   # from before the query
+])
+def test_what_confirms_the_model(options, model_off, confirms):
+    query = np.array([[2, 10, 12]], np.float32)
+    model = straight(query) + np.array([model_off, 0], np.float32)
+    tracks, followed = follow(query, model, Moving(**{"cut": 5, "confirmed": ((2, 6),)} | options))
+    assert followed[0].tolist() == [True] * 5 + [False] + [confirms] * 3
+    assert np.allclose(tracks[0, 5:], model[0, 5:], atol=1e-4)
+
+
+def test_some_frames_are_those_of_all():
+    model, store = straight(QUERIES[:2]) + 0.1, Moving(5, ((2, 6), (3, 7)))
+    queries = np.array([[2, 10, 12], [4, 20, 30.5]], np.float32)
+    whole, part = follow(queries, model, store), follow(queries, model[:, 2:8], store, 2)
+    assert np.array_equal(whole[0][:, 2:8], part[0]) and np.array_equal(whole[1][:, 2:8], part[1])
 
 
 def test_outside_the_frame_flow_is_not_followed():
@@ -81,19 +115,35 @@ def test_outside_the_frame_flow_is_not_followed():
     assert np.allclose(tracks[0, 5:], straight(queries)[0, 5:] + 1)
 
 
-def test_a_store_without_adjacent_pairs_leaves_the_model_as_it_is():
-    store = Moving()
-    store.counts[:] = 0
-    tracks, followed = follow(QUERIES, straight(QUERIES) + 2, store)
-    own = np.arange(T) == QUERIES[:, :1]
-    assert (followed == own).all() and np.allclose(tracks[~own], (straight(QUERIES) + 2)[~own])
+def test_flow_between_pixels_is_that_of_the_chain():
+    from flow_tracker import _flow
+
+    flow = np.random.default_rng(0).integers(-40, 40, (H * W, 2)).astype(np.int16)
+    pair = StoredPair(np.arange(H * W), flow, ONES.ravel(), ~ONES.ravel())
+    points = np.random.default_rng(1).uniform(-3, 63, (300, 2)).astype(np.float32)
+    assert np.allclose(_flow(pair, points, (H, W)), sample(flow.reshape(H, W, 2) / 16, points), atol=1e-5)
+
+
+def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
+    """They have no flow between adjacent frames, and 0 where nothing is stored: points would stand still."""
+    shutil.copytree(small_sequence / "color", tmp_path / "seq" / "color")
+    sequence = open_sequence(tmp_path / "seq")
+    size, T = sequence.size, len(sequence)
+    queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(5, 55, (2, 20))], -1)
+    save_tracks(tmp_path / "tracks.npz", static_tracks(queries, T, size))
+    store = build_from_files(sequence, [tmp_path / "tracks.npz"], "all", False)
+    with pytest.raises(UserError, match="--flow dis or raft"):
+        chained_flow_tracks(queries, store)
+    options = parse("eval", [*GRIDS, "--data_dir", str(tmp_path / "seq"), "--follow_flow", "1"])
+    model = new_model(options, T, size, torch.device("cpu"))
+    with pytest.raises(UserError, match="or say --follow_flow 0"):
+        new_tracker(model, sequence, options)
 
 
 def test_the_tracker_of_a_run(small_sequence, tmp_path):
     """On a rendered clip with a model that is still: tracks move, what the model hides stays hidden, and some frames
     are those of all."""
-    options = parse("eval", ["--data_dir", str(small_sequence), "--device", "cpu", "--deform", "grid", "--field",
-                             "grid", "--grid_levels", "2", "--num_samples_ray", "4", "--follow_flow", "1"])
+    options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
     tracker, plain = new_tracker(model, sequence, options), Tracker(model)
@@ -102,7 +152,8 @@ def test_the_tracker_of_a_run(small_sequence, tmp_path):
     found, still = tracker.track(queries), plain.track(queries)
     expected, followed = follow(queries, still.tracks, open_correspondences(sequence))
     assert np.array_equal(found.tracks, expected) and np.abs(found.tracks - still.tracks).max() > 0.5
-    assert (found.visible == (still.visible & followed)).all() and np.array_equal(found.depth, still.depth)
+    allowed = (still.occlusion_score <= 0.99) | (queries[:, :1] == np.arange(len(sequence)))
+    assert (found.visible == (followed & allowed)).all() and np.array_equal(found.depth, still.depth)
     assert found.visible[np.arange(6), queries[:, 0].astype(int)].all()
     some = tracker.track(queries, [3, 1])
     assert np.array_equal(some.tracks, found.tracks[:, [3, 1]])

@@ -85,7 +85,7 @@ def test_count_maps_count_the_valid_targets(small_sequence):
                                                               ).sum() for j in range(8)]
 
 
-@pytest.mark.parametrize("chain,stop", [("", 23), ("first", 40), ("first", 75), ("direct", 75)])
+@pytest.mark.parametrize("chain,stop", [("", 23), ("trusted", 40), ("trusted", 75), ("published", 75)])
 def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_path):
     """Stopped among the 56 direct pairs, or among the chains after them."""
     method = Method(chain=chain)
@@ -208,17 +208,17 @@ def test_what_is_believed_where_chain_and_direct_flow_disagree():
     left, right, above = np.s_[40:50, 5:20], np.s_[40:50, 35:50], np.s_[5:20, 5:20]
     for j in (2, 4):
         x = 2 * j
-        assert np.allclose(found["direct"][j][left], (x + 20, j)) and np.allclose(found["first"][j][left], (x, j))
-        assert np.allclose(found["first"][j][right], (x + 1, j))  # near enough: direct flow does not drift
-        assert np.allclose(found["first"][1][left], (2, 1))
-    assert np.allclose(found["first"][2][above], (4, 2))
-    assert np.allclose(found["first"][4][above], (28, 4))  # the chain has broken: direct flow is what there is
+        assert np.allclose(found["published"][j][left], (x + 20, j)) and np.allclose(found["trusted"][j][left], (x, j))
+        assert np.allclose(found["trusted"][j][right], (x + 1, j))  # near enough: direct flow does not drift
+        assert np.allclose(found["trusted"][1][left], (2, 1))
+    assert np.allclose(found["trusted"][2][above], (4, 2))
+    assert np.allclose(found["trusted"][4][above], (28, 4))  # the chain has broken: direct flow is what there is
 
 
 def test_old_stores_say_chain_as_they_did():
     """The word in meta.json decides whether a store is the one that is asked for."""
     said = {chain: Method(chain=chain).settings((64, 64), {}, {})["chain"] for chain in ("", *RULES)}
-    assert said == {"": False, "direct": True, "first": "first"}
+    assert said == {"": False, "published": True, "trusted": "trusted"}
 
 
 def test_bilinear_is_exact_on_a_plane():
