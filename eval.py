@@ -62,7 +62,8 @@ def score_model(options: Namespace) -> None:
     table = {name: score(tracks, truth, rows, options.query_mode) for name, tracks in results.items()}
     save_tracks(run_dir(options) / "annotation_tracks.npz", results["model"])
     path = Path(options.out or run_dir(options) / "metrics.json")
-    write_metrics(path, table.pop("model") | ({"baselines": table} if table else {}), options.query_mode)
+    write_metrics(path, {"follow_flow": options.follow_flow} | table.pop("model") | (
+        {"baselines": table} if table else {}), options.query_mode)
 
 
 def track_queries(options: Namespace) -> None:
@@ -97,12 +98,12 @@ def score_predictions(options: Namespace) -> None:
 def write_metrics(path: Path, metrics: dict, query_mode: str) -> None:
     """metrics.json, and its table on the screen."""
     write_text(path, json.dumps({"query_mode": query_mode, **metrics}, indent=1) + "\n")
-    rows = {**metrics.get("baselines", {}), "model": metrics}
+    rows = {**metrics.get("baselines", {}), "model + flow" if metrics.get("follow_flow") else "model": metrics}
     print(f"query mode {query_mode}; {UNITS}")
-    print(f"{'':8}" + "".join(f"{title:>11}" for title in COLUMNS.values()))
+    print(f"{'':12}" + "".join(f"{title:>11}" for title in COLUMNS.values()))
     for name, row in rows.items():
         cells = (f"{row[key]:11.3f}" if key in row else f"{'-':>11}" for key in COLUMNS)
-        print(f"{name:8}" + "".join(cells))
+        print(f"{name:12}" + "".join(cells))
     log.info("%s", path)
 
 

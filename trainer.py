@@ -181,7 +181,7 @@ class Trainer:
             s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
-                held = "deform" in group["name"] and s < o.deform_start
+                held = group["name"] != "color" and s < o.deform_start  # all that maps depend on
                 group["lr"] = 0.0 if held else self.base_lr[group["name"]] * factor
             step_where(finite, optimiser)
         return finite

@@ -21,6 +21,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from configs.options import run
 from evaluation.plots import STYLE
 from evaluation.scoring import COLUMNS
 from loaders.files import atomic_path, write_text
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")
     parser.add_argument("--out", default="out/ablation", help="folder of the results")
     add_clip_arguments(parser)
-    parser.set_defaults(num_frames=12, chain="")  # the default's own pairs: direct flow
+    parser.set_defaults(num_frames=12, chain="")  # pairs as they were when docs/ablation.md was made
     args = parser.parse_args()
     known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt")) if path != BASE}
     names = [name for name in args.presets.split(",") if name] or list(known)
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,6 +32,7 @@ from inference import new_tracker
 from loaders.annotations import Annotations, load_annotations, sample_queries
 from loaders.files import write_text
 from loaders.sequence import VideoSequence, open_sequence
+from loaders.store import open_correspondences
 from preprocessing.chaining import RULES
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic import write_scene
@@ -111,7 +112,7 @@ def _run_cell(cell: Cell, options: Namespace, folder: str) -> dict:
         if trainer.step in looks:
             curve.append({"step": trainer.step, "seconds": seconds, **metrics_now(trainer)})
     return {"cell": asdict(cell), "options": preset_options(cell), "steps": options.num_iters, "seconds": seconds,
-            "curve": curve,
+            "curve": curve, "correspondences": correspondences(cell),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "threads": torch.get_num_threads(), "versions": versions()}
 
@@ -167,8 +168,15 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
 
 
 def _same(record: dict, cell: Cell) -> bool:
-    """Whether a record is of this cell with what its preset says now."""
-    return record["cell"] == asdict(cell) and record.get("options") == preset_options(cell)
+    """Whether a record is of this cell with what its preset and its clip's correspondences say now."""
+    found = correspondences(cell)
+    return (record["cell"] == asdict(cell) and record.get("options") == preset_options(cell)
+            and record.get("correspondences", found) == found)
+
+
+def correspondences(cell: Cell) -> dict:
+    """How the correspondences of the cell's clip were made."""
+    return open_correspondences(open_sequence(cell.clip)).meta.get("method", {})
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:

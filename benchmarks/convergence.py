@@ -32,6 +32,7 @@ from benchmarks.cells import (
     run_missing,
     spread,
 )
+from configs.options import run
 from evaluation.plots import COLOURS, STYLE
 from evaluation.scoring import baseline_tracks, score
 from loaders.files import atomic_path, write_text
@@ -181,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -80,8 +80,8 @@ OPTIONS = {
         ("lrate_decay_factor", float, 0.5, "factor of a decay"),
         ("lrate_warmup_steps", float, 0.0, "published steps over which the learning rates rise from 0"),
         ("grad_clip", float, 1_000.0, "largest norm of the gradient, far above those of a healthy run; 0: no clipping"),
-        ("deform_start", float, 0.0, "published step at which maps between frames and canonical volume begin to learn: "
-         "before it, the field learns what lies where they start"),
+        ("deform_start", float, 0.0, "published step at which the maps between frames and canonical volume begin to "
+         "learn; before it, the field learns alone"),
         ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),

@@ -21,6 +21,7 @@ from evaluation.video import Job, record_failure, write_sequence
 from loaders.files import read_json, write_text
 from loaders.tapvid import benchmark_name, open_benchmark
 from preprocessing.cli import main_parser
+from preprocessing.pipeline import chain_setting
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimisation")  # groups of options that a model depends on
@@ -166,6 +167,7 @@ def preprocessing_settings(options: Namespace) -> dict:
     if changed := [name for name in FRAME_OPTIONS if method[name] != parser.get_default(name)]:
         raise UserError(f"--preprocessing {options.preprocessing}: the frames are the benchmark's, leave out "
                         f"--{changed[0]}")
+    method["chain"] = chain_setting(method["chain"])
     return {"tapvid_size": options.tapvid_size,
             **{k: v for k, v in method.items() if k not in NO_METHOD and k not in FRAME_OPTIONS}}
 
@@ -177,10 +179,12 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
         write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     before = read_json(path, "remove it and what is beside it")
+    defaults = {name: default for options in OPTIONS.values() for name, _, default, _ in options}
     for name in settings:
-        if before.get(name) != settings[name]:
-            raise UserError(f"{folder} was made with {name} {before.get(name)}, now it is {settings[name]}: give "
-                            "another --expname, or remove that folder")
+        then = before.get(name, defaults.get(name))  # an option that is younger than the folder
+        if then != settings[name]:
+            raise UserError(f"{folder} was made with {name} {then}, now it is {settings[name]}: give another "
+                            "--expname, or remove that folder")
 
 
 def log_result(job: Job) -> None:

@@ -127,6 +127,8 @@ class GridNetwork(nn.Module):
         near, far = depth_range
         self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
         self.register_buffer("extent", torch.tensor([1, 1, (far - near) / 2]) * torch.tensor(MARGIN), persistent=False)
+        last = [2 ** num_levels, 2 ** num_levels, SHEETS - 1]  # of the finest vertices along x, y and depth
+        self.register_buffer("last", torch.tensor(last)[:, None], persistent=False)
         self.sheets = Grids(num_frames, 3 * SHEETS, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
@@ -205,7 +207,7 @@ class GridMaps:
         if self._table is None:
             self._table = self.sheets.detach().transpose(0, 1).reshape(3, -1)
         a = (x - self.network.centre) / self.network.extent
-        last = torch.tensor([[R - 1], [R - 1], [S - 1]], device=x.device)  # vertices along x, y and depth
+        last = self.network.last
         place = (a.reshape(-1, 3).T + 1) / 2 * last  # (3, B M), in cells
         clamped = place.clamp(min=0).minimum(last)
         cell = clamped.long().clamp(min=0).minimum(last - 1)  # of a point that is not finite, too

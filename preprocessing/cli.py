@@ -88,7 +88,7 @@ def main_parser() -> Parser:
     add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
         "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
     add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
-    add("--chain", nargs="?", const="trusted", default="", choices=RULES, help="also correspondences chained over "
+    add("--chain", nargs="?", const="trusted", choices=RULES, help="also correspondences chained over "
         "adjacent frames: `trusted` (said by --chain alone) believes a chain, as long as it does not break, more than "
         "direct flow; `published` chains only where direct flow fails, as OmniMotion does")
     add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
@@ -234,7 +234,7 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
         tracker = TrackerOptions(checkout, args.grid, args.query_every)
         return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
     keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
-    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep)
+    method = Method(args.flow, args.features, args.cycle_th, args.chain or "", args.pairs, keep)
     return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
 
 

@@ -50,14 +50,18 @@ class Method:
 
     def settings(self, size: tuple[int, int], flow: dict, features: dict) -> dict:
         """What meta.json says. Settings younger than the format are left out where they are what was done before."""
-        out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th, "chain": self.chain}
-        if self.chain in ("", "published"):  # stores from before there was a choice say whether
-            out["chain"] = bool(self.chain)
+        out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th,
+               "chain": chain_setting(self.chain)}
         if self.pairs != "all":
             out["pairs"] = self.pairs
         if self.keep == "half" or (self.keep == "auto" and size[0] * size[1] > HALF_ABOVE):
             out["keep"] = "half"
         return {**out, **{f"flow_{k}": v for k, v in flow.items()}, **{f"feature_{k}": v for k, v in features.items()}}
+
+
+def chain_setting(rule: str | None) -> str | bool:
+    """What files say of a rule of chaining, or none: those from before there was a choice only say whether."""
+    return bool(rule) if rule in (None, "", "published") else rule
 
 
 def build_store(sequence: VideoSequence, method: Method, resume: bool = False, num_workers: int = 1,

@@ -217,6 +217,14 @@ def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
         checkpoint_num_frames({**good, "config": asdict(config) | changes}, Path("bad.pth"))
 
 
+def test_a_checkpoint_of_two_sheets_is_refused_by_name():
+    config = ModelConfig(5, 20, 30, deform="grid", field="grid", grid_levels=2)
+    state = OmniMotion(config).state_dict()
+    state |= {name: value[:, :6] for name, value in state.items() if ".sheets." in name}
+    with pytest.raises(UserError, match="of an earlier version"):
+        checkpoint_num_frames({"config": asdict(config), "model": state}, Path("old.pth"))
+
+
 def test_a_checkpoint_from_before_there_were_grids_is_opened():
     config = ModelConfig(5, 20, 30, coupling_width=16, affine_width=16, affine_layers=2, field_width=16)
     old = {k: v for k, v in asdict(config).items() if k not in ("deform", "grid_levels", "field")}

@@ -188,31 +188,66 @@ def test_chains_reach_where_direct_flow_does_not(rule):
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()
 
 
-def test_what_is_believed_where_chain_and_direct_flow_disagree():
-    """Points move by (2, 1) a frame; direct flow over two frames and more is off by 20 px (left half) or 1 px. Links
-    of the upper half do not close after frame 2."""
-    ones = np.ones((64, 64), bool)
+class Clip:
+    """Points move by (2, 1) a frame. Direct flow over two frames and more is off by `off` in x, consistent where
+    `cycle`, and hidden where `occlusion`; the link from frame 2 to 3 does not lead back, by `gap`. In frame 4 all looks
+    different if `changed`."""
 
-    def direct(i, j):
+    def __init__(self, off=0.0, gap=0.0, cycle=True, occlusion=False, changed=False):
+        self.off, self.gap = off, gap
+        self.flags = np.full((64, 64), cycle), np.full((64, 64), occlusion)
+        self.images = np.full((6, 64, 64, 3), 90, np.uint8)
+        self.features = np.ones((6, 4, 4, 8), np.float16)
+        if changed:
+            self.images[4], self.features[4] = 250, -1
+
+    def direct(self, i, j):
         flow = np.full((64, 64, 2), (2.0, 1.0), np.float32) * (j - i)
         if abs(i - j) > 1:
-            flow[:, :32, 0] += 20
-            flow[:, 32:, 0] += 1
-        elif min(i, j) >= 2 and j > i:
-            flow[:32] += 2
-        return DensePair(flow, ones, ones, ones & False)
+            flow[..., 0] += self.off
+            return DensePair(flow, np.ones((64, 64), bool), *self.flags)
+        if (i, j) == (2, 3):
+            flow[..., 0] += self.gap
+        return DensePair(flow, np.ones((64, 64), bool), np.full((64, 64), True), np.arange(64) < np.full((64, 1), 5))
 
-    frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
-    found = {rule: {j: flow for j, flow, *_ in chain_row(
-        0, [1, 2, 4], frames.__getitem__, features.__getitem__, direct, 0.5, rule=rule)} for rule in RULES}
-    left, right, above = np.s_[40:50, 5:20], np.s_[40:50, 35:50], np.s_[5:20, 5:20]
-    for j in (2, 4):
-        x = 2 * j
-        assert np.allclose(found["published"][j][left], (x + 20, j)) and np.allclose(found["trusted"][j][left], (x, j))
-        assert np.allclose(found["trusted"][j][right], (x + 1, j))  # near enough: direct flow does not drift
-        assert np.allclose(found["trusted"][1][left], (2, 1))
-    assert np.allclose(found["trusted"][2][above], (4, 2))
-    assert np.allclose(found["trusted"][4][above], (28, 4))  # the chain has broken: direct flow is what there is
+    def found(self, rule, j=4, place=(30, 30)):
+        """(flow, cycle, occlusion) of a pixel of frame 0 in frame j."""
+        frame, features = self.images.__getitem__, self.features.__getitem__
+        for target, *images in chain_row(0, [1, j], frame, features, self.direct, 0.5, rule):
+            if target == j:
+                flow, cycle, occlusion = (image[place] for image in images)
+                return tuple(float(x) for x in flow), bool(cycle), bool(occlusion)
+
+
+CHAIN = (8.0, 4.0)
+
+
+@pytest.mark.parametrize("clip,trusted,published", [
+    (Clip(off=2.9), ((10.9, 4), True, False), ((10.9, 4), True, False)),     # both agree: direct flow does not drift
+    (Clip(off=3.1), (CHAIN, True, False), ((11.1, 4), True, False)),         # they do not
+    (Clip(off=20, changed=True), ((28, 4), False, False), ((28, 4), True, False)),
+    (Clip(off=20, gap=0.9), ((8.9, 4), True, False), ((28, 4), True, False)),
+    (Clip(off=20, gap=1.1), ((28, 4), True, False), ((28, 4), True, False)),  # the chain has broken
+    (Clip(off=20, cycle=False), (CHAIN, True, False), (CHAIN, True, False)),  # there is no direct flow
+    (Clip(off=20, cycle=False, changed=True), ((28, 4), False, False), (CHAIN, False, False)),
+    (Clip(off=20, cycle=False, occlusion=True), (CHAIN, True, False), ((28, 4), False, True)),
+    (Clip(off=20, gap=5, cycle=False, occlusion=True), ((28, 4), False, True), ((28, 4), False, True)),
+])
+def test_what_is_believed_of_chain_and_direct_flow(clip, trusted, published):
+    for rule, (flow, *flags) in (("trusted", trusted), ("published", published)):
+        found, *found_flags = clip.found(rule)
+        assert found_flags == flags, rule
+        assert np.allclose(found, flow, atol=1e-4) or not any(flags), rule
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_adjacent_frames_are_left_as_they_are(rule):
+    near = Clip().found(rule, 1, (30, 2))
+    assert near == ((2, 1), True, True)
+
+
+def test_a_trusted_chain_ends_at_the_border():
+    assert Clip(cycle=False).found("trusted", 4, (30, 55))[1] and not Clip(cycle=False).found("trusted", 4, (30, 56))[1]
 
 
 def test_old_stores_say_chain_as_they_did():

@@ -259,10 +259,10 @@ def test_sixty_steps_of_grids_too(small_sequence, tmp_path):
 
 
 @pytest.mark.parametrize("more", [
-    [], ["--optimiser", "muon", "--mask_near"], GRIDS,
+    [], ["--optimiser", "muon", "--mask_near"], [*GRIDS, "--deform_start", "20000"],
     ["--error_map", "last", "--error_map_cell", "2", "--error_map_random", "0.5", "--grad_clip", "1"]])
 def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
-    """Stopped before and after the first error map (step 12) and the freezing (step 24)."""
+    """Stopped before and after the first error map (step 12), the freezing (step 24), and the start of the maps."""
     whole = Trainer(options(small_sequence, tmp_path / "whole", *more))
     for _ in range(40):
         whole.train_step()
@@ -279,6 +279,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_pat
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, last.model.state_dict()[name]), name
     assert torch.equal(whole.error_map.sums, last.error_map.sums)
+
+
+@pytest.mark.parametrize("more", [[], GRIDS, ["--optimiser", "muon"]])
+def test_maps_start_to_learn_at_deform_start(more, small_sequence, tmp_path):
+    """At published step 5,000 of 100,000, the third of 60 steps; until then the field learns alone."""
+    trainer = Trainer(options(small_sequence, tmp_path, *more, "--deform_start", "5000", "--lrate_warmup_steps", "0"))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    def changed():
+        return {name.split(".")[0] for name, value in trainer.model.state_dict().items()
+                if not torch.equal(value, before[name])}
+
+    for _ in range(3):
+        trainer.train_step()
+    assert changed() == {"field"}
+    trainer.train_step()
+    assert changed() == {"field", "deform", "time_latent"} - ({"time_latent"} if more == GRIDS else set())
 
 
 def test_a_compiled_step_is_the_step(small_sequence, tmp_path):
