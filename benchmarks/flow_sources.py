@@ -1,6 +1,7 @@
 """Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
 
-Preprocesses the video with each source of SOURCES (resumed where it was stopped; Ctrl-C stops) and prints, in Markdown:
+Preprocesses the video with each source of SOURCES, with chains as published (resumed where it was stopped; Ctrl-C stops),
+and prints, in Markdown:
     time, time of all cores together, peak memory, disk of the finished store
     the share of pixels with a valid correspondence, by interval
     for annotated joints of pairs of frames, both directions, by interval: the share that lands within 4 px at 256x256
@@ -203,7 +204,8 @@ def main() -> None:
     for name in args.sources:
         options = SOURCES[name]
         folder = folders[name] = args.work_dir / name.replace(" ", "_")
-        cost = preprocess(folder, ["--video", args.video, *options, *weights, "--chain", *args.preprocessing])
+        cost = preprocess(folder, ["--video", args.video, "--chain", "published", *options, *weights,
+                                   *args.preprocessing])
         sequence = open_sequence(folder, None)
         store = open_correspondences(sequence)
         annotations = first_frames(load_annotations(args.annotations), len(sequence)).resized(sequence.size)
