@@ -1,6 +1,6 @@
 """Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
 
-Preprocesses the video with each source of SOURCES, with chains as published (resumed where it was stopped; Ctrl-C stops),
+Preprocesses the video with each source of SOURCES, chains as published (resumed where it was stopped; Ctrl-C stops),
 and prints, in Markdown:
     time, time of all cores together, peak memory, disk of the finished store
     the share of pixels with a valid correspondence, by interval
