@@ -1,7 +1,8 @@
 """Two layers of motion as a start: the background's and, nearer, that of what moves against it.
 
 A volume in which everything starts at one depth stays a sheet: what overlaps is squeezed together instead of being put
-in front of each other. With two motions at the ends of each ray, every pixel finds its layer in the first steps.
+in front of each other. With one motion in the nearer half of each ray and one in the other, every pixel finds its layer
+in the first steps.
 
 Notation
     T, H, W  frames, height, width
