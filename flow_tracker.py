@@ -12,6 +12,7 @@ Notation
               the model's, and a correspondence of an earlier frame in which the point was followed confirms it
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from models.omnimotion import OmniMotion
 from models.tracker import Tracker, Tracks
 from preprocessing.baselines import MAX_FB, check_adjacent_flow
 
+log = logging.getLogger(__name__)
 CONFIRMED = 1 / 256  # of the frame's longer side: farthest from the model's position that a correspondence may end
 INTERVALS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # frames between a confirming correspondence's ends
 
@@ -37,6 +39,8 @@ class FlowTracker(Tracker):
                  occlusion_th: float = 0.99, chunk_size: int = 2_048):
         super().__init__(model, use_max_loc, occlusion_th, chunk_size)
         check_adjacent_flow(store)
+        if np.abs(np.diff(store.pairs)).max() == 1:
+            log.warning("%s has adjacent frames only: points whose flow breaks stay hidden", store.root)
         self.store = store
 
     def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from configs.options import parse
 from errors import UserError
-from evaluation.benchmark import run_benchmark
+from evaluation.benchmark import check_settings, run_benchmark
 from evaluation.plots import draw_videos
 from evaluation.report import PUBLISHED, Table, published_rows
 from loaders.annotations import load_tracks, save_tracks
@@ -251,3 +251,14 @@ def test_legends_are_inside_the_picture(name):
     (legend,) = figure.legends
     box, room = legend.get_window_extent(), figure.bbox
     assert room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and len(legend.get_texts()) == 5
+
+
+def test_a_folder_goes_on_if_only_younger_options_are_new(tmp_path):
+    """What it was made without had the default's value."""
+    (tmp_path / "a.npz").touch()
+    settings = {"chain": False, "seed": 3, "deform_start": 0.0}
+    (tmp_path / "settings.json").write_text(json.dumps({"chain": False, "seed": 3}))
+    check_settings(tmp_path, "*.npz", settings)
+    for changed in ({"deform_start": 8000.0}, {"chain": "trusted"}, {"seed": 4}):
+        with pytest.raises(UserError, match=next(iter(changed))):
+            check_settings(tmp_path, "*.npz", settings | changed)

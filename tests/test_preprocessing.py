@@ -18,6 +18,7 @@ from loaders.sequence import open_sequence
 from loaders.store import StoreWriter, open_correspondences
 from loaders.store_format import MAX_FLOW, DensePair, PairIndex, decode, encode
 from preprocessing.chaining import RULES, chain_row
+from preprocessing.cli import main_parser
 from preprocessing.filtering import cycle_flags
 from preprocessing.pipeline import Method, build_store
 from preprocessing.sampling import bilinear, pixel_grid, similarity
@@ -248,6 +249,15 @@ def test_adjacent_frames_are_left_as_they_are(rule):
 
 def test_a_trusted_chain_ends_at_the_border():
     assert Clip(cycle=False).found("trusted", 4, (30, 55))[1] and not Clip(cycle=False).found("trusted", 4, (30, 56))[1]
+
+
+def test_the_command_names_rules(capsys):
+    arguments = ["--data_dir", "seq", "--resume"]
+    for words, rule in (([], None), (["--chain"], "trusted"), (["--chain", "published"], "published")):
+        assert main_parser().parse_args([*words, *arguments]).chain == rule
+    with pytest.raises(SystemExit, match="2"):
+        main_parser().parse_args([*arguments, "--chain", "longest"])
+    assert "longest" in capsys.readouterr().err
 
 
 def test_old_stores_say_chain_as_they_did():
