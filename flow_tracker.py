@@ -85,13 +85,14 @@ def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: 
     """Which of the positions in frame b of `tracks` `(m, F, 2)` a stored correspondence confirms, `(m,)` bool, that
     starts where a position is `known` `(m, F)`."""
     near, out = CONFIRMED * max(store.size), np.zeros(len(tracks), bool)
+    half = store.meta.get("method", {}).get("keep") == "half"
     for interval in INTERVALS:
         a = b - step * interval
         if not 0 <= a < known.shape[1] or not store.counts[first + a, first + b]:
             continue
         rows = np.flatnonzero(~out & known[:, a])
         if len(rows):
-            flow, found = _correspondence(store.index(first + a, first + b), tracks[rows, a], store.size)
+            flow, found = _correspondence(store.index(first + a, first + b), tracks[rows, a], store.size, half)
             out[rows] = found & (np.linalg.norm(tracks[rows, a] + flow - tracks[rows, b], axis=-1) <= near)
     return out
 
@@ -108,15 +109,16 @@ def _flow(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> np.ndar
             + v * ((1 - u) * flow[:, 2] + u * flow[:, 3])).astype(np.float32)
 
 
-def _correspondence(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _correspondence(pair: PairIndex, points: np.ndarray, size: tuple[int, int],
+                    half: bool) -> tuple[np.ndarray, np.ndarray]:
     """The cycle-consistent flow `(n, 2)` of the pixel next to each of the points `(n, 2)`, and where there is one
-    `(n,)`. Stores that keep half of the pixels have either this pixel or the next one along x."""
+    `(n,)`. `half`: the store keeps half of the pixels, either this one or the next one along x."""
     H, W = size
     nearest = np.rint(points).astype(np.int64)
     inside = ((nearest >= 0) & (nearest < (W, H))).all(axis=-1)
     beside = nearest[:, 0] + np.where(points[:, 0] >= nearest[:, 0], 1, -1)
     flow, found = np.zeros((len(points), 2), np.float32), np.zeros(len(points), bool)
-    for column in (nearest[:, 0], beside.clip(0, W - 1)):
+    for column in (nearest[:, 0], beside.clip(0, W - 1))[:1 + half]:
         rows = np.flatnonzero(inside & ~found)
         pixels = nearest[rows, 1] * W + column[rows]
         places, stored = pair.find(pixels)

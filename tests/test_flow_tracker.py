@@ -29,10 +29,10 @@ class Moving:
     and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
 
     def __init__(self, cut: int = -1, confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
-                 stored: np.ndarray = ONES, flagged: np.ndarray = ONES):
+                 stored: np.ndarray = ONES, flagged: np.ndarray = ONES, keep: str = "all"):
         self.size, self.num_frames, self.root, self.cut, self.gap, self.off = (H, W), T, "store", cut, gap, off
         self.confirmed, self.kept, self.flagged = confirmed, np.flatnonzero(stored), flagged.ravel()
-        self.counts = np.zeros((T, T), int)
+        self.counts, self.meta = np.zeros((T, T), int), {"method": {"keep": keep}}
         self.pairs = np.array([*((a, a + 1) for a in range(T - 1)), *((a + 1, a) for a in range(T - 1)), *confirmed])
         self.counts[tuple(self.pairs.T)] = 1
 
@@ -89,7 +89,8 @@ ODD = np.indices((H, W)).sum(0) % 2 == 1  # what --keep half leaves of a pair of
     ({"off": 0.15}, 0.0, True), ({"off": 0.35}, 0.0, False),  # a 256th of 60 px is 0.23
     ({}, 0.15, True), ({}, 0.35, False),                      # the model is elsewhere
     ({"flagged": NOWHERE}, 0.0, False), ({"stored": NOWHERE}, 0.0, False),
-    ({"stored": ODD}, 0.0, True), ({"stored": ~ODD}, 0.0, True),
+    ({"stored": ODD, "keep": "half"}, 0.0, True), ({"stored": ~ODD, "keep": "half"}, 0.0, True),
+    ({"stored": ~ODD}, 0.0, True), ({"stored": ODD}, 0.0, False),  # no correspondence of this pixel
     ({"confirmed": ((5, 7), (5, 8))}, 0.0, False),            # from a frame in which the point was lost
     ({"confirmed": ((0, 6),)}, 0.0, False),                   # from before the query
 ])
