@@ -20,6 +20,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.ablation import means_of_seeds, values
 from benchmarks.cells import (
@@ -138,6 +139,9 @@ def plot(runs: Runs, path: Path) -> None:
             by_step.plot(steps, metric, ".-", **style)
         for axes, name in ((by_time, "seconds of training"), (by_step, "steps")):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(name)
             axes.grid(alpha=0.3)
         by_time.set_ylabel("delta_avg, mean over clips and seeds")
