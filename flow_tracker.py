@@ -21,7 +21,7 @@ from loaders.store import CorrespondenceStore
 from loaders.store_format import PairIndex
 from models.omnimotion import OmniMotion
 from models.tracker import Tracker, Tracks
-from preprocessing.baselines import MAX_FB, check_adjacent_flow
+from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners
 
 log = logging.getLogger(__name__)
 CONFIRMED = 1 / 256  # of the frame's longer side: farthest from the model's position that a correspondence may end
@@ -99,14 +99,9 @@ def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: 
 
 def _flow(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The flow of a pair that has every pixel, at points `(n, 2)`, as preprocessing.baselines.sample, `(n, 2)`."""
-    H, W = size
-    x, y = points[:, 0].clip(0, W - 1), points[:, 1].clip(0, H - 1)
-    x0, y0 = np.minimum(x.astype(np.int64), W - 2), np.minimum(y.astype(np.int64), H - 2)
-    u, v = (x - x0)[:, None], (y - y0)[:, None]
-    corners = (y0 * W + x0)[:, None] + np.array([0, 1, W, W + 1])  # (n, 4)
-    flow = pair.flow(pair.find(corners.ravel())[0]).reshape(-1, 4, 2)
-    return ((1 - v) * ((1 - u) * flow[:, 0] + u * flow[:, 1])
-            + v * ((1 - u) * flow[:, 2] + u * flow[:, 3])).astype(np.float32)
+    pixels, weights = corners(points, size)
+    flow = pair.flow(pair.find(pixels.ravel())[0]).reshape(-1, 4, 2)
+    return (weights[..., None] * flow).sum(axis=1).astype(np.float32)
 
 
 def _correspondence(pair: PairIndex, points: np.ndarray, size: tuple[int, int],

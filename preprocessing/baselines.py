@@ -55,13 +55,19 @@ def check_adjacent_flow(store) -> None:
 
 def sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Flow `(H, W, 2)` at points `(n, 2)`, bilinear; outside the frame that of the nearest border pixel."""
-    H, W = flow.shape[:2]
+    pixels, weights = corners(points, flow.shape[:2])
+    return (weights[..., None] * flow.reshape(-1, 2)[pixels]).sum(axis=1).astype(np.float32)
+
+
+def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The four pixels around each of the points `(n, 2)`, as flat indices, and their bilinear weights: `(n, 4)` each.
+    A point outside the frame counts as the nearest one inside."""
+    H, W = size
     x, y = points[:, 0].clip(0, W - 1), points[:, 1].clip(0, H - 1)
     x0, y0 = np.minimum(x.astype(np.int64), W - 2), np.minimum(y.astype(np.int64), H - 2)
-    u, v = (x - x0)[:, None], (y - y0)[:, None]
-    top = (1 - u) * flow[y0, x0] + u * flow[y0, x0 + 1]
-    bottom = (1 - u) * flow[y0 + 1, x0] + u * flow[y0 + 1, x0 + 1]
-    return ((1 - v) * top + v * bottom).astype(np.float32)
+    u, v = x - x0, y - y0
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], axis=-1)
+    return (y0 * W + x0)[:, None] + np.array([0, 1, W, W + 1]), weights
 
 
 def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
