@@ -9,7 +9,7 @@ from torch import Tensor
 
 from errors import UserError
 from models.backends import pick_backend
-from models.grids import SHEETS
+from models.grids import LAYERS
 from models.muon import Muon
 from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
@@ -85,7 +85,7 @@ def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
             config, state = published_config(checkpoint, (2, 2)), published_state(checkpoint)
         else:
             config, state = ModelConfig(**checkpoint["config"]), checkpoint["model"]
-        former = config.deform == "grid" and state["deform.sheets.values.0"].shape[1] == 6  # of two sheets
+        former = config.deform == "grid" and "deform.sheets.values.0" in state
         if not former:
             _check_parameters(config, state)
     except Exception as error:  # anything can be missing, misplaced or misshapen in somebody else's file
@@ -109,7 +109,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     if config.deform == "grid":
-        claimed = config.num_frames * 3 * SHEETS * 4 ** (config.grid_levels + 1)  # about
+        claimed = config.num_frames * 2 * LAYERS * 4 ** (config.grid_levels + 1)  # about
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2

@@ -9,15 +9,16 @@ Notation
     level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
     moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
              a quarter as many, a quarter of these, and so on, down to eight or less
-    sheet    the displacement at one depth, on the finest level's vertices, all levels and moments together; of B frames
-             (B, 3, S, R, R). S sheets are evenly spaced, the first just before the nearest depth, the last just behind
-             the farthest one, where a is -1 and 1
+    layer    of motion: displacements (x, y) of the nearer or of the farther depths, on the finest level's vertices, all
+             levels and moments together; of B frames (B, 2, 2, R, R). What lies in a layer moves alike wherever a ray
+             is sampled, and is in front of the other layer in all frames: depths do not change
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
-    a        a point in units in which the grids span [-1, 1]
-    f(x)     displacement: interpolated over the frame in the sheets, and linear in depth between two of them
+    a        coordinates in units in which what is interpolated spans [-1, 1]
+    f(x)     displacement (x, y): interpolated over the frame in both layers; the nearer layer's at depths up to a = -1,
+             the farther one's from a = 1 on, linear in depth between them
     A        the affine map of (x, y), by theta at the point's depth
     forward  u = A(x + f(x))       inverse  x + f(x) = A^-1(u), solved by Newton's method
-    J        derivative of f (3 displacements, 3 coordinates); x -> x + f(x) is one-to-one where det(I + J) > 0
+    J        derivative of f by (x, y) (2 displacements, 2 coordinates); maps are one-to-one where det(I + J) > 0
 """
 
 from collections.abc import Iterable
@@ -29,13 +30,16 @@ from torch import Tensor, nn
 from models.invertible import apply_affine, invert_affine
 from models.recompute import stored
 
-SHEETS = 4  # two layers of motion, two sheets each: what lies in one layer moves alike wherever a ray is sampled
+LAYERS = 2
+PLANE = slice(2)  # x and y of a point
 VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
-MARGIN = (1.2, 1.2, 1.1)  # half the sides of the grids, in units of half the frame and half the range of depths
+EXTENT = 1.2        # of the layers' grids, of half the frame
+BETWEEN = 1 / 3     # of half the range of depths: where one layer turns into the other
+THETA_EXTENT = 1.1  # of half the range of depths
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
-LEAST, REACH = 0.2, 1 / 6  # least det(I + J) and largest step (of a): near a fold without solution nothing runs away
+LEAST, REACH = 0.2, 0.2  # least det(I + J), longest step of half a frame: near folds without solution nothing runs away
 
 
 def level_sides(num_levels: int) -> list[int]:
@@ -123,44 +127,40 @@ class GridNetwork(nn.Module):
     def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6):
         super().__init__()
         near, far = depth_range
-        self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
-        self.register_buffer("extent", torch.tensor([1, 1, (far - near) / 2]) * torch.tensor(MARGIN), persistent=False)
-        last = [2 ** num_levels, 2 ** num_levels, SHEETS - 1]  # of the finest vertices along x, y and depth
-        self.register_buffer("last", torch.tensor(last)[:, None], persistent=False)
-        self.sheets = Grids(num_frames, 3 * SHEETS, [(R, R) for R in level_sides(num_levels)])
+        self.middle, self.half_range = (near + far) / 2, (far - near) / 2
+        self.layers = Grids(num_frames, 2 * LAYERS, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def vertices(self) -> Tensor:
         """Where the finest level's vertices are, `(R, R, 2)` (x, y) in normalised coordinates."""
-        side = torch.linspace(-1, 1, self.sheets.sides[-1][0])
+        side = torch.linspace(-1, 1, self.layers.sides[-1][0])
         y, x = torch.meshgrid(side, side, indexing="ij")
-        return torch.stack([x, y], dim=-1) * self.extent[:2].cpu()
+        return torch.stack([x, y], dim=-1) * EXTENT
 
     @torch.no_grad()
     def start_at(self, near: Tensor, far: Tensor) -> None:
-        """Displace the vertices of every frame by `near` `(T, R, R, 2)`, normalised, in the nearer half of the sheets,
-        and by `far` in the others; depths stay. Only a new network's grids, which are zero, are then what is given."""
-        finest = self.sheets.values[-1].unflatten(1, (3, SHEETS))  # (T, 3, S, R, R)
-        for some, displacement in ((slice(SHEETS // 2), near), (slice(SHEETS // 2, None), far)):
-            finest[:, :2, some] = displacement.movedim(-1, 1)[:, :, None] / self.sheets.scales[-1]
+        """Displace the vertices of every frame by `near` `(T, R, R, 2)`, normalised, in the nearer layer, and by `far`
+        in the farther one. Only a new network's grids, which are zero, are then what is given."""
+        displacement = torch.stack([near, far], dim=1).movedim(-1, 1)  # (T, 2, 2, R, R)
+        self.layers.values[-1].copy_(displacement.flatten(1, 2) / self.layers.scales[-1])
 
     def bind(self, ids: Tensor) -> "GridMaps":
         """The maps of frames `(B,)`; all levels are added up once, here."""
-        return GridMaps(self, self.sheets(ids).unflatten(1, (3, SHEETS)), self.thetas(ids))
+        return GridMaps(self, self.layers(ids).unflatten(1, (2, LAYERS)), self.thetas(ids))
 
 
 class GridMaps:
     """Maps of B frames between their local volumes and the canonical one, `(B, M, 3)` -> `(B, M, 3)`; what
     `models.invertible.FrameMaps` offers."""
 
-    def __init__(self, network: GridNetwork, sheets: Tensor, thetas: Tensor):
-        self.network, self.sheets, self.thetas = network, sheets, thetas
-        self._table: Tensor | None = None  # the sheets (3, B S R R), for `displacement_and_slope`
+    def __init__(self, network: GridNetwork, layers: Tensor, thetas: Tensor):
+        self.network, self.layers, self.thetas = network, layers, thetas
+        self._table: Tensor | None = None  # the layers (4, B R R), for `displacement_and_slope`
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor | slice) -> "GridMaps":
         """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones."""
-        out = GridMaps(self.network, self.sheets[index], self.thetas[index])
+        out = GridMaps(self.network, self.layers[index], self.thetas[index])
         out.call = self.call
         return out
 
@@ -169,12 +169,17 @@ class GridMaps:
         return self.call(self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.displacement(x)
-        return apply_affine(self._theta(x[..., 2]), x)
+        return apply_affine(self._theta(x[..., 2]), shifted(x, self.displacement(x)))
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
-        """`to_canonical` of samples `(B, N, K, 3)`."""
-        return self.to_canonical(x.flatten(1, 2)).view_as(x)
+        """`to_canonical` of samples `(B, N, K, 3)` of N rays, whose samples differ in depth only, as those of the first
+        ray do: layers are interpolated once a ray, and the affine map's parameters once a depth."""
+        return self.call(self._rays_forward, x)
+
+    def _rays_forward(self, x: Tensor) -> Tensor:
+        layers, z = self._layers_at(x[:, :, 0])[..., None], x[:, 0, :, 2]  # (B, 2, 2, N, 1), (B, K)
+        f = torch.lerp(layers[:, :, 0], layers[:, :, 1], self._farther(z)[:, None, None])  # (B, 2, N, K)
+        return apply_affine(self._theta(z)[:, None], shifted(x, f.movedim(1, -1)))
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse): two Newton steps where gradients are wanted, which leaves 0.002 of
@@ -183,71 +188,76 @@ class GridMaps:
         return self.call(self._inverse, u)
 
     def _inverse(self, u: Tensor) -> Tensor:
-        y, reach = invert_affine(self._theta(u[..., 2]), u), REACH * self.network.extent
+        y = invert_affine(self._theta(u[..., 2]), u)
         with torch.no_grad():
-            x = y - self.displacement(y)
+            x = shifted(y, -self.displacement(y))
             for _ in range(NEWTON[0] if u.requires_grad else NEWTON[1]):
                 f, J = self.displacement_and_slope(x)
-                x = x + along(inverse_of(J), y - x - f).clamp(-reach, reach)
+                x = shifted(x, along(inverse_of(J), (y - x)[..., PLANE] - f).clamp(-REACH, REACH))
             step = inverse_of(self.displacement_and_slope(x)[1])
         # The last step: its derivatives are those of the solution (implicit function theorem).
-        return x + along(step, y - x - self.displacement(x)).clamp(-reach, reach)
+        x = torch.cat([x[..., PLANE], y[..., 2:]], dim=-1)
+        return shifted(x, along(step, (y - x)[..., PLANE] - self.displacement(x)).clamp(-REACH, REACH))
 
     def displacement(self, x: Tensor) -> Tensor:
-        """f at points `(B, M, 3)`, the same shape."""
-        a = (x - self.network.centre) / self.network.extent
-        values = sample(self.sheets.flatten(1, 2), a[..., :2]).unflatten(1, (3, -1))  # (B, 3, S, M)
-        # A CPU interpolates in a plane many times faster than in a volume: all sheets, and then between two of them.
-        return (values * sheet_shares(a[..., 2])[:, None]).sum(2).transpose(1, 2)
+        """f at points `(B, M, 3)`, `(B, M, 2)`."""
+        layers = self._layers_at(x)
+        return torch.lerp(layers[:, :, 0], layers[:, :, 1], self._farther(x[..., 2])[:, None]).transpose(1, 2)
+
+    def _layers_at(self, x: Tensor) -> Tensor:
+        """Both layers' displacements `(B, 2, 2, M)` at points `(B, M, 3)`. A CPU interpolates in a plane many times
+        faster than in a volume."""
+        return sample(self.layers.flatten(1, 2), x[..., PLANE] / EXTENT).unflatten(1, (2, LAYERS))
+
+    def _farther(self, z: Tensor) -> Tensor:
+        """Share of the farther layer at depths, the same shape."""
+        return (self._depth(z, BETWEEN).clamp(-1, 1) + 1) / 2
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f `(B, M, 3)` and J `(B, M, 3, 3)` at points, without gradients. Between vertices f has one of both sides'
-        slopes."""
-        B, _, S, R, _ = self.sheets.shape
+        """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. Between vertices f has one of
+        both sides' slopes."""
+        B, R = len(self.layers), self.layers.shape[-1]
         if self._table is None:
-            self._table = self.sheets.detach().transpose(0, 1).reshape(3, -1)
-        a = (x - self.network.centre) / self.network.extent
-        last = self.network.last
-        place = (a.reshape(-1, 3).T + 1) / 2 * last  # (3, B M), in cells
-        clamped = place.clamp(min=0).minimum(last)
-        cell = clamped.long().clamp(min=0).minimum(last - 1)  # of a point that is not finite, too
+            self._table = self.layers.detach().flatten(1, 2).transpose(0, 1).reshape(2 * LAYERS, -1)
+        place = (x[..., PLANE].reshape(-1, 2).T / EXTENT + 1) / 2 * (R - 1)  # (2, B M), in cells
+        clamped = place.clamp(0, R - 1)
+        cell = clamped.long().clamp(0, R - 2)  # of a point that is not finite, too
         share = clamped - cell
         frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
-        corner = ((frame * S + cell[2]) * R + cell[1]) * R + cell[0]
-        corners = torch.stack([corner, corner + 1, corner + R, corner + R + 1])
-        corners = torch.cat([corners, corners + R * R])  # (8, B M)
-        v = self._table.index_select(1, corners.flatten()).view(3, 2, 2, 2, -1)  # displacement, depth, y, x
-        by_x = v[..., 1, :] - v[..., 0, :]
-        v = v[..., 0, :] + share[0] * by_x  # (3, 2, 2, B M)
-        by_y = v[:, :, 1] - v[:, :, 0]
-        v, by_x = v[:, :, 0] + share[1] * by_y, torch.lerp(by_x[:, :, 0], by_x[:, :, 1], share[1])  # (3, 2, B M)
-        by_z = v[:, 1] - v[:, 0]
-        f, by_x, by_y = (torch.lerp(g[:, 0], g[:, 1], share[2]) for g in (v, by_x, by_y))  # (3, B M)
-        cells = last / 2 / self.network.extent[:, None] * (place == clamped)  # per unit of x, y and z
-        J = torch.stack([by_x * cells[0], by_y * cells[1], by_z * cells[2]])  # coordinate, displacement, B M
-        return f.T.view_as(x), J.permute(2, 1, 0).view(*x.shape, 3)
+        corner = (frame * R + cell[1]) * R + cell[0]
+        corners = torch.cat([corner, corner + 1, corner + R, corner + R + 1])  # (4 B M)
+        v = self._table.index_select(1, corners).view(2, LAYERS, 2, 2, -1)  # displacement, layer, y, x
+        v = torch.lerp(v[:, 0], v[:, 1], self._farther(x[..., 2]).flatten())  # (2, 2, 2, B M)
+        by_x = v[:, :, 1] - v[:, :, 0]
+        v = v[:, :, 0] + share[0] * by_x  # (2, 2, B M)
+        by_y = v[:, 1] - v[:, 0]
+        f, by_x = v[:, 0] + share[1] * by_y, torch.lerp(by_x[:, 0], by_x[:, 1], share[1])  # (2, B M)
+        cells = (R - 1) / 2 / EXTENT * (place == clamped)  # per unit of x and y
+        J = torch.stack([by_x * cells[0], by_y * cells[1]])  # coordinate, displacement, B M
+        return f.T.reshape(*x.shape[:-1], 2), J.permute(2, 1, 0).reshape(*x.shape[:-1], 2, 2)
 
     def _theta(self, z: Tensor) -> Tensor:
         """The affine map's parameters `(B, M, 5)` at depths `(B, M)`."""
-        a = ((z - self.network.centre[2]) / self.network.extent[2])[..., None]
-        return sample(self.thetas, a).transpose(1, 2)
+        return sample(self.thetas, self._depth(z, THETA_EXTENT)[..., None]).transpose(1, 2)
+
+    def _depth(self, z: Tensor, extent: float) -> Tensor:
+        """Depths as a, where what is interpolated spans `extent` of half the range."""
+        return (z - self.network.middle) / (self.network.half_range * extent)
 
 
-def sheet_shares(a: Tensor) -> Tensor:
-    """Share of each sheet at depths `a` `(B, M)`: `(B, S, M)`, none but that of two neighbours above 0."""
-    place = (a.clamp(-1, 1) + 1) / 2 * (SHEETS - 1)
-    return (1 - (place[:, None] - torch.arange(SHEETS, device=a.device)[:, None]).abs()).clamp(min=0)
+def shifted(x: Tensor, step: Tensor) -> Tensor:
+    """Points `(..., 3)` moved by steps `(..., 2)` of (x, y)."""
+    return torch.cat([x[..., PLANE] + step, x[..., 2:]], dim=-1)
 
 
 def inverse_of(J: Tensor) -> Tensor:
-    """(I + J)^-1 of `(..., 3, 3)` by cofactors, with a determinant of at least LEAST in size."""
-    a, b, c = (J + torch.eye(3, dtype=J.dtype, device=J.device)).unbind(-1)  # columns
-    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
-    det = (a * rows[..., 0, :]).sum(-1)
+    """(I + J)^-1 of `(..., 2, 2)`, with a determinant of at least LEAST in size."""
+    a, b, c, d = (J + torch.eye(2, dtype=J.dtype, device=J.device)).flatten(-2).unbind(-1)
+    det = a * d - b * c
     det = torch.where(det.abs() < LEAST, torch.where(det < 0, -LEAST, LEAST), det)
-    return rows / det[..., None, None]
+    return torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / det[..., None, None]
 
 
 def along(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Products `(..., 3)` of matrices `(..., 3, 3)` and vectors, in float32 (a matrix product might be in tf32)."""
+    """Products `(..., 2)` of matrices `(..., 2, 2)` and vectors, in float32 (a matrix product might be in tf32)."""
     return (matrix * vector[..., None, :]).sum(-1)

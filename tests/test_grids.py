@@ -43,15 +43,16 @@ def test_maps_invert_each_other(num_frames, num_levels):
 
 
 def test_steep_maps_are_inverted_too():
-    """Slopes beyond 1, for which the fixed-point iteration x = y - f(x) diverges; as long as no volume folds."""
+    """Slopes beyond 1, for which the fixed-point iteration x = y - f(x) diverges; where nothing folds."""
     maps = random_network(6, 0.28).bind(torch.arange(6))
     x = torch.rand(6, 2_000, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])
     J = maps.displacement_and_slope(x)[1]
-    steep = J.abs().sum(-1).amax(-1) > 1
+    one_to_one = torch.linalg.det(J + torch.eye(2)) > grids.LEAST
+    steep = one_to_one & (J.abs().sum(-1).amax(-1) > 1)
     with torch.no_grad():
         error = (maps.to_local(maps.to_canonical(x)) - x).norm(dim=-1)
-    assert steep.float().mean() > 0.02 and torch.linalg.det(J + torch.eye(3)).min() > 0
-    assert error.quantile(0.99) < 1e-5 and error[steep].median() < 1e-6
+    assert steep.float().mean() > 0.01 and one_to_one.float().mean() > 0.98
+    assert error[one_to_one].quantile(0.99) < 1e-5 and error[steep].median() < 1e-6
 
 
 def test_the_inverse_of_training_is_near_enough():
@@ -71,7 +72,7 @@ def test_folds_and_broken_points_do_no_harm(spread):
     u = (torch.rand(4, 500, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
     x = maps.to_local(u)
     x.abs().sum().backward()
-    assert (x - u).abs().max() <= maps.sheets.abs().max() + 2 * grids.REACH * 1.2 + 1e-4  # two steps
+    assert (x - u).abs().max() <= maps.layers.abs().max() + 2 * grids.REACH + 1e-4  # two steps
     assert all(p.grad.isfinite().all() for p in network.parameters()) and u.grad.isfinite().all()
     broken = u.detach().clone()
     broken[0, 0, 0], broken[1, 1] = torch.inf, torch.nan
@@ -86,9 +87,9 @@ def test_slopes_are_those_of_the_displacement():
     f, J = maps.displacement_and_slope(x)
     assert torch.allclose(f, maps.displacement(x), atol=1e-6)
     x.requires_grad_()
-    for d in range(3):
+    for d in range(2):
         (slope,) = torch.autograd.grad(maps.displacement(x)[..., d].sum(), x)
-        assert torch.allclose(J[..., d, :], slope, atol=1e-5)
+        assert torch.allclose(J[..., d, :], slope[..., :2], atol=1e-5)
 
 
 def test_gradients_of_the_inverse_are_those_of_the_solution(monkeypatch):
@@ -101,7 +102,7 @@ def test_gradients_of_the_inverse_are_those_of_the_solution(monkeypatch):
     def iterated(maps, u):
         y = x = invert_affine(maps._theta(u[..., 2]), u)
         for _ in range(60):
-            x = y - maps.displacement(x)
+            x = torch.cat([y[..., :2] - maps.displacement(x), y[..., 2:]], dim=-1)
         return x
 
     for inverse in (GridMaps.to_local, iterated):
@@ -116,10 +117,27 @@ def test_a_new_network_is_the_identity():
     assert torch.equal(GridNetwork(5).bind(torch.arange(5)).to_canonical(x), x)
 
 
-def test_rays_are_points():
-    maps = random_network(4).bind(torch.tensor([3, 1]))
-    x = torch.rand(2, 6, 5, 3)
-    assert torch.equal(maps.rays_to_canonical(x), maps.to_canonical(x.flatten(1, 2)).view_as(x))
+@pytest.mark.parametrize("jitter", [None, 0])
+@pytest.mark.parametrize(("num_rays", "num_samples"), [(1, 2), (40, 16)])
+def test_rays_are_points(num_rays, num_samples, jitter):
+    """Values and gradients of what is computed once a ray or a depth against those of points one by one."""
+    torch.manual_seed(0)
+    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=num_samples, deform="grid", field="grid", grid_levels=2))
+    for p in model.deform.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    generator = None if jitter is None else torch.Generator().manual_seed(jitter)
+    x = model.lift(torch.rand(2, num_rays, 2) * 40 - 10, generator)
+    weight, results = torch.randn(x.shape), []
+    for rays in (GridMaps.rays_to_canonical, lambda maps, x: maps.to_canonical(x.flatten(1, 2)).view_as(x)):
+        u = rays(model.maps(torch.tensor([3, 1])), x)
+        results.append((u, *torch.autograd.grad((u * weight).sum(), list(model.deform.parameters()))))
+    for fast, plain in zip(*results, strict=True):
+        assert torch.allclose(fast, plain, atol=1e-5 * plain.abs().max().item())
+
+
+def test_depths_do_not_change():
+    maps, x = random_network(4).bind(torch.arange(4)), points(4)
+    assert torch.equal(maps.to_canonical(x)[..., 2], x[..., 2]) and torch.equal(maps.to_local(x)[..., 2], x[..., 2])
 
 
 def test_selected_maps_are_those_of_their_frames():
@@ -128,7 +146,7 @@ def test_selected_maps_are_those_of_their_frames():
     every = network.bind(torch.arange(6))
     assert torch.allclose(every.select(ids).to_canonical(x), network.bind(ids).to_canonical(x), atol=1e-6)
     assert torch.allclose(every.select(ids)._theta(x[..., 2]), network.thetas.plain(
-        ids, (x[..., 2:] - network.centre[2]) / network.extent[2]).transpose(1, 2), atol=1e-5)
+        ids, (x[..., 2:] - 1) / grids.THETA_EXTENT).transpose(1, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_frames", [2, 5, 24])
@@ -217,10 +235,9 @@ def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
         checkpoint_num_frames({**good, "config": asdict(config) | changes}, Path("bad.pth"))
 
 
-def test_a_checkpoint_of_two_sheets_is_refused_by_name():
+def test_a_checkpoint_of_the_former_grids_is_refused_by_name():
     config = ModelConfig(5, 20, 30, deform="grid", field="grid", grid_levels=2)
-    state = OmniMotion(config).state_dict()
-    state |= {name: value[:, :6] for name, value in state.items() if ".sheets." in name}
+    state = {name.replace(".layers.", ".sheets."): value for name, value in OmniMotion(config).state_dict().items()}
     with pytest.raises(UserError, match="of an earlier version"):
         checkpoint_num_frames({"config": asdict(config), "model": state}, Path("old.pth"))
 
