@@ -44,7 +44,7 @@ from models.omnimotion import ModelConfig
 from models.tracker import Tracker
 from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
 from training.forward import compiled_forward, forward
-from training.motion_layers import two_layers
+from training.motion_layers import crossing_motion, layers_of_motion
 from training.parallel import Processes
 
 log = logging.getLogger("train")
@@ -66,10 +66,16 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
                            "jitter": torch.Generator(self.device).manual_seed(options.seed + 1)}  # depths on the rays
-        self.model = new_model(options, T, size, self.device)
+        frames, store = self.sequence.frames(), open_correspondences(self.sequence)
+        start = options.init_layers and options.deform == "grid"
+        self.crossing = crossing_motion(store) if start and options.grid_layers != 2 else None
+        layers = options.grid_layers or (2 if self.crossing is None else 3)
+        if start and layers == 3 and self.crossing is None:
+            raise UserError(f"nothing crosses the picture in {self.sequence.root}: leave out --grid_layers 3")
+        self.processes.agree(layers, "the number of layers of motion")
+        self.model = new_model(options, T, size, self.device, layers)
         self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform,
                                   self.device)
-        frames, store = self.sequence.frames(), open_correspondences(self.sequence)
         self.sampler = PairSampler(
             frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbour_weight,
             bool(options.use_count_map), options.error_map_random, self.device,
@@ -96,9 +102,8 @@ class Trainer:
         if o.init_layers:
             size, vertices = self.sequence.size, self.model.deform.vertices()  # (R, R, 2)
             at = denormalise_pixels(vertices, size)
-            near, far = (normalise_pixels(at + torch.from_numpy(moved), size) - vertices
-                         for moved in two_layers(self.sampler.store, at.numpy()))  # (T, R, R, 2)
-            self.model.deform.start_at(near.to(self.device), far.to(self.device))
+            moved = torch.from_numpy(layers_of_motion(self.sampler.store, at.numpy(), self.crossing))  # (T, S, R, R, 2)
+            self.model.deform.start_at((normalise_pixels(at + moved, size) - vertices).to(self.device))
         if o.init_depth:
             prior = o.min_depth + self.depth_priors[T // 2].float() / 2 * (o.max_depth - o.min_depth)
             start_near(self.model, prior, T // 2, torch.Generator().manual_seed(o.seed + 2))

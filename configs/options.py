@@ -56,6 +56,8 @@ OPTIONS = {
         ("deform", ("mlp", "grid"), "mlp", "maps between frames and canonical volume: coupling layers whose scales and "
          "shifts MLPs compute from a time latent, or space-time grids of displacements, which are far cheaper"),
         ("grid_levels", int, 6, "deform = grid: levels of the grids, with sides of 3, 5, 9, ... vertices"),
+        ("grid_layers", int, 0, "deform = grid: layers of motion, one behind the other; 0: 2, with --init_layers 1 a "
+         "third in front where something crosses the picture"),
         ("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
         ("time_latent", ("hash", "gabor", "table"), "hash", "network of the frames' latents"),
         ("latent_dim", int, 128, "size of a frame's latent"),
@@ -157,14 +159,15 @@ OPTIONS = {
     ],
 }
 
-MOST_LEVELS = 8  # of --grid_levels: sides of 257 vertices, 4 GiB for 250 frames, with Adam's moments
+AT_MOST = {"grid_levels": 8,  # sides of 257 vertices, 3 GiB for 250 frames and two layers, with Adam's moments
+           "grid_layers": 8}
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
                      "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps",
                      "grid_levels"), 1),
     **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
-    "page_mb": 1, "dense_interval": 0, "page_interval": 0,
+    "page_mb": 1, "dense_interval": 0, "page_interval": 0, "grid_layers": 0,
     **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "deform_start", "freeze_step", "error_map_uniform",
                      "error_map_random", "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps",
                      "recompute_above", "tapvid_size", "num_cpus", "w_depth", "save_every_minutes", "keep",
@@ -217,8 +220,9 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     for name in ("init_layers", "follow_flow"):
         if getattr(options, name) not in (0, 1):
             reader.error(f"--{name} {getattr(options, name)}: must be 0 or 1")
-    if options.grid_levels > MOST_LEVELS:
-        reader.error(f"--grid_levels {options.grid_levels}: must be at most {MOST_LEVELS}")
+    for name in AT_MOST:
+        if getattr(options, name) > AT_MOST[name]:
+            reader.error(f"--{name} {getattr(options, name)}: must be at most {AT_MOST[name]}")
     return options
 
 

@@ -1,7 +1,7 @@
 """From options or a checkpoint to a model."""
 
 from argparse import Namespace
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from errors import UserError
 from models.backends import pick_backend
-from models.grids import LAYERS
 from models.muon import Muon
 from models.omnimotion import ModelConfig, OmniMotion
 from models.products import choose_products, set_products
@@ -33,10 +32,12 @@ def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = 
     return model
 
 
-def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device) -> OmniMotion:
+def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device,
+              grid_layers: int = 2) -> OmniMotion:
     """A fresh model for a video of `num_frames` frames of `size` = (H, W), computing as `--precision` and
-    `--mlp_backend` say. UserError for what the device cannot do."""
-    config = config_from_options(options, num_frames, size)
+    `--mlp_backend` say; `grid_layers` is what the video tells where `--grid_layers 0` asks it. UserError for what the
+    device cannot do."""
+    config = replace(config_from_options(options, num_frames, size), grid_layers=options.grid_layers or grid_layers)
     if config.deform == "grid":
         _check_grid_options(options)
     elif options.init_layers:
@@ -52,6 +53,9 @@ def _check_grid_options(options: Namespace) -> None:
         if getattr(options, name) not in allowed]
     if wrong:
         raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
+    if options.init_layers and options.grid_layers not in (0, 2, 3):
+        raise UserError(f"--init_layers 1 starts 2 or 3 layers of motion: leave out --grid_layers "
+                        f"{options.grid_layers}")
 
 
 def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Namespace,
@@ -109,7 +113,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     if config.deform == "grid":
-        claimed = config.num_frames * 2 * LAYERS * 4 ** (config.grid_levels + 1)  # about
+        claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)  # about
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2

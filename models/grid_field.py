@@ -15,11 +15,12 @@ SIDES = (9, 17, 33, 65, 129)
 DEPTHS = (5, 9, 9, 17, 17)
 PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
 ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
+OPACITY = 2.0  # of a softplus of 1: how quickly places learn to hide what is behind them
 THIN, DENSE = -2.0, 2.0  # added to its density at its first and last depth: all of a ray takes part, and more so behind
 
 
 class GridField(nn.Module):
-    """Sum of all levels at a canonical point -> colour by a sigmoid, density by a softplus."""
+    """Sum of all levels at a canonical point -> colour by a sigmoid, density by OPACITY times a softplus."""
 
     def __init__(self, depth_range: tuple[float, float] = (0.0, 2.0)):
         super().__init__()
@@ -41,7 +42,7 @@ class GridField(nn.Module):
         out = sum(F.grid_sample(level.expand(parts, -1, -1, -1, -1), v, padding_mode="border", align_corners=True)
                   for level in self.levels)  # (parts, 4, 1, 1, M / parts)
         out = out.movedim(1, -1).reshape(*u.shape[:-1], 4)
-        return torch.sigmoid(out[..., :3]), F.softplus(out[..., 3] - 1)
+        return torch.sigmoid(out[..., :3]), OPACITY * F.softplus(out[..., 3] - 1)
 
 
 def contract_each(v: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ Notation
     level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
     moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
              a quarter as many, a quarter of these, and so on, down to eight or less
-    layer    of motion: displacements (x, y) of the nearer or of the farther depths, on the finest level's vertices, all
-             levels and moments together; of B frames (B, 2, 2, R, R). What lies in a layer moves alike wherever a ray
-             is sampled, and is in front of the other layer in all frames: depths do not change
+    layer    of motion: displacements (x, y) of one of S equal ranges of depths, on the finest level's vertices, all
+             levels and moments together. What lies in a layer moves alike wherever a ray is sampled, and is in front
+             of the next layer in all frames: depths do not change. Of B frames, one below the other: (B, 2, S R, R)
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
     a        coordinates in units in which what is interpolated spans [-1, 1]
-    f(x)     displacement (x, y): interpolated over the frame in both layers; the nearer layer's at depths up to a = -1,
-             the farther one's from a = 1 on, linear in depth between them
+    f(x)     displacement (x, y): interpolated over the frame in the layer of the point's depth
     A        the affine map of (x, y), by theta at the point's depth
     forward  u = A(x + f(x))       inverse  x + f(x) = A^-1(u), solved by Newton's method
     J        derivative of f by (x, y) (2 displacements, 2 coordinates); maps are one-to-one where det(I + J) > 0
@@ -30,13 +29,11 @@ from torch import Tensor, nn
 from models.invertible import apply_affine, invert_affine
 from models.recompute import stored
 
-LAYERS = 2
 PLANE = slice(2)  # x and y of a point
 VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
 FEW = 8  # moments, of which a quarter is not worth a grid
 THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 EXTENT = 1.2        # of the layers' grids, of half the frame
-BETWEEN = 1 / 3     # of half the range of depths: where one layer turns into the other
 THETA_EXTENT = 1.1  # of half the range of depths
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
 LEAST, REACH = 0.2, 0.2  # least det(I + J), longest step of half a frame: near folds without solution nothing runs away
@@ -124,11 +121,11 @@ def sample(grid: Tensor, a: Tensor) -> Tensor:
 class GridNetwork(nn.Module):
     """Displacements and affine map of a video of `num_frames` frames as grids, the identity at the start."""
 
-    def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6):
+    def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6,
+                 num_layers: int = 2):
         super().__init__()
-        near, far = depth_range
-        self.middle, self.half_range = (near + far) / 2, (far - near) / 2
-        self.layers = Grids(num_frames, 2 * LAYERS, [(R, R) for R in level_sides(num_levels)])
+        self.near, self.range, self.num_layers = depth_range[0], depth_range[1] - depth_range[0], num_layers
+        self.layers = Grids(num_frames, 2 * num_layers, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def vertices(self) -> Tensor:
@@ -138,15 +135,15 @@ class GridNetwork(nn.Module):
         return torch.stack([x, y], dim=-1) * EXTENT
 
     @torch.no_grad()
-    def start_at(self, near: Tensor, far: Tensor) -> None:
-        """Displace the vertices of every frame by `near` `(T, R, R, 2)`, normalised, in the nearer layer, and by `far`
-        in the farther one. Only a new network's grids, which are zero, are then what is given."""
-        displacement = torch.stack([near, far], dim=1).movedim(-1, 1)  # (T, 2, 2, R, R)
-        self.layers.values[-1].copy_(displacement.flatten(1, 2) / self.layers.scales[-1])
+    def start_at(self, displacement: Tensor) -> None:
+        """Displace the vertices of every frame and layer by `(T, S, R, R, 2)`, normalised. Only a new network's grids,
+        which are zero, are then what is given."""
+        self.layers.values[-1].copy_(displacement.movedim(-1, 1).flatten(1, 2) / self.layers.scales[-1])
 
     def bind(self, ids: Tensor) -> "GridMaps":
         """The maps of frames `(B,)`; all levels are added up once, here."""
-        return GridMaps(self, self.layers(ids).unflatten(1, (2, LAYERS)), self.thetas(ids))
+        layers = self.layers(ids).unflatten(1, (2, self.num_layers)).flatten(2, 3)
+        return GridMaps(self, layers, self.thetas(ids))
 
 
 class GridMaps:
@@ -155,7 +152,7 @@ class GridMaps:
 
     def __init__(self, network: GridNetwork, layers: Tensor, thetas: Tensor):
         self.network, self.layers, self.thetas = network, layers, thetas
-        self._table: Tensor | None = None  # the layers (4, B R R), for `displacement_and_slope`
+        self._table: Tensor | None = None  # the layers (2, B S R R), for `displacement_and_slope`
         self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor | slice) -> "GridMaps":
@@ -173,12 +170,14 @@ class GridMaps:
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
         """`to_canonical` of samples `(B, N, K, 3)` of N rays, whose samples differ in depth only, as those of the first
-        ray do: layers are interpolated once a ray, and the affine map's parameters once a depth."""
+        ray do: each layer is interpolated once a ray, and the affine map's parameters once a depth."""
         return self.call(self._rays_forward, x)
 
     def _rays_forward(self, x: Tensor) -> Tensor:
-        layers, z = self._layers_at(x[:, :, 0])[..., None], x[:, 0, :, 2]  # (B, 2, 2, N, 1), (B, K)
-        f = torch.lerp(layers[:, :, 0], layers[:, :, 1], self._farther(z)[:, None, None])  # (B, 2, N, K)
+        B, N, S, z = *x.shape[:2], self.network.num_layers, x[:, 0, :, 2]  # (B, K)
+        rays = x[:, :, :1, PLANE].expand(-1, -1, S, -1).flatten(1, 2)
+        each = self._layers_at(rays, torch.arange(S, device=x.device).repeat(N).expand(B, -1))  # (B, 2, N S)
+        f = each.unflatten(2, (N, S)).gather(3, self._layer(z)[:, None, None].expand(-1, 2, N, -1))  # (B, 2, N, K)
         return apply_affine(self._theta(z)[:, None], shifted(x, f.movedim(1, -1)))
 
     def to_local(self, u: Tensor) -> Tensor:
@@ -201,33 +200,35 @@ class GridMaps:
 
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, `(B, M, 2)`."""
-        layers = self._layers_at(x)
-        return torch.lerp(layers[:, :, 0], layers[:, :, 1], self._farther(x[..., 2])[:, None]).transpose(1, 2)
+        return self._layers_at(x[..., PLANE], self._layer(x[..., 2])).transpose(1, 2)
 
-    def _layers_at(self, x: Tensor) -> Tensor:
-        """Both layers' displacements `(B, 2, 2, M)` at points `(B, M, 3)`. A CPU interpolates in a plane many times
-        faster than in a volume."""
-        return sample(self.layers.flatten(1, 2), x[..., PLANE] / EXTENT).unflatten(1, (2, LAYERS))
+    def _layers_at(self, xy: Tensor, layer: Tensor) -> Tensor:
+        """Displacements `(B, 2, M)` of the layers `(B, M)` at positions `(B, M, 2)`. A CPU interpolates in a plane many
+        times faster than in a volume."""
+        last = self.layers.shape[3] - 1
+        x, y = (xy / EXTENT).unbind(-1)
+        rows = (y.clamp(-1, 1) + 1) / 2 * last + layer * (last + 1)  # the border's values hold outside, in every layer
+        return sample(self.layers, torch.stack([x, rows * (2 / (self.layers.shape[2] - 1)) - 1], dim=-1))
 
-    def _farther(self, z: Tensor) -> Tensor:
-        """Share of the farther layer at depths, the same shape."""
-        return (self._depth(z, BETWEEN).clamp(-1, 1) + 1) / 2
+    def _layer(self, z: Tensor) -> Tensor:
+        """The layer 0, 1, ... of depths, the same shape. Of no number, some layer."""
+        S = self.network.num_layers
+        return ((z - self.network.near) * (S / self.network.range)).clamp(0, S - 1).long().clamp(0, S - 1)
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. Between vertices f has one of
         both sides' slopes."""
-        B, R = len(self.layers), self.layers.shape[-1]
+        B, R, S = len(self.layers), self.layers.shape[-1], self.network.num_layers
         if self._table is None:
-            self._table = self.layers.detach().flatten(1, 2).transpose(0, 1).reshape(2 * LAYERS, -1)
+            self._table = self.layers.detach().transpose(0, 1).reshape(2, -1)
         place = (x[..., PLANE].reshape(-1, 2).T / EXTENT + 1) / 2 * (R - 1)  # (2, B M), in cells
         clamped = place.clamp(0, R - 1)
         cell = clamped.long().clamp(0, R - 2)  # of a point that is not finite, too
         share = clamped - cell
         frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
-        corner = (frame * R + cell[1]) * R + cell[0]
+        corner = ((frame * S + self._layer(x[..., 2]).flatten()) * R + cell[1]) * R + cell[0]
         corners = torch.cat([corner, corner + 1, corner + R, corner + R + 1])  # (4 B M)
-        v = self._table.index_select(1, corners).view(2, LAYERS, 2, 2, -1)  # displacement, layer, y, x
-        v = torch.lerp(v[:, 0], v[:, 1], self._farther(x[..., 2]).flatten())  # (2, 2, 2, B M)
+        v = self._table.index_select(1, corners).view(2, 2, 2, -1)  # displacement, y, x
         by_x = v[:, :, 1] - v[:, :, 0]
         v = v[:, :, 0] + share[0] * by_x  # (2, 2, B M)
         by_y = v[:, 1] - v[:, 0]
@@ -238,11 +239,8 @@ class GridMaps:
 
     def _theta(self, z: Tensor) -> Tensor:
         """The affine map's parameters `(B, M, 5)` at depths `(B, M)`."""
-        return sample(self.thetas, self._depth(z, THETA_EXTENT)[..., None]).transpose(1, 2)
-
-    def _depth(self, z: Tensor, extent: float) -> Tensor:
-        """Depths as a, where what is interpolated spans `extent` of half the range."""
-        return (z - self.network.middle) / (self.network.half_range * extent)
+        a = ((z - self.network.near) * (2 / self.network.range) - 1) / THETA_EXTENT
+        return sample(self.thetas, a[..., None]).transpose(1, 2)
 
 
 def shifted(x: Tensor, step: Tensor) -> Tensor:

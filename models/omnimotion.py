@@ -36,7 +36,8 @@ class ModelConfig:
     min_depth: float = 0.0
     max_depth: float = 2.0
     deform: str = "mlp"                # mlp | grid
-    grid_levels: int = 6               # of deform = grid, which uses none of the following
+    grid_levels: int = 6               # of deform = grid, which uses none of the following but grid_layers
+    grid_layers: int = 2
     time_latent: str = "hash"          # hash | gabor | table
     latent_dim: int = 128
     coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # changed by the coupling layers, in turn
@@ -77,7 +78,7 @@ class OmniMotion(nn.Module):
         kind = "none" if grids else config.time_latent
         self.time_latent = TimeLatent(config.num_frames, kind, config.latent_dim, mlp_backend)
         self.deform = GridNetwork(
-            config.num_frames, depth_range, config.grid_levels) if grids else InvertibleNetwork(
+            config.num_frames, depth_range, config.grid_levels, config.grid_layers) if grids else InvertibleNetwork(
             config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
             config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
             mlp_backend)

@@ -10,16 +10,16 @@ from configs.options import parse
 from errors import UserError
 from models import grids
 from models.build import checkpoint_num_frames, model_from_state, new_model
-from models.grid_field import SIDES, GridField, contract_each
+from models.grid_field import OPACITY, SIDES, GridField, contract_each
 from models.grids import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
 from models.invertible import invert_affine
 from models.omnimotion import ModelConfig, OmniMotion
 
 
-def random_network(num_frames: int, spread: float = 0.15, num_levels: int = 3) -> GridNetwork:
+def random_network(num_frames: int, spread: float = 0.15, num_levels: int = 3, num_layers: int = 2) -> GridNetwork:
     """Displacements of neighbouring vertices differ by about `spread` of a cell."""
     torch.manual_seed(0)
-    network = GridNetwork(num_frames, num_levels=num_levels)
+    network = GridNetwork(num_frames, num_levels=num_levels, num_layers=num_layers)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=spread / p.shape[-1])
     return network
@@ -32,8 +32,9 @@ def points(num_frames: int, count: int = 200) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_frames", [2, 3, 7, 24])
 @pytest.mark.parametrize("num_levels", [1, 4])
-def test_maps_invert_each_other(num_frames, num_levels):
-    maps = random_network(num_frames, num_levels=num_levels).bind(torch.arange(num_frames))
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_maps_invert_each_other(num_frames, num_levels, num_layers):
+    maps = random_network(num_frames, num_levels=num_levels, num_layers=num_layers).bind(torch.arange(num_frames))
     x = points(num_frames)
     with torch.no_grad():
         u = maps.to_canonical(x)
@@ -118,11 +119,12 @@ def test_a_new_network_is_the_identity():
 
 
 @pytest.mark.parametrize("jitter", [None, 0])
-@pytest.mark.parametrize(("num_rays", "num_samples"), [(1, 2), (40, 16)])
-def test_rays_are_points(num_rays, num_samples, jitter):
+@pytest.mark.parametrize(("num_rays", "num_samples", "num_layers"), [(1, 2, 2), (40, 16, 2), (7, 5, 3), (6, 4, 1)])
+def test_rays_are_points(num_rays, num_samples, num_layers, jitter):
     """Values and gradients of what is computed once a ray or a depth against those of points one by one."""
     torch.manual_seed(0)
-    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=num_samples, deform="grid", field="grid", grid_levels=2))
+    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=num_samples, deform="grid", field="grid", grid_levels=2,
+                                   grid_layers=num_layers))
     for p in model.deform.parameters():
         torch.nn.init.normal_(p, std=0.05)
     generator = None if jitter is None else torch.Generator().manual_seed(jitter)
@@ -133,6 +135,21 @@ def test_rays_are_points(num_rays, num_samples, jitter):
         results.append((u, *torch.autograd.grad((u * weight).sum(), list(model.deform.parameters()))))
     for fast, plain in zip(*results, strict=True):
         assert torch.allclose(fast, plain, atol=1e-5 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_a_point_moves_with_its_layer(num_layers):
+    """Against each layer interpolated by itself; at the edges of layers and of the frame, too."""
+    network = random_network(5, num_layers=num_layers)
+    ids, R = torch.tensor([4, 0]), network.layers.sides[-1][0]
+    maps, x = network.bind(ids), points(2, 500)
+    x[:, :100] = x[:, :100].round()
+    layers = network.layers(ids).unflatten(1, (2, num_layers))  # (B, 2, S, R, R)
+    each = torch.stack([sample(layers[:, :, s], x[..., :2] / grids.EXTENT) for s in range(num_layers)])  # (S, B, 2, M)
+    number = (x[..., 2] / 2 * num_layers).floor().clamp(0, num_layers - 1).long()  # (B, M)
+    plain = each.gather(0, number[None, :, None].expand(1, -1, 2, -1))[0].transpose(1, 2)
+    assert maps.layers.shape == (2, 2, num_layers * R, R)
+    assert torch.allclose(maps.displacement(x), plain, atol=1e-5)
 
 
 def test_depths_do_not_change():
@@ -187,7 +204,7 @@ def test_the_field_at_a_vertex_is_the_sum_of_its_values():
     rgb, sigma = field(torch.tensor([[0.0, 0.0, 1.0]]))  # the middle is a vertex of every level
     middle = sum(level[0, :, level.shape[2] // 2, R // 2, R // 2] for level, R in zip(field.levels, SIDES, strict=True))
     assert torch.allclose(rgb[0], middle[:3].sigmoid(), atol=1e-5)
-    assert torch.allclose(sigma[0], torch.nn.functional.softplus(middle[3] - 1), atol=1e-5)
+    assert torch.allclose(sigma[0], OPACITY * torch.nn.functional.softplus(middle[3] - 1), atol=1e-5)
 
 
 def test_points_of_the_field_do_not_depend_on_their_number():

@@ -11,7 +11,7 @@ from errors import UserError
 from loaders.store_format import DensePair
 from models.grids import GridNetwork
 from trainer import Trainer
-from training.motion_layers import two_layers
+from training.motion_layers import crossing_motion, layers_of_motion
 
 H, W, T = 96, 128, 9
 
@@ -19,8 +19,9 @@ H, W, T = 96, 128, 9
 class Moving:
     """Correspondences of a background that follows similarities and a square that moves against it."""
 
-    def __init__(self, background, square, size=(H, W), num_frames=T):
+    def __init__(self, background, square, size=(H, W), num_frames=T, centre=(60, 50)):
         self.num_frames, self.size, self.background, self.square = num_frames, size, background, square
+        self.centre = np.array(centre)
         self.counts = np.ones((num_frames, num_frames), int)
 
     def place(self, t, p):
@@ -38,7 +39,7 @@ class Moving:
         H, W = self.size
         p = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(float)
         home = p - np.asarray(self.square) * i
-        inside = (np.abs(home - [60, 50]) < 16).all(-1)
+        inside = (np.abs(home - self.centre) < 16).all(-1)
         to = np.where(inside[..., None], home + np.asarray(self.square) * j, self.place(j, self.back(i, p))[0])
         believed = ((to >= 0) & (to <= [W - 1, H - 1])).all(-1)
         return DensePair((to - p).astype(np.float32), believed, believed, ~believed)
@@ -57,14 +58,14 @@ def vertices(sides=9, size=(H, W)):
 @pytest.mark.parametrize("num_frames", [2, 5])
 def test_the_background_of_frames_larger_than_the_raster(size, num_frames):
     scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [-3.0, 1.0], size, num_frames), vertices(9, size)
-    far, m = two_layers(scene, p)[1], num_frames // 2
+    far, m = layers_of_motion(scene, p)[:, 1], num_frames // 2
     for t in range(num_frames):
         assert np.abs(far[t] - (scene.place(m, scene.back(t, p))[0] - p)).max() < 0.5, t
 
 
 def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
     p = vertices()
-    near, far = two_layers(scene, p)
+    near, far = layers_of_motion(scene, p).swapaxes(0, 1)
     for t in range(T):
         expected = scene.place(T // 2, scene.back(t, p))[0] - p
         assert np.abs(far[t] - expected).max() < 0.3, t
@@ -76,23 +77,59 @@ def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
     assert np.allclose(near[T // 2], 0) and np.allclose(far[T // 2], 0)
 
 
+def test_what_crosses_the_picture_has_a_layer_in_front():
+    scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], centre=(10, 50)), vertices()
+    M = crossing_motion(scene)
+    assert M.shape == (T - 1, 3, 3)
+    front, near, far = layers_of_motion(scene, p, M).swapaxes(0, 1)
+    two = layers_of_motion(scene, p).swapaxes(0, 1)
+    assert np.array_equal(near, two[0]) and np.array_equal(far, two[1])
+    for t in range(T):
+        centre = scene.centre + np.array(scene.square) * t
+        vertex = np.unravel_index(np.linalg.norm(p - centre, axis=-1).argmin(), p.shape[:2])
+        assert np.abs(front[t][vertex] - np.array(scene.square) * (T // 2 - t)).max() < 1.5, t
+
+
+@pytest.mark.parametrize("square,centre", [
+    ([-2.0, 1.0], (60, 50)),  # too slow
+    ([13.0, -1.0], (90, 50)),  # gone too soon
+])
+def test_what_does_not_cross_the_picture_has_none(square, centre):
+    assert crossing_motion(Moving((0.004, 0.003, np.array([1.5, -0.5])), square, centre=centre)) is None
+
+
+def test_where_nothing_is_seen_of_it_it_goes_on():
+    scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, centre=(150, 50))  # is seen from frame 2 on
+    M = crossing_motion(scene)
+    assert np.allclose(M[:, :2, 2], [-13, 0], atol=0.3)
+
+
+def test_no_layer_starts_with_folds():
+    """Two neighbours that change places: a displacement that is only averaged nearby folds."""
+    scene, p = Moving((0.0, 0.0, np.zeros(2)), [-9.0, 0.0], centre=(70, 50)), vertices(65)
+    near = layers_of_motion(scene, p)[:, 0]
+    x, y = np.diff(p + near, axis=2)[:, :-1], np.diff(p + near, axis=1)[:, :, :-1]
+    assert (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).min() > 0
+
+
 def test_nothing_moves_in_a_still_clip():
-    near, far = two_layers(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), vertices())
+    near, far = layers_of_motion(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), vertices()).swapaxes(0, 1)
     assert np.allclose(near, 0, atol=1e-3) and np.allclose(far, 0, atol=1e-3)
 
 
 def test_frames_without_adjacent_flow_take_the_background_of_the_next(scene):
     scene.counts[1] = scene.counts[:, 1] = 0
-    near, far = two_layers(scene, vertices())
+    near, far = layers_of_motion(scene, vertices()).swapaxes(0, 1)
     assert np.isfinite(near).all() and np.allclose(far[1], far[2]) and np.allclose(near[0], far[0])
 
 
 def test_a_network_starts_at_the_displacements(scene):
     network = GridNetwork(T, num_levels=3)
-    near, far = (torch.randn(T, 9, 9, 2) * 0.02 for _ in range(2))
-    network.start_at(near, far)
+    layers = torch.randn(T, 2, 9, 9, 2) * 0.02
+    network.start_at(layers)
+    near, far = layers.unbind(1)
     maps, flat = network.bind(torch.arange(T)), network.vertices().reshape(1, 81, 2).expand(T, -1, -1)
-    for depth, displacement in ((-0.1, near), (0.3, near), (0.6, near), (1.4, far), (2.1, far)):
+    for depth, displacement in ((-0.1, near), (0.3, near), (0.99, near), (1.01, far), (2.1, far)):
         x = torch.cat([flat, torch.full((T, 81, 1), depth)], -1)
         assert torch.allclose(maps.to_canonical(x), x + torch.nn.functional.pad(displacement.flatten(1, 2), (0, 1)),
                               atol=1e-5)
@@ -111,3 +148,39 @@ def test_a_run_starts_so_and_mlps_refuse(small_sequence, tmp_path):
     assert (moved - truth).norm(dim=-1).mean() < (still - truth).norm(dim=-1).mean()
     with pytest.raises(UserError, match="--init_layers 1 has no grids"):
         Trainer(parse("train", arguments))
+
+
+@pytest.fixture
+def start(small_sequence, tmp_path):
+    """Options of a run that starts from layers of motion."""
+    def options(*words):
+        return parse("train", [
+            "--data_dir", str(small_sequence), "--save_dir", str(tmp_path), "--num_pairs", "2", "--num_pts", "8",
+            "--num_samples_ray", "4", "--device", "cpu", "--init_layers", "1", "--deform", "grid", "--field", "grid",
+            "--grid_levels", "3", *words])
+    return options
+
+
+def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
+    """Two, as nothing crosses it; three where something does, also when the run goes on."""
+    assert Trainer(start()).model.config.grid_layers == 2
+    M = np.tile(np.eye(3), (len(Trainer(start()).sequence) - 1, 1, 1))
+    M[:, 0, 2] = 9
+    monkeypatch.setattr("trainer.crossing_motion", lambda store: M)
+    trainer = Trainer(start())
+    (H, W), maps = trainer.model.size, trainer.model.maps(torch.tensor([0]))
+    moved = maps.to_canonical(torch.tensor([[[0.0, 0.0, 0.1]]]))[0, 0]
+    assert trainer.model.config.grid_layers == 3
+    assert torch.allclose(moved[0], torch.tensor(9 * (len(trainer.sequence) // 2) * 2 / (W - 1)), atol=0.05)
+    trainer.train_step()
+    trainer.save()
+    again = Trainer(start())
+    assert again.step == 1 and again.model.config.grid_layers == 3
+    with pytest.raises(UserError, match="trained with grid_layers 3, now it is 2"):
+        Trainer(start("--grid_layers", "2"))
+
+
+@pytest.mark.parametrize("layers,message", [("3", "nothing crosses the picture"), ("4", "starts 2 or 3 layers")])
+def test_layers_that_have_no_start_are_refused(start, layers, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(start("--grid_layers", layers))

@@ -1,4 +1,4 @@
-"""Two layers of motion as a start: the background's and, nearer, that of what moves against it.
+"""Layers of motion as a start: the background's, nearer what moves against it, and in front what crosses the picture.
 
 A volume in which everything starts at one depth stays a sheet: what overlaps is squeezed together instead of being put
 in front of each other. With one motion in the nearer half of each ray and one in the other, every pixel finds its layer
@@ -7,10 +7,12 @@ in the first steps.
 Notation
     T, H, W  frames, height, width
     m        middle frame, where all maps start as the identity
-    p        positions of a coarse raster, every `stride` pixels                                 (h, w, 2)
-    D_t      displacement from frame t to frame m: adjacent flows added up                       (h, w, 2)
-    S_t      similarity, the background's motion from frame t to frame m                         (2, 3)
-    moves    believed positions whose D_t differs from S_t's by more than APART, less than FAR   (h, w)
+    p, q     positions of a coarse raster, every `stride` pixels, and where adjacent flow takes them  (h, w, 2)
+    D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
+    S_t      similarity, the background's motion from frame t to frame m                              (2, 3)
+    moves    believed positions whose D_t differs from S_t's by more than APART, less than FAR        (h, w)
+    M_t      similarity from frame t to t + 1 of what crosses the picture: a rigid motion that is so fast against the
+             background's that half the clip would take it farther than FAR, and goes on so for CROSSES    (3, 3)
 """
 
 import cv2
@@ -18,31 +20,79 @@ import numpy as np
 
 RASTER = 128     # positions along the longer side
 APART, FAR = 3 / 256, 0.3  # of the longer side: what moves, and what moves too far for what would be in between
+CROSSES, PART, RIGID = 0.5, 5e-3, 0.5  # of the longer side; of the picture, at least; of what is so fast, at least
 REFIT = 0.4      # share of the positions from which on S_t is fitted to D_t
 RADII = (0.06, 0.12, 0.24)  # of the longer side: what moves is averaged over the smallest that finds enough of it
 ENOUGH = (0.2, 0.2, 1e-3)   # share of what moves under the window
 FEW, ROUNDS = 10, 10        # positions that are too few for a similarity; of its fit
+UNFOLDED = 0.2              # of a cell's area is left of it, at least
 
 
-def two_layers(store, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Displacements in pixels to the middle frame, of what moves and of the background, at positions `vertices`
-    `(R, R, 2)` (x, y) of every frame, also outside it: two arrays `(T, R, R, 2)` float32.
+def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> np.ndarray:
+    """Displacements in pixels to the middle frame at positions `vertices` `(R, R, 2)` (x, y) of every frame, also
+    outside it, `(T, S, R, R, 2)` float32: of what moves and of the background, S = 2; with `crossing`, that motion
+    in front of these, S = 3.
 
     store: a correspondence store; where nothing is believed, the background's motion stands in, without any the
     identity."""
     T, (H, W) = store.num_frames, store.size
-    stride = -(-max(H, W) // RASTER)
-    p = np.stack(np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride)), axis=-1).astype(np.float32)
-    near, far = np.empty((2, T, *vertices.shape), np.float32)
+    p, stride = _raster(store.size)
+    near, far, front = np.empty((3, T, *vertices.shape), np.float32)
     m = T // 2
     for frames in (range(m, -1, -1), range(m, T)):
-        D, known, S = np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3)
+        D, known, S, M = np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3), np.eye(3)
         for t in frames:
             if t != m:
                 D, known, S = _one_frame_on(store, t, t + (1 if t < m else -1), p, stride, D, known, S)
             far[t] = _apply(S, vertices) - vertices
             near[t] = far[t] + _moving(p, D, known, S, max(H, W), vertices / stride)
-    return near, far
+            if crossing is not None:
+                if t != m:
+                    M = M @ (crossing[t] if t < m else np.linalg.inv(crossing[t - 1]))
+                front[t] = _apply(M[:2], vertices) - vertices
+    return np.stack([near, far] if crossing is None else [front, near, far], axis=1)
+
+
+def crossing_motion(store) -> np.ndarray | None:
+    """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if nothing crosses the picture. Before and after what is seen
+    of it, it moves as at first and at last."""
+    T, side, (p, stride) = store.num_frames, max(store.size), _raster(store.size)
+    found, path, best = [], 0.0, (0.0, [])  # similarities of the frames in a row that have one, and how far they go
+    for t in range(T - 1):
+        M, speed = _fast_part(store, t, p, stride, 2 * FAR / T * side)
+        found, path = ([*found, (t, M)], path + speed) if M is not None else ([], 0.0)
+        best = max(best, (path, found), key=lambda run: run[0])
+    path, found = best
+    if path < CROSSES * side:
+        return None
+    first, last = found[0][0], found[-1][0]
+    return np.stack([np.vstack([found[min(max(t, first), last) - first][1], [0, 0, 1]]) for t in range(T - 1)])
+
+
+def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple[np.ndarray | None, float]:
+    """The similarity `(2, 3)` from frame t to the next that most of what is faster than `speed` (pixels, against the
+    background) follows, and how fast that is; None, 0 if there is too little of it."""
+    if not store.counts[t, t + 1]:
+        return None, 0.0
+    pair = store.dense(t, t + 1)
+    q, believed = p + pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
+    background = _similarity(p[believed], q[believed], 0.5)
+    if background is None:
+        return None, 0.0
+    against = np.linalg.norm(q - _apply(background, p), axis=-1)
+    fast, near = believed & (against > speed), APART * max(store.size)
+    M = _similarity(p[fast], q[fast], near / 2)
+    if M is None:
+        return None, 0.0
+    rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < near
+    if rigid.mean() < RIGID or rigid.sum() < PART * fast.size:
+        return None, 0.0
+    return M, float(np.median(against[fast][rigid]))
+
+
+def _raster(size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    (H, W), stride = size, -(-max(size) // RASTER)
+    return np.stack(np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride)), axis=-1).astype(np.float32), stride
 
 
 def _one_frame_on(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray, S: np.ndarray):
@@ -96,10 +146,22 @@ def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side
     distance = np.linalg.norm(against, axis=-1) / side
     moves = known & (distance > APART) & (distance < FAR)
     values = np.dstack([against * moves[..., None], moves]).astype(np.float32)  # (h, w, 3)
-    out, left = np.zeros_like(against), np.ones((*moves.shape, 1), np.float32)
+    out, left = np.zeros_like(p), np.ones((*moves.shape, 1), np.float32)
     for radius, enough in zip(RADII, ENOUGH, strict=True):
         around = cv2.GaussianBlur(values, (0, 0), radius * max(moves.shape), borderType=cv2.BORDER_CONSTANT)
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         left *= 1 - share
+    out = _unfolded(out, _apply(S, p), UNFOLDED * np.linalg.det(S[:, :2]) * (p[0, 1, 0] - p[0, 0, 0]) ** 2)
     return cv2.remap(out, at.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _unfolded(displacement: np.ndarray, p: np.ndarray, least: float) -> np.ndarray:
+    """The displacement `(h, w, 2)` of positions p, blurred until every cell's area is at least `least`."""
+    out, sigma = displacement, 0.0
+    while True:
+        x, y = np.diff(p + out, axis=1)[:-1], np.diff(p + out, axis=0)[:, :-1]
+        if (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).min() > least:
+            return out
+        sigma = sigma * 1.5 or 1.0
+        out = cv2.GaussianBlur(displacement, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
