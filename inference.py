@@ -34,6 +34,6 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     if not options.follow_flow:
         return Tracker(model, *arguments)
     try:
-        return FlowTracker(model, open_correspondences(sequence), *arguments)
+        return FlowTracker(model, open_correspondences(sequence), sequence.frames(), *arguments)
     except UserError as error:
         raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error

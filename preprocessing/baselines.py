@@ -54,9 +54,10 @@ def check_adjacent_flow(store) -> None:
 
 
 def sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Flow `(H, W, 2)` at points `(n, 2)`, bilinear; outside the frame that of the nearest border pixel."""
+    """Flow (or colours) `(H, W, c)` at points `(n, 2)`, bilinear, `(n, c)`; outside the frame that of the nearest
+    border pixel."""
     pixels, weights = corners(points, flow.shape[:2])
-    return (weights[..., None] * flow.reshape(-1, 2)[pixels]).sum(axis=1).astype(np.float32)
+    return (weights[..., None] * flow.reshape(-1, flow.shape[2])[pixels]).sum(axis=1).astype(np.float32)
 
 
 def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

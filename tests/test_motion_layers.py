@@ -168,7 +168,7 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
     M[:, 0, 2] = 9
     monkeypatch.setattr("trainer.crossing_motion", lambda store: M)
     trainer = Trainer(start())
-    (H, W), maps = trainer.model.size, trainer.model.maps(torch.tensor([0]))
+    W, maps = trainer.model.size[1], trainer.model.maps(torch.tensor([0]))
     moved = maps.to_canonical(torch.tensor([[[0.0, 0.0, 0.1]]]))[0, 0]
     assert trainer.model.config.grid_layers == 3
     assert torch.allclose(moved[0], torch.tensor(9 * (len(trainer.sequence) // 2) * 2 / (W - 1)), atol=0.05)
