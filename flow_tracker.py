@@ -9,10 +9,14 @@ Notation
     a, b      a frame and the next one, away from the query's frame on either side
     fb        forward-backward error: where a point is after the flow from a to b and back, pixels
     look      mean distance of the WINDOW x WINDOW colours around a position from those around its query
-    followed  (M, F) bool: the position is the flow's, from the query's frame on without a break. Flow breaks where fb
-              is more than MAX_FB, outside the frame, and where the model is APART from y and looks better
+    followed  (M, F) bool: the position is that of the flow from the frame before. Flow breaks where fb is more than
+              MAX_FB, outside the frame, and where the model is APART from y and looks better. From there on positions
+              are the model's, until a stored correspondence of an earlier frame in which the point was followed ends at
+              the model's: it counts as followed then
+    trusted   (M, F) bool: flow broke because the model looked better, or while the model was not APART from it
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,15 +27,18 @@ from models.omnimotion import OmniMotion
 from models.tracker import Tracker, Tracks
 from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners, sample
 
+log = logging.getLogger(__name__)
 APART = 2 / 256  # of the frame's longer side
-BETTER = 0.8     # of the flow's look, at most, has the model's where it is believed instead
+BETTER = 0.6     # of the flow's look, at most, has the model's where it is believed instead
 WINDOW = 5       # positions 1 / 256 of the frame's longer side apart
+CONFIRMED = 1 / 256  # of the longer side: farthest from the model's position that a correspondence may end
+INTERVALS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # frames between a confirming correspondence's ends
 
 
 class FlowTracker(Tracker):
-    """A Tracker whose tracks go with the flow of `store` (or of a PublishedFolder) until it breaks, and from there on
-    with the model. Whether a point is visible, its depth and its score are the model's. `frames` are the sequence's
-    `(T, H, W, 3)` uint8.
+    """A Tracker whose tracks go with the flow of `store` (or of a PublishedFolder) until it breaks, and then with the
+    model, until that is confirmed. A point is visible where the model does not hide it and where it is followed or
+    trusted; depths and scores are the model's. `frames` are the sequence's `(T, H, W, 3)` uint8.
 
     UserError if the store has no flow between adjacent frames."""
 
@@ -39,6 +46,8 @@ class FlowTracker(Tracker):
                  occlusion_th: float = 0.99, chunk_size: int = 2_048):
         super().__init__(model, use_max_loc, occlusion_th, chunk_size)
         check_adjacent_flow(store)
+        if np.abs(np.diff(store.pairs)).max() == 1:
+            log.warning("%s has adjacent frames only: where flow has broken nothing confirms the model", store.root)
         self.store, self.frames = store, frames
 
     def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
@@ -46,38 +55,74 @@ class FlowTracker(Tracker):
         start, wanted = query_points[:, 0].astype(np.int64), range(self.num_frames) if frames is None else frames
         first, last = min([*start, *wanted], default=0), max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
-        out.tracks = follow(query_points, out.tracks, self.store, self.frames, first)[0]
+        out.tracks, followed, trusted = follow(query_points, out.tracks, self.store, self.frames, first)
+        out.visible &= followed | trusted
         return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))
 
 
 def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceStore, frames: np.ndarray,
-           first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `(M, F, 2)` float32 and `followed` `(M, F)` of query points `(M, 3)` = (t, y, x), whose positions by
-    the model in frames first, first + 1, ..., theirs among them, are `model` `(M, F, 2)`."""
+           first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions `(M, F, 2)` float32, `followed` and `trusted` `(M, F)` of query points `(M, 3)` = (t, y, x), whose
+    positions by the model in frames first, first + 1, ..., theirs among them, are `model` `(M, F, 2)`."""
     M, F = model.shape[:2]
     start, side = query_points[:, 0].astype(np.int64) - first, max(store.size)
-    tracks, followed = model.astype(np.float32), np.zeros((M, F), bool)
+    tracks, (followed, trusted) = model.astype(np.float32), np.zeros((2, M, F), bool)
     tracks[np.arange(M), start], followed[np.arange(M), start] = query_points[:, :0:-1], True
-    border, own = np.array(store.size[::-1]) - 0.5, np.empty((M, WINDOW ** 2, 3), np.float32)
+    own = np.empty((M, WINDOW ** 2, 3), np.float32)  # the colours around each query
     for t in np.unique(start):
         own[start == t] = _colours(frames[first + t], query_points[start == t, :0:-1], side)
     for step, there_from in ((1, range(F - 1)), (-1, range(F - 1, 0, -1))):
         for a in there_from:
             b = a + step
-            rows = np.flatnonzero(followed[:, a] & (start <= a if step > 0 else start >= a))
-            if not len(rows):
-                continue
-            there, back = (store.index(first + i, first + j) for i, j in ((a, b), (b, a)))
-            move = _flow(there, tracks[rows, a], store.size)
-            y = tracks[rows, a] + move
-            good = np.linalg.norm(move + _flow(back, y, store.size), axis=-1) <= MAX_FB
-            good &= ((y >= -0.5) & (y <= border)).all(axis=-1)
-            apart = np.flatnonzero(good & (np.linalg.norm(y - model[rows, b], axis=-1) > APART * side))
-            look, models = (_look(own[rows[apart]], _colours(frames[first + b], p[apart], side))
-                            for p in (y, model[rows, b]))
-            good[apart] = models >= BETTER * look
-            tracks[rows[good], b], followed[rows[good], b] = y[good], True
-    return tracks, followed
+            begun = start <= a if step > 0 else start >= a
+            rows = np.flatnonzero(begun & followed[:, a])
+            if len(rows):
+                x, of_model = tracks[rows, a], model[rows, b]
+                y, closes = _ahead(store, first + a, first + b, x)
+                apart = np.flatnonzero(closes & (_distance(y, of_model) > APART * side))
+                look, models = (_look(own[rows[apart]], _colours(frames[first + b], p[apart], side))
+                                for p in (y, of_model))
+                better = np.zeros(len(rows), bool)
+                better[apart] = models < BETTER * look
+                good = closes & ~better
+                tracks[rows[good], b], followed[rows[good], b] = y[good], True
+                trusted[rows, b] = better | (_distance(x, model[rows, a]) <= APART * side)
+            before = begun & ~followed[:, a]
+            trusted[before, b] = trusted[before, a]
+            lost = np.flatnonzero(begun & ~followed[:, b])
+            known = followed[lost] & ((np.arange(F) - start[lost, None]) * step >= 0)  # not beyond the query's frame
+            followed[lost, b] = _confirmed(tracks[lost], known, b, step, store, first)
+    return tracks, followed, trusted
+
+
+def _ahead(store: CorrespondenceStore, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the flow takes points `(n, 2)` of frame a in frame b, and whether it leads back, and not outside, `(n,)`."""
+    there, back = store.index(a, b), store.index(b, a)
+    move = _flow(there, x, store.size)
+    y = x + move
+    inside = ((y >= -0.5) & (y <= np.array(store.size[::-1]) - 0.5)).all(axis=-1)
+    return y, inside & (_distance(move, -_flow(back, y, store.size)) <= MAX_FB)
+
+
+def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: CorrespondenceStore,
+               first: int) -> np.ndarray:
+    """Which of the positions in frame b of `tracks` `(m, F, 2)` a stored correspondence confirms, `(m,)` bool, that
+    starts where a position is `known` `(m, F)`."""
+    near, out = CONFIRMED * max(store.size), np.zeros(len(tracks), bool)
+    half = store.meta.get("method", {}).get("keep") == "half"
+    for interval in INTERVALS:
+        a = b - step * interval
+        if not 0 <= a < known.shape[1] or not store.counts[first + a, first + b]:
+            continue
+        rows = np.flatnonzero(~out & known[:, a])
+        if len(rows):
+            flow, found = _correspondence(store.index(first + a, first + b), tracks[rows, a], store.size, half)
+            out[rows] = found & (_distance(tracks[rows, a] + flow, tracks[rows, b]) <= near)
+    return out
+
+
+def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(p - q, axis=-1)
 
 
 def _look(own: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -96,3 +141,21 @@ def _flow(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> np.ndar
     pixels, weights = corners(points, size)
     flow = pair.flow(pair.find(pixels.ravel())[0]).reshape(-1, 4, 2)
     return (weights[..., None] * flow).sum(axis=1).astype(np.float32)
+
+
+def _correspondence(pair: PairIndex, points: np.ndarray, size: tuple[int, int],
+                    half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The cycle-consistent flow `(n, 2)` of the pixel next to each of the points `(n, 2)`, and where there is one
+    `(n,)`. `half`: the store keeps half of the pixels, either this one or the next one along x."""
+    H, W = size
+    nearest = np.rint(points).astype(np.int64)
+    inside = ((nearest >= 0) & (nearest < (W, H))).all(axis=-1)
+    beside = nearest[:, 0] + np.where(points[:, 0] >= nearest[:, 0], 1, -1)
+    flow, found = np.zeros((len(points), 2), np.float32), np.zeros(len(points), bool)
+    for column in (nearest[:, 0], beside.clip(0, W - 1))[:1 + half]:
+        rows = np.flatnonzero(inside & ~found)
+        pixels = nearest[rows, 1] * W + column[rows]
+        places, stored = pair.find(pixels)
+        rows, places, pixels = rows[stored], places[stored], pixels[stored]
+        flow[rows], found[rows] = pair.flow(places), pair.cycle_at(pixels)
+    return flow, found

@@ -24,18 +24,27 @@ ONES, BLACK = np.ones(H * W, bool), np.zeros((T, H, W, 3), np.uint8)
 
 
 class Moving:
-    """Everything moves by SPEED a frame. Flow between frames cut - 1 and cut does not lead back, by `gap` pixels."""
+    """Everything moves by SPEED a frame. Flow between frames cut - 1 and cut does not lead back, by `gap` pixels.
+    `confirmed`: ordered pairs that are stored beside those of adjacent frames; their flow is `off` by so much in x,
+    and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
 
-    def __init__(self, cut: int = -1, gap: float = 5.0):
-        self.size, self.num_frames, self.cut, self.gap = (H, W), T, cut, gap
-        self.pairs = np.array([*((a, a + 1) for a in range(T - 1)), *((a + 1, a) for a in range(T - 1))])
+    def __init__(self, cut: int = -1, confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
+                 stored: np.ndarray = ONES, flagged: np.ndarray = ONES, keep: str = "all"):
+        self.size, self.num_frames, self.root, self.cut, self.gap, self.off = (H, W), T, "store", cut, gap, off
+        self.confirmed, self.kept, self.flagged = confirmed, np.flatnonzero(stored), flagged.ravel()
+        self.counts, self.meta = np.zeros((T, T), int), {"method": {"keep": keep}}
+        self.pairs = np.array([*((a, a + 1) for a in range(T - 1)), *((a + 1, a) for a in range(T - 1)), *confirmed])
+        self.counts[tuple(self.pairs.T)] = 1
 
     def index(self, a: int, b: int) -> StoredPair:
-        assert abs(a - b) == 1 or (a, b) == (0, 1)
-        flow = np.broadcast_to(SPEED * (b - a), (H * W, 2)).copy()
-        if (a, b) == (self.cut - 1, self.cut):
+        kept = np.arange(H * W) if abs(a - b) == 1 else self.kept
+        flow = np.broadcast_to(SPEED * (b - a), (len(kept), 2)).copy()
+        if abs(a - b) > 1:
+            assert (a, b) in self.confirmed
+            flow[:, 0] += self.off
+        elif (a, b) == (self.cut - 1, self.cut):
             flow[:, 0] += self.gap
-        return StoredPair(np.arange(H * W), np.rint(flow * 16).astype(np.int16), ONES, ~ONES)
+        return StoredPair(kept, np.rint(flow * 16).astype(np.int16), self.flagged[kept], ~self.flagged[kept])
 
 
 def straight(queries: np.ndarray) -> np.ndarray:
@@ -57,21 +66,33 @@ def blobs(speed: np.ndarray) -> np.ndarray:
 
 def test_tracks_go_with_flow_that_closes():
     """However far off the model is, if nothing speaks for it."""
-    tracks, followed = follow(QUERIES, straight(QUERIES) + 7, Moving(), BLACK)
+    tracks, followed, _ = follow(QUERIES, straight(QUERIES) + 7, Moving(), BLACK)
     assert np.allclose(tracks, straight(QUERIES), atol=1e-4) and followed.all()
 
 
 @pytest.mark.parametrize("gap,breaks", [(0.9, False), (1.1, True)])
 def test_flow_breaks_from_a_pixel_on(gap, breaks):
-    assert follow(QUERIES, straight(QUERIES), Moving(5, gap), BLACK)[1].all() != breaks
+    assert follow(QUERIES, straight(QUERIES), Moving(5, gap=gap), BLACK)[1].all() != breaks
 
 
-def test_from_where_flow_breaks_tracks_are_the_models():
-    """The break is between frames 4 and 5, on either side of the queries."""
+def test_where_flow_breaks_tracks_are_the_models_until_a_correspondence_confirms_them():
+    """The break is between frames 4 and 5; frames 6 (from 2 and 4) and 3 (from 7) are confirmed."""
     model = straight(QUERIES) + 0.1
-    tracks, followed = follow(QUERIES, model, Moving(5), BLACK)
-    assert (followed[:2] == (np.arange(T) < 5)).all() and (followed[2] == (np.arange(T) > 4)).all()
-    assert np.allclose(tracks, np.where(followed[..., None], straight(QUERIES), model), atol=1e-4)
+    tracks, followed, _ = follow(QUERIES, model, Moving(5, ((2, 6), (4, 6), (7, 3))), BLACK)
+    expected = np.ones((3, T), bool)
+    expected[:2, 5] = False
+    expected[2, 4] = False
+    assert (followed == expected).all()
+    assert np.allclose(tracks[0], np.where(np.arange(T)[:, None] < 5, straight(QUERIES)[0], model[0]), atol=1e-4)
+    assert np.allclose(tracks[2], np.where(np.arange(T)[:, None] > 4, straight(QUERIES)[2], model[2]), atol=1e-4)
+
+
+@pytest.mark.parametrize("off,trusted", [(0.0, True), (0.4, True), (0.5, False), (7.0, False)])
+def test_a_model_that_was_near_is_trusted_where_flow_breaks(off, trusted):
+    """From there on; within 2/256 of 60 px, 0.47."""
+    queries = QUERIES[1:2]
+    found = follow(queries, straight(queries) + np.array([off, 0], np.float32), Moving(5), BLACK)[2]
+    assert (found[0, 5:] == trusted).all()
 
 
 @pytest.mark.parametrize("query", [[0, 12, 20], [8, 25.25, 40]])
@@ -81,28 +102,51 @@ def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query):
     queries, drift = np.array([query], np.float32), np.array([0.3, 0], np.float32)
     away = np.abs(np.arange(T) - query[0])
     model = straight(queries) + drift * (np.arange(T)[:, None] - query[0])
-    tracks, followed = follow(queries, model, Moving(), blobs(SPEED + drift))
+    tracks, followed, trusted = follow(queries, model, Moving(), blobs(SPEED + drift))
     assert followed[0, away <= 1].all() and not followed[0, away >= 3].any()
-    assert np.allclose(tracks[0, away >= 3], model[0, away >= 3])
+    assert np.allclose(tracks[0, away >= 3], model[0, away >= 3]) and trusted[0, away >= 3].all()
 
 
 @pytest.mark.parametrize("off", [0.3, 3.0, 12.0])
 def test_a_model_that_looks_worse_is_not_believed(off):
     """Flow is right; the model is apart from it, or hardly."""
-    tracks, followed = follow(QUERIES, straight(QUERIES) + np.array([off, 0]), Moving(), blobs(SPEED))
+    tracks, followed, _ = follow(QUERIES, straight(QUERIES) + np.array([off, 0]), Moving(), blobs(SPEED))
     assert followed.all() and np.allclose(tracks, straight(QUERIES), atol=1e-4)
 
 
+NOWHERE = np.zeros(H * W, bool)
+ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --keep half leaves of a pair of frames
+
+
+@pytest.mark.parametrize("options,model_off,confirms", [
+    ({}, 0.0, True),
+    ({"confirmed": ()}, 0.0, False),
+    ({"off": 0.15}, 0.0, True), ({"off": 0.35}, 0.0, False),  # a 256th of 60 px is 0.23
+    ({}, 0.15, True), ({}, 0.35, False),                      # the model is elsewhere
+    ({"flagged": NOWHERE}, 0.0, False), ({"stored": NOWHERE}, 0.0, False),
+    ({"stored": ODD, "keep": "half"}, 0.0, True), ({"stored": ~ODD, "keep": "half"}, 0.0, True),
+    ({"stored": ~ODD}, 0.0, True), ({"stored": ODD}, 0.0, False),  # no correspondence of this pixel
+    ({"confirmed": ((5, 7), (5, 8))}, 0.0, False),            # from a frame in which the point was lost
+    ({"confirmed": ((0, 6),)}, 0.0, False),                   # from before the query
+])
+def test_what_confirms_the_model(options, model_off, confirms):
+    query = np.array([[2, 10, 12]], np.float32)
+    model = straight(query) + np.array([model_off, 0], np.float32)
+    tracks, followed, _ = follow(query, model, Moving(**{"cut": 5, "confirmed": ((2, 6),)} | options), BLACK)
+    assert followed[0].tolist() == [True] * 5 + [False] + [confirms] * 3
+    assert np.allclose(tracks[0, 5:], model[0, 5:], atol=1e-4)
+
+
 def test_some_frames_are_those_of_all():
-    model, store, frames = straight(QUERIES[:2]) + 0.6, Moving(5), blobs(SPEED + 0.1)
+    model, store, frames = straight(QUERIES[:2]) + 0.1, Moving(5, ((2, 6), (3, 7))), blobs(SPEED + 0.1)
     queries = np.array([[2, 10, 12], [4, 20, 30.5]], np.float32)
     whole, part = follow(queries, model, store, frames), follow(queries, model[:, 2:8], store, frames, 2)
-    assert np.array_equal(whole[0][:, 2:8], part[0]) and np.array_equal(whole[1][:, 2:8], part[1])
+    assert all(np.array_equal(all_[:, 2:8], some) for all_, some in zip(whole, part, strict=True))
 
 
 def test_outside_the_frame_flow_is_not_followed():
     queries = np.array([[0, 10, 50]], np.float32)
-    tracks, followed = follow(queries, straight(queries) + 1, Moving(), BLACK)
+    tracks, followed, _ = follow(queries, straight(queries) + 1, Moving(), BLACK)
     assert followed[0].tolist() == [True] * 5 + [False] * 4
     assert np.allclose(tracks[0, 5:], straight(queries)[0, 5:] + 1)
 
@@ -142,9 +186,10 @@ def test_the_tracker_of_a_run(small_sequence, tmp_path):
     assert isinstance(tracker, FlowTracker)
     queries = np.stack([np.arange(6) % len(sequence), *np.random.default_rng(0).uniform(12, 50, (2, 6))], -1)
     found, still = tracker.track(queries), plain.track(queries)
-    expected = follow(queries, still.tracks, open_correspondences(sequence), sequence.frames())[0]
+    expected, followed, trusted = follow(
+        queries, still.tracks, open_correspondences(sequence), sequence.frames())
     assert np.array_equal(found.tracks, expected) and np.abs(found.tracks - still.tracks).max() > 0.5
-    assert (found.visible == still.visible).all() and np.array_equal(found.depth, still.depth)
+    assert (found.visible == (still.visible & (followed | trusted))).all() and np.array_equal(found.depth, still.depth)
     assert found.visible[np.arange(6), queries[:, 0].astype(int)].all()
     some = tracker.track(queries, [3, 1])
     assert np.array_equal(some.tracks, found.tracks[:, [3, 1]])
