@@ -96,7 +96,7 @@ def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceSto
 
 
 def _ahead(store: CorrespondenceStore, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the flow takes points `(n, 2)` of frame a in frame b, and whether it leads back, and not outside, `(n,)`."""
+    """Where the flow takes points `(n, 2)` of frame a in frame b, and whether it leads back, inside the frame."""
     there, back = store.index(a, b), store.index(b, a)
     move = _flow(there, x, store.size)
     y = x + move
