@@ -13,7 +13,8 @@ Notation
               MAX_FB, outside the frame, and where the model is APART from y and looks better. From there on positions
               are the model's, until a stored correspondence of an earlier frame in which the point was followed ends at
               the model's: it counts as followed then
-    trusted   (M, F) bool: flow broke because the model looked better, or while the model was not APART from it
+    trusted   (M, F) bool, where not followed: flow broke because the model looked better, or while the model was not
+              APART from it
 """
 
 import logging
@@ -25,20 +26,22 @@ from loaders.store import CorrespondenceStore
 from loaders.store_format import PairIndex
 from models.omnimotion import OmniMotion
 from models.tracker import Tracker, Tracks
-from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners, sample
+from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners, inside, sample
 
 log = logging.getLogger(__name__)
 APART = 2 / 256  # of the frame's longer side
 BETTER = 0.6     # of the flow's look, at most, has the model's where it is believed instead
 WINDOW = 5       # positions 1 / 256 of the frame's longer side apart
+CHUNK = 4_096    # points whose windows are looked up at a time
 CONFIRMED = 1 / 256  # of the longer side: farthest from the model's position that a correspondence may end
 INTERVALS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # frames between a confirming correspondence's ends
 
 
 class FlowTracker(Tracker):
     """A Tracker whose tracks go with the flow of `store` (or of a PublishedFolder) until it breaks, and then with the
-    model, until that is confirmed. A point is visible where the model does not hide it and where it is followed or
-    trusted; depths and scores are the model's. `frames` are the sequence's `(T, H, W, 3)` uint8.
+    model, until that is confirmed. A point is visible where the model neither hides it nor puts it outside the frame,
+    and where it is followed or trusted; depths and scores are the model's, at the model's position. `frames` are the
+    sequence's `(T, H, W, 3)` uint8.
 
     UserError if the store has no flow between adjacent frames."""
 
@@ -69,6 +72,7 @@ def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceSto
     tracks, (followed, trusted) = model.astype(np.float32), np.zeros((2, M, F), bool)
     tracks[np.arange(M), start], followed[np.arange(M), start] = query_points[:, :0:-1], True
     own = np.empty((M, WINDOW ** 2, 3), np.float32)  # the colours around each query
+    stored = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1}
     for t in np.unique(start):
         own[start == t] = _colours(frames[first + t], query_points[start == t, :0:-1], side)
     for step, there_from in ((1, range(F - 1)), (-1, range(F - 1, 0, -1))):
@@ -78,7 +82,7 @@ def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceSto
             rows = np.flatnonzero(begun & followed[:, a])
             if len(rows):
                 x, of_model = tracks[rows, a], model[rows, b]
-                y, closes = _ahead(store, first + a, first + b, x)
+                y, closes = _ahead(store, stored, first + a, first + b, x)
                 apart = np.flatnonzero(closes & (_distance(y, of_model) > APART * side))
                 look, models = (_look(own[rows[apart]], _colours(frames[first + b], p[apart], side))
                                 for p in (y, of_model))
@@ -95,13 +99,14 @@ def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceSto
     return tracks, followed, trusted
 
 
-def _ahead(store: CorrespondenceStore, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ahead(store: CorrespondenceStore, stored: set, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the flow takes points `(n, 2)` of frame a in frame b, and whether it leads back, inside the frame."""
+    if not {(a, b), (b, a)} <= stored:
+        return x, np.zeros(len(x), bool)
     there, back = store.index(a, b), store.index(b, a)
     move = _flow(there, x, store.size)
     y = x + move
-    inside = ((y >= -0.5) & (y <= np.array(store.size[::-1]) - 0.5)).all(axis=-1)
-    return y, inside & (_distance(move, -_flow(back, y, store.size)) <= MAX_FB)
+    return y, inside(y, store.size) & (_distance(move, -_flow(back, y, store.size)) <= MAX_FB)
 
 
 def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: CorrespondenceStore,
@@ -131,9 +136,12 @@ def _look(own: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 def _colours(frame: np.ndarray, points: np.ndarray, side: int) -> np.ndarray:
     """The colours `(n, WINDOW^2, 3)` around points `(n, 2)` of a frame `(H, W, 3)`."""
-    offset = (np.arange(WINDOW) - WINDOW // 2) * side / 256
-    around = points[:, None] + np.stack(np.meshgrid(offset, offset), axis=-1).reshape(-1, 2)  # (n, WINDOW^2, 2)
-    return sample(frame, around.reshape(-1, 2)).reshape(-1, WINDOW ** 2, 3)
+    offset, out = (np.arange(WINDOW) - WINDOW // 2) * side / 256, np.empty((len(points), WINDOW ** 2, 3), np.float32)
+    window = np.stack(np.meshgrid(offset, offset), axis=-1).reshape(-1, 2)
+    for k in range(0, len(points), CHUNK):
+        around = points[k:k + CHUNK, None] + window  # (n, WINDOW^2, 2)
+        out[k:k + CHUNK] = sample(frame, around.reshape(-1, 2)).reshape(-1, WINDOW ** 2, 3)
+    return out
 
 
 def _flow(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

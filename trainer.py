@@ -67,13 +67,7 @@ class Trainer:
         self.generators = {"sampler": torch.Generator().manual_seed(options.seed),  # pairs and pixels
                            "jitter": torch.Generator(self.device).manual_seed(options.seed + 1)}  # depths on the rays
         frames, store = self.sequence.frames(), open_correspondences(self.sequence)
-        start = options.init_layers and options.deform == "grid"
-        self.crossing = crossing_motion(store) if start and options.grid_layers != 2 else None
-        layers = options.grid_layers or (2 if self.crossing is None else 3)
-        if start and layers == 3 and self.crossing is None:
-            raise UserError(f"nothing crosses the picture in {self.sequence.root}: leave out --grid_layers 3")
-        self.processes.agree(layers, "the number of layers of motion")
-        self.model = new_model(options, T, size, self.device, layers)
+        self.model = new_model(options, T, size, self.device)
         self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform,
                                   self.device)
         self.sampler = PairSampler(
@@ -88,11 +82,11 @@ class Trainer:
         self._new_optimisers()
         self._start_from_checkpoint()
         self.processes.agree(self.step, "the step of their newest checkpoint")
-        self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if options.w_depth or options.init_depth:
             self.depth_priors = torch.from_numpy(load_depth(self.sequence))  # (T, H, W) in [0, 2]
         if self.step == 0 and not options.ckpt_path:
             self._start()
+        self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if self.faults.good is None:
             self.faults.keep(self.step, self.model, self.optimisers)
 
@@ -100,10 +94,7 @@ class Trainer:
         """What a new model is told of the video before its first step."""
         o, T = self.options, len(self.sequence)
         if o.init_layers:
-            size, vertices = self.sequence.size, self.model.deform.vertices()  # (R, R, 2)
-            at = denormalise_pixels(vertices, size)
-            moved = torch.from_numpy(layers_of_motion(self.sampler.store, at.numpy(), self.crossing))  # (T, S, R, R, 2)
-            self.model.deform.start_at((normalise_pixels(at + moved, size) - vertices).to(self.device))
+            self._start_layers()
         if o.init_depth:
             prior = o.min_depth + self.depth_priors[T // 2].float() / 2 * (o.max_depth - o.min_depth)
             start_near(self.model, prior, T // 2, torch.Generator().manual_seed(o.seed + 2))
@@ -113,6 +104,24 @@ class Trainer:
                     for p in self.model.parameters():
                         p.zero_()
                 self.processes.sum_all(list(self.model.parameters()))
+
+    def _start_layers(self) -> None:
+        """As many layers of motion as the options or the video say, each with its motion. UserError if there is none
+        for the third."""
+        store, (T, size) = self.sampler.store, (len(self.sequence), self.sequence.size)
+        crossing = crossing_motion(store) if self.options.grid_layers != 2 else None
+        found = 2 if crossing is None else 3
+        self.processes.agree(found, "the number of layers of motion that they find")
+        if self.options.grid_layers > found:
+            raise UserError(f"nothing crosses the picture in {self.sequence.root}: leave out --grid_layers 3")
+        if found != self.model.config.grid_layers:
+            torch.manual_seed(self.options.seed)  # as if it had been the first
+            self.model = new_model(self.options, T, size, self.device, found)
+            self._new_optimisers()
+        vertices = self.model.deform.vertices()  # (R, R, 2)
+        at = denormalise_pixels(vertices, size)
+        moved = torch.from_numpy(layers_of_motion(store, at.numpy(), crossing))  # (T, S, R, R, 2)
+        self.model.deform.start_at((normalise_pixels(at + moved, size) - vertices).to(self.device))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
@@ -300,6 +309,8 @@ class Trainer:
     def _check_config(self, config: dict, path: Path) -> None:
         """UserError if the options describe another model or error map than the checkpoint's."""
         now, config = asdict(self.model.config), asdict(ModelConfig(**config))  # an older one lacks newer settings
+        if not self.options.grid_layers:  # the video said so when the run began
+            now["grid_layers"] = config["grid_layers"]
         for name in now:
             if list(now[name]) != list(config[name]) if name == "coordinates" else now[name] != config[name]:
                 raise UserError(f"{path} was trained with {name} {config[name]}, now it is {now[name]}: give the same, "

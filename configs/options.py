@@ -160,7 +160,7 @@ OPTIONS = {
 }
 
 AT_MOST = {"grid_levels": 8,  # sides of 257 vertices, 3 GiB for 250 frames and two layers, with Adam's moments
-           "grid_layers": 8}
+           "grid_layers": 4}
 AT_LEAST = {  # smallest values that make sense
     **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
                      "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
@@ -220,6 +220,8 @@ def parse(driver: str, argv: list[str] | None = None) -> Namespace:
     for name in ("init_layers", "follow_flow"):
         if getattr(options, name) not in (0, 1):
             reader.error(f"--{name} {getattr(options, name)}: must be 0 or 1")
+    if options.min_depth >= options.max_depth:
+        reader.error(f"--max_depth {options.max_depth}: must be more than --min_depth {options.min_depth}")
     for name in AT_MOST:
         if getattr(options, name) > AT_MOST[name]:
             reader.error(f"--{name} {getattr(options, name)}: must be at most {AT_MOST[name]}")

@@ -89,13 +89,13 @@ def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
             config, state = published_config(checkpoint, (2, 2)), published_state(checkpoint)
         else:
             config, state = ModelConfig(**checkpoint["config"]), checkpoint["model"]
-        former = config.deform == "grid" and "deform.sheets.values.0" in state
+        former = not published and config.field == "grid" and "grid_layers" not in checkpoint["config"]
         if not former:
             _check_parameters(config, state)
     except Exception as error:  # anything can be missing, misplaced or misshapen in somebody else's file
         raise UserError(f"{path} is damaged, its parameters fit no model: give another --ckpt_path") from error
     if former:
-        raise UserError(f"{path} is of an earlier version, whose --deform grid was another model: train again with "
+        raise UserError(f"{path} is of an earlier version, whose grids were another model: train again with "
                         "--no_reload")
     return config.num_frames
 

@@ -36,6 +36,7 @@ THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
 EXTENT = 1.2        # of the layers' grids, of half the frame
 THETA_EXTENT = 1.1  # of half the range of depths
 NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
+ON_EDGE = 1e-4      # of a layer: a sample on the edge of two is in the farther one, however a machine rounds
 LEAST, REACH = 0.2, 0.2  # least det(I + J), longest step of half a frame: near folds without solution nothing runs away
 
 
@@ -213,7 +214,8 @@ class GridMaps:
     def _layer(self, z: Tensor) -> Tensor:
         """The layer 0, 1, ... of depths, the same shape. Of no number, some layer."""
         S = self.network.num_layers
-        return ((z - self.network.near) * (S / self.network.range)).clamp(0, S - 1).long().clamp(0, S - 1)
+        place = (z - self.network.near) * (S / self.network.range) + ON_EDGE
+        return place.clamp(0, S - 1).long().clamp(0, S - 1)
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. Between vertices f has one of

@@ -42,7 +42,7 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
             tracks[rows, b] = tracks[rows, a] + move
             fb = np.linalg.norm(move + sample(back, tracks[rows, b]), axis=-1)
             lost[rows, b] = lost[rows, a] | (fb > MAX_FB)
-    return PointTracks(tracks, ~lost & _inside(tracks, store.size), query_points, store.size)
+    return PointTracks(tracks, ~lost & inside(tracks, store.size), query_points, store.size)
 
 
 def check_adjacent_flow(store) -> None:
@@ -71,5 +71,6 @@ def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
     return (y0 * W + x0)[:, None] + np.array([0, 1, W, W + 1]), weights
 
 
-def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which of the points `(..., 2)` are in a frame of `size` = (H, W), whose pixels reach half a pixel out."""
     return ((points >= -0.5) & (points <= np.array(size[::-1]) - 0.5)).all(axis=-1)

@@ -144,6 +144,13 @@ def test_some_frames_are_those_of_all():
     assert all(np.array_equal(all_[:, 2:8], some) for all_, some in zip(whole, part, strict=True))
 
 
+@pytest.mark.parametrize("pair", [(4, 5), (5, 4)])
+def test_where_a_pair_is_missing_flow_breaks(pair):
+    store = Moving()
+    store.pairs = np.array([p for p in store.pairs.tolist() if tuple(p) != pair])
+    assert (follow(QUERIES, straight(QUERIES), store, BLACK)[1][0] == (np.arange(T) < 5)).all()
+
+
 def test_outside_the_frame_flow_is_not_followed():
     queries = np.array([[0, 10, 50]], np.float32)
     tracks, followed, _ = follow(queries, straight(queries) + 1, Moving(), BLACK)
@@ -189,7 +196,8 @@ def test_the_tracker_of_a_run(small_sequence, tmp_path):
     expected, followed, trusted = follow(
         queries, still.tracks, open_correspondences(sequence), sequence.frames())
     assert np.array_equal(found.tracks, expected) and np.abs(found.tracks - still.tracks).max() > 0.5
-    assert (found.visible == (still.visible & (followed | trusted))).all() and np.array_equal(found.depth, still.depth)
+    assert (found.visible == (still.visible & (followed | trusted))).all() and not trusted.all()
+    assert np.array_equal(found.depth, still.depth)
     assert found.visible[np.arange(6), queries[:, 0].astype(int)].all()
     some = tracker.track(queries, [3, 1])
     assert np.array_equal(some.tracks, found.tracks[:, [3, 1]])

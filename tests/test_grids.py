@@ -242,7 +242,8 @@ def test_options_of_mlps_are_refused(wrong):
 
 
 @pytest.mark.parametrize("changes", [
-    {"num_frames": 0}, {"num_frames": 0.001}, {"grid_levels": 12}, {"num_frames": 90_000}])
+    {"num_frames": 0}, {"num_frames": 0.001}, {"grid_levels": 12}, {"num_frames": 90_000}, {"grid_layers": 0},
+    {"grid_layers": 90_000}])
 def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
     config = ModelConfig(5, 20, 30, deform="grid", field="grid")
     state = OmniMotion(config).state_dict()
@@ -252,16 +253,18 @@ def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
         checkpoint_num_frames({**good, "config": asdict(config) | changes}, Path("bad.pth"))
 
 
-def test_a_checkpoint_of_the_former_grids_is_refused_by_name():
-    config = ModelConfig(5, 20, 30, deform="grid", field="grid", grid_levels=2)
-    state = {name.replace(".layers.", ".sheets."): value for name, value in OmniMotion(config).state_dict().items()}
+@pytest.mark.parametrize("deform", ["grid", "mlp"])
+def test_a_checkpoint_of_the_former_grids_is_refused_by_name(deform):
+    config = ModelConfig(5, 20, 30, deform=deform, field="grid", grid_levels=2)
+    state, config = OmniMotion(config).state_dict(), asdict(config)
+    del config["grid_layers"]
     with pytest.raises(UserError, match="of an earlier version"):
-        checkpoint_num_frames({"config": asdict(config), "model": state}, Path("old.pth"))
+        checkpoint_num_frames({"config": config, "model": state}, Path("old.pth"))
 
 
 def test_a_checkpoint_from_before_there_were_grids_is_opened():
     config = ModelConfig(5, 20, 30, coupling_width=16, affine_width=16, affine_layers=2, field_width=16)
-    old = {k: v for k, v in asdict(config).items() if k not in ("deform", "grid_levels", "field")}
+    old = {k: v for k, v in asdict(config).items() if k not in ("deform", "grid_levels", "grid_layers", "field")}
     model = OmniMotion(config)
     again = model_from_state(old, model.state_dict())
     assert again.config == config

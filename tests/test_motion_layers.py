@@ -1,4 +1,4 @@
-"""The start from two layers of motion: of a background and of what moves against it."""
+"""The start from layers of motion: of a background, of what moves against it, and of what crosses the picture."""
 
 from types import SimpleNamespace
 
@@ -102,6 +102,57 @@ def test_where_nothing_is_seen_of_it_it_goes_on():
     scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, centre=(150, 50))  # is seen from frame 2 on
     M = crossing_motion(scene)
     assert np.allclose(M[:, :2, 2], [-13, 0], atol=0.3)
+    assert np.array_equal(M[0, :2, :2], np.eye(2)) and np.array_equal(M[-1, :2, :2], np.eye(2))
+    scene.counts[6, 7] = 0  # two runs: the longer one counts, and what is between them is as after its end
+    assert np.allclose(crossing_motion(scene)[:, :2, 2], [-13, 0], atol=0.3)
+
+
+def test_what_comes_back_does_not_cross_the_picture():
+    """A square that circles: as fast as one that crosses it, and always nearly where it was."""
+    class Circling(Moving):
+        def dense(self, i, j):
+            self.square = np.zeros(2)
+            pair, turn = super().dense(i, j), np.array([np.cos(2 * np.pi * i / 4), np.sin(2 * np.pi * i / 4)])
+            y, x = np.mgrid[:H, :W]
+            fast = np.maximum(abs(x - 60), abs(y - 50)) < 16
+            pair.flow[fast] = 13 * turn
+            return pair
+
+    assert crossing_motion(Circling((0.0, 0.0, np.zeros(2)), [0.0, 0.0], num_frames=17)) is None
+
+
+def test_what_is_not_rigid_does_not_cross_the_picture():
+    class Boiling(Moving):
+        def dense(self, i, j):
+            pair = super().dense(i, j)
+            y, x = np.mgrid[:H, :W]
+            fast, noise = np.maximum(abs(x - 60), abs(y - 50)) < 20, np.random.default_rng(i)
+            pair.flow[fast] = np.array([13, 0]) + noise.normal(0, 6, (int(fast.sum()), 2))
+            return pair
+
+    assert crossing_motion(Boiling((0.0, 0.0, np.zeros(2)), [0.0, 0.0])) is None
+
+
+def test_the_layer_in_front_adds_up_motions_that_change():
+    """Against the composition of the similarities one by one; rotations, whose order matters."""
+    generator, p = np.random.default_rng(0), vertices(5)
+    M = np.tile(np.eye(3), (T - 1, 1, 1))
+    for t, a in enumerate(generator.normal(0, 0.2, T - 1)):
+        M[t, :2] = [[np.cos(a), -np.sin(a), generator.normal()], [np.sin(a), np.cos(a), generator.normal()]]
+    front, m = layers_of_motion(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), p, M)[:, 0], T // 2
+    for t in range(T):
+        q = np.concatenate([p.reshape(-1, 2), np.ones((25, 1))], -1).T
+        for k in range(t, m):
+            q = M[k] @ q
+        for k in range(t, m, -1):
+            q = np.linalg.solve(M[k - 1], q)
+        assert np.allclose(front[t], (q[:2].T - p.reshape(-1, 2)).reshape(p.shape), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (2, 300)])
+def test_frames_of_a_row_or_a_column(size):
+    scene = Moving((0.0, 0.0, np.array([0.5, 0.0])), [0.0, 0.0], size, 4)
+    assert np.isfinite(layers_of_motion(scene, vertices(5, size))).all() and crossing_motion(scene) is None
 
 
 def test_no_layer_starts_with_folds():
@@ -178,6 +229,13 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
     assert again.step == 1 and again.model.config.grid_layers == 3
     with pytest.raises(UserError, match="trained with grid_layers 3, now it is 2"):
         Trainer(start("--grid_layers", "2"))
+    monkeypatch.undo()  # the video, or a threshold, is another now: the run is what it was
+    assert Trainer(start()).model.config.grid_layers == 3
+    other = start("--ckpt_path", str(trainer.dir / "model_000001.pth"), "--expname", "other")
+    started = Trainer(other)
+    started.train_step()
+    started.save()
+    assert Trainer(start("--expname", "other")).model.config.grid_layers == 3
 
 
 @pytest.mark.parametrize("layers,message", [("3", "nothing crosses the picture"), ("4", "starts 2 or 3 layers")])

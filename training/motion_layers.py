@@ -12,7 +12,7 @@ Notation
     S_t      similarity, the background's motion from frame t to frame m                              (2, 3)
     moves    believed positions whose D_t differs from S_t's by more than APART, less than FAR        (h, w)
     M_t      similarity from frame t to t + 1 of what crosses the picture: a rigid motion that is so fast against the
-             background's that half the clip would take it farther than FAR, and goes on so for CROSSES    (3, 3)
+             background's that half the clip would take it farther than FAR, and takes it by CROSSES       (3, 3)
 """
 
 import cv2
@@ -45,7 +45,7 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
             if t != m:
                 D, known, S = _one_frame_on(store, t, t + (1 if t < m else -1), p, stride, D, known, S)
             far[t] = _apply(S, vertices) - vertices
-            near[t] = far[t] + _moving(p, D, known, S, max(H, W), vertices / stride)
+            near[t] = far[t] + _moving(p, D, known, S, max(H, W), vertices)
             if crossing is not None:
                 if t != m:
                     M = M @ (crossing[t] if t < m else np.linalg.inv(crossing[t - 1]))
@@ -55,39 +55,44 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
 
 def crossing_motion(store) -> np.ndarray | None:
     """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if nothing crosses the picture. Before and after what is seen
-    of it, it moves as at first and at last."""
+    of it, its centre goes on as at first and at last."""
     T, side, (p, stride) = store.num_frames, max(store.size), _raster(store.size)
-    found, path, best = [], 0.0, (0.0, [])  # similarities of the frames in a row that have one, and how far they go
+    run, far, best = [], np.zeros(2), (0.0, [])  # parts of frames in a row, and how far they go against the background
     for t in range(T - 1):
-        M, speed = _fast_part(store, t, p, stride, 2 * FAR / T * side)
-        found, path = ([*found, (t, M)], path + speed) if M is not None else ([], 0.0)
-        best = max(best, (path, found), key=lambda run: run[0])
-    path, found = best
-    if path < CROSSES * side:
+        part = _fast_part(store, t, p, stride, 2 * FAR / T * side)
+        run, far = ([*run, (t, part)], far + part[1]) if part else ([], np.zeros(2))
+        best = max(best, (float(np.linalg.norm(far)), run), key=lambda found: found[0])
+    if best[0] < CROSSES * side:
         return None
-    first, last = found[0][0], found[-1][0]
-    return np.stack([np.vstack([found[min(max(t, first), last) - first][1], [0, 0, 1]]) for t in range(T - 1)])
+    run = best[1]
+    out = np.tile(np.eye(3), (T - 1, 1, 1))
+    for t, (M, _, _) in run:
+        out[t, :2] = M
+    out[:run[0][0], :2, 2], out[run[-1][0] + 1:, :2, 2] = (_apply(M, centre) - centre for _, (M, _, centre) in (
+        run[0], run[-1]))
+    return out
 
 
-def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple[np.ndarray | None, float]:
+def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple | None:
     """The similarity `(2, 3)` from frame t to the next that most of what is faster than `speed` (pixels, against the
-    background) follows, and how fast that is; None, 0 if there is too little of it."""
+    background) follows, how far that goes against the background `(2,)`, and its centre `(2,)`; None if there is too
+    little of it."""
     if not store.counts[t, t + 1]:
-        return None, 0.0
+        return None
     pair = store.dense(t, t + 1)
     q, believed = p + pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
     background = _similarity(p[believed], q[believed], 0.5)
     if background is None:
-        return None, 0.0
-    against = np.linalg.norm(q - _apply(background, p), axis=-1)
-    fast, near = believed & (against > speed), APART * max(store.size)
+        return None
+    against = q - _apply(background, p)
+    fast, near = believed & (np.linalg.norm(against, axis=-1) > speed), min(APART * max(store.size), speed / 2)
     M = _similarity(p[fast], q[fast], near / 2)
     if M is None:
-        return None, 0.0
+        return None
     rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < near
     if rigid.mean() < RIGID or rigid.sum() < PART * fast.size:
-        return None, 0.0
-    return M, float(np.median(against[fast][rigid]))
+        return None
+    return M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0)
 
 
 def _raster(size: tuple[int, int]) -> tuple[np.ndarray, int]:
@@ -140,8 +145,9 @@ def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side: int, at: np.ndarray) -> np.ndarray:
-    """Motion against the background `(R, R, 2)` at raster positions `at` `(R, R, 2)`: of what moves nearby, averaged;
-    zero if nothing moves."""
+    """Motion against the background `(R, R, 2)` at positions `at` `(R, R, 2)`: of what moves nearby, averaged; zero if
+    nothing moves."""
+    stride = -(-side // RASTER)
     against = p + D - _apply(S, p)  # (h, w, 2)
     distance = np.linalg.norm(against, axis=-1) / side
     moves = known & (distance > APART) & (distance < FAR)
@@ -152,16 +158,18 @@ def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         left *= 1 - share
-    out = _unfolded(out, _apply(S, p), UNFOLDED * np.linalg.det(S[:, :2]) * (p[0, 1, 0] - p[0, 0, 0]) ** 2)
-    return cv2.remap(out, at.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    out = _unfolded(out, _apply(S, p), UNFOLDED * np.linalg.det(S[:, :2]) * stride ** 2)
+    return cv2.remap(out, (at / stride).astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _unfolded(displacement: np.ndarray, p: np.ndarray, least: float) -> np.ndarray:
-    """The displacement `(h, w, 2)` of positions p, blurred until every cell's area is at least `least`."""
-    out, sigma = displacement, 0.0
-    while True:
+    """The displacement `(h, w, 2)` of positions p, blurred until every cell's area is at least `least`; none if that
+    does not help."""
+    out, sigma = displacement, 1.0
+    while sigma < max(p.shape):
         x, y = np.diff(p + out, axis=1)[:-1], np.diff(p + out, axis=0)[:, :-1]
-        if (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).min() > least:
+        if (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0] > least).all():
             return out
-        sigma = sigma * 1.5 or 1.0
         out = cv2.GaussianBlur(displacement, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        sigma *= 1.5
+    return np.zeros_like(displacement)
