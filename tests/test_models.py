@@ -46,9 +46,10 @@ def test_network_is_invertible_in_and_outside_the_volume(seed, affine, hidden, p
                                 affine=affine, affine_width=32, affine_layers=4)
     maps = network.bind(torch.randn(3, 16), torch.rand(3, 1))
     x = (torch.rand(3, 200, 3) * 2 - 1) * spread  # the volume is [-1, 1] x [-1, 1] x [0, 2]
+    within = 1e-4 * max(1, spread)  # float32: farther out, numbers are coarser
     with torch.no_grad():
-        assert (maps.to_local(maps.to_canonical(x)) - x).abs().max() < 1e-4
-        assert (maps.to_canonical(maps.to_local(x)) - x).abs().max() < 1e-4
+        assert (maps.to_local(maps.to_canonical(x)) - x).abs().max() < within
+        assert (maps.to_canonical(maps.to_local(x)) - x).abs().max() < within
 
 
 def test_cycles_of_frames_are_consistent():

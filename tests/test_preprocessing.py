@@ -343,7 +343,7 @@ def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         shutil.copytree(small_sequence / "color", folder / "color")
-    run = [sys.executable, "-m", "preprocessing", "--chain", "--resume", "--num_workers", "2", "--data_dir"]
+    run = ["nice", sys.executable, "-m", "preprocessing", "--chain", "--resume", "--num_workers", "2", "--data_dir"]
     subprocess.run([*run, folders[0]], cwd=ROOT, check=True, capture_output=True, timeout=120)
     for pattern, count in (("parts/0*/*.pair", 17), ("parts/0*/*.chained", 9)):
         with subprocess.Popen([*run, folders[1]], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
