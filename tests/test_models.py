@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -40,16 +40,21 @@ def grads(output, inputs):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), affine=st.booleans(), hidden=st.integers(1, 3), projection=st.integers(1, 2),
        spread=st.sampled_from([0.5, 1.0, 3.0]))
+@example(seed=2013, affine=True, hidden=1, projection=1, spread=3.0)
 def test_network_is_invertible_in_and_outside_the_volume(seed, affine, hidden, projection, spread):
     torch.manual_seed(seed)
     network = InvertibleNetwork(width=64, hidden_layers=hidden, projection_layers=projection, latent_dim=16,
                                 affine=affine, affine_width=32, affine_layers=4)
-    maps = network.bind(torch.randn(3, 16), torch.rand(3, 1))
-    x = (torch.rand(3, 200, 3) * 2 - 1) * spread  # the volume is [-1, 1] x [-1, 1] x [0, 2]
-    within = 1e-4 * max(1, spread)  # float32: farther out, numbers are coarser
+    x = (torch.rand(3, 200, 3, dtype=torch.double) * 2 - 1) * spread  # the volume is [-1, 1] x [-1, 1] x [0, 2]
+    latent, t = torch.randn(3, 16), torch.rand(3, 1)
     with torch.no_grad():
-        assert (maps.to_local(maps.to_canonical(x)) - x).abs().max() < within
-        assert (maps.to_canonical(maps.to_local(x)) - x).abs().max() < within
+        for dtype, within in ((torch.float, 1e-4), (torch.double, 1e-10)):
+            maps, points = network.to(dtype).bind(latent.to(dtype), t.to(dtype)), x.to(dtype)
+            for error in (maps.to_local(maps.to_canonical(points)) - points,
+                          maps.to_canonical(maps.to_local(points)) - points):
+                # float32 is not fine enough for every point of every network that is so far out
+                out = spread > 1 and dtype == torch.float
+                assert error.abs().quantile(0.999 if out else 1.0) < within
 
 
 def test_cycles_of_frames_are_consistent():
