@@ -5,20 +5,26 @@ once, and cannot tell. The model knows where the point comes out again. Each is 
 
 Notation
     M, F      query points, frames first, first + 1, ...
-    x, y      positions in pixels: in frame a, and where the flow takes x in frame b
     a, b      a frame and the next one, away from the query's frame on either side
+    y         (M, 2) where the flow leads, pixels; from a point's last confirmed position
     fb        forward-backward error: where a point is after the flow from a to b and back, pixels
     look      mean distance of the WINDOW x WINDOW colours around a position from those around its query
-    followed  (M, F) bool: the position is that of the flow from the frame before. Flow breaks where fb is more than
-              MAX_FB, outside the frame, and where the model is APART from y and looks better. From there on positions
-              are the model's, until a stored correspondence of an earlier frame in which the point was followed ends at
-              the model's: it counts as followed then
+    followed  (M, F) bool: the position is y. Flow breaks where fb is more than MAX_FB, outside the frame, and where the
+              model is APART from y and looks better. From there on a stored correspondence of an earlier frame in which
+              the point was followed confirms the model's position, or else y, if it ends there: the point is followed
+              again then. Until then the position is the model's, but
+    adrift    (M,) bool: flow broke while the model was APART from it, and so knew no more of this point. Its position
+              is y all the same, until the model looks better: flow that does not lead back, as at the edge of
+              something narrow, is often right
     trusted   (M, F) bool, where not followed: flow broke because the model looked better, or while the model was not
               APART from it
+    visible   (M, F) bool: followed or trusted, and the model says so; or followed, and it looks LIKE before, in the
+              frames between the query's and this one in which it was followed and the model said so
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +37,7 @@ from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners, inside
 log = logging.getLogger(__name__)
 APART = 2 / 256  # of the frame's longer side
 BETTER = 0.6     # of the flow's look, at most, has the model's where it is believed instead
+LIKE = 2         # times the look before, at most, has what is followed and visible though the model hides it
 WINDOW = 5       # positions 1 / 256 of the frame's longer side apart
 CHUNK = 4_096    # points whose windows are looked up at a time
 CONFIRMED = 1 / 256  # of the longer side: farthest from the model's position that a correspondence may end
@@ -39,8 +46,7 @@ INTERVALS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # frames between a
 
 class FlowTracker(Tracker):
     """A Tracker whose tracks go with the flow of `store` (or of a PublishedFolder) until it breaks, and then with the
-    model, until that is confirmed. A point is visible where the model neither hides it nor puts it outside the frame,
-    and where it is followed or trusted; depths and scores are the model's, at the model's position. `frames` are the
+    model, until that is confirmed. Depths and scores are the model's, at the model's position. `frames` are the
     sequence's `(T, H, W, 3)` uint8.
 
     UserError if the store has no flow between adjacent frames."""
@@ -58,61 +64,89 @@ class FlowTracker(Tracker):
         start, wanted = query_points[:, 0].astype(np.int64), range(self.num_frames) if frames is None else frames
         first, last = min([*start, *wanted], default=0), max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
-        out.tracks, followed, trusted = follow(query_points, out.tracks, self.store, self.frames, first)
-        out.visible &= followed | trusted
+        followed = follow(query_points, out.tracks, out.visible, self.store, self.frames, first)
+        out.tracks, out.visible = followed.tracks, followed.visible
         return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))
 
 
-def follow(query_points: np.ndarray, model: np.ndarray, store: CorrespondenceStore, frames: np.ndarray,
-           first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions `(M, F, 2)` float32, `followed` and `trusted` `(M, F)` of query points `(M, 3)` = (t, y, x), whose
-    positions by the model in frames first, first + 1, ..., theirs among them, are `model` `(M, F, 2)`."""
-    M, F = model.shape[:2]
+@dataclass
+class Followed:
+    """Tracks of M query points through F frames."""
+    tracks: np.ndarray    # (M, F, 2) float32 pixels
+    visible: np.ndarray   # (M, F) bool
+    followed: np.ndarray  # (M, F) bool
+    trusted: np.ndarray   # (M, F) bool
+
+
+def follow(query_points: np.ndarray, model: np.ndarray, shown: np.ndarray, store: CorrespondenceStore,
+           frames: np.ndarray, first: int = 0) -> Followed:
+    """Tracks of query points `(M, 3)` = (t, y, x), whose positions by the model in frames first, first + 1, ...,
+    theirs among them, are `model` `(M, F, 2)`, and which it says are visible where `shown` `(M, F)` is."""
     start, side = query_points[:, 0].astype(np.int64) - first, max(store.size)
-    tracks, (followed, trusted) = model.astype(np.float32), np.zeros((2, M, F), bool)
-    tracks[np.arange(M), start], followed[np.arange(M), start] = query_points[:, :0:-1], True
-    own = np.empty((M, WINDOW ** 2, 3), np.float32)  # the colours around each query
-    stored = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1}
+    out = Followed(model.astype(np.float32), shown.copy(), *np.zeros((2, *shown.shape), bool))
+    own = np.empty((len(start), WINDOW ** 2, 3), np.float32)  # the colours around each query
     for t in np.unique(start):
         own[start == t] = _colours(frames[first + t], query_points[start == t, :0:-1], side)
-    for step, there_from in ((1, range(F - 1)), (-1, range(F - 1, 0, -1))):
-        for a in there_from:
-            b = a + step
-            begun = start <= a if step > 0 else start >= a
-            rows = np.flatnonzero(begun & followed[:, a])
-            if len(rows):
-                x, of_model = tracks[rows, a], model[rows, b]
-                y, closes = _ahead(store, stored, first + a, first + b, x)
-                apart = np.flatnonzero(closes & (_distance(y, of_model) > APART * side))
-                look, models = (_look(own[rows[apart]], _colours(frames[first + b], p[apart], side))
-                                for p in (y, of_model))
-                better = np.zeros(len(rows), bool)
-                better[apart] = models < BETTER * look
-                good = closes & ~better
-                tracks[rows[good], b], followed[rows[good], b] = y[good], True
-                trusted[rows, b] = better | (_distance(x, model[rows, a]) <= APART * side)
-            before = begun & ~followed[:, a]
-            trusted[before, b] = trusted[before, a]
-            lost = np.flatnonzero(begun & ~followed[:, b])
-            known = followed[lost] & ((np.arange(F) - start[lost, None]) * step >= 0)  # not beyond the query's frame
-            followed[lost, b] = _confirmed(tracks[lost], known, b, step, store, first)
-    return tracks, followed, trusted
+    every = np.arange(len(start))
+    out.tracks[every, start], out.followed[every, start] = query_points[:, :0:-1], True
+    for step in (1, -1):
+        _walk(out, start, step, own, model, shown, store, frames, first)
+    out.visible &= out.followed | out.trusted
+    return out
 
 
-def _ahead(store: CorrespondenceStore, stored: set, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the flow takes points `(n, 2)` of frame a in frame b, and whether it leads back, inside the frame."""
+def _walk(out: Followed, start: np.ndarray, step: int, own: np.ndarray, model: np.ndarray, shown: np.ndarray,
+          store: CorrespondenceStore, frames: np.ndarray, first: int) -> None:
+    """Fill in `out` from the queries' frames `start` `(M,)` on, in steps of 1 or -1."""
+    (M, F), apart_from, tracks, followed, trusted = (
+        shown.shape, APART * max(store.size), out.tracks, out.followed, out.trusted)
+    stored = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1}
+    since = (np.arange(F) - start[:, None]) * step >= 0  # (M, F): from the query's frame on
+    y, adrift = tracks[np.arange(M), start], np.zeros(M, bool)
+    looks, count = np.zeros((2, M))  # the sum of the looks of what was followed and shown, and its number
+    for a in range(F - 1) if step > 0 else range(F - 1, 0, -1):
+        b, rows = a + step, np.flatnonzero(since[:, a])
+        if not len(rows):
+            continue
+        was, near = followed[rows, a], _distance(y[rows], model[rows, a]) <= apart_from
+        y[rows], closes, known = _ahead(store, stored, first + a, first + b, y[rows])
+        apart = rows[(was | adrift[rows]) & (_distance(y[rows], model[rows, b]) > apart_from)]
+        by_flow, by_model = (_look(frames[first + b], p[apart], own[apart]) for p in (y, model[:, b]))
+        better = np.isin(rows, apart[by_model < BETTER * by_flow])
+        followed[rows, b] = was & closes & ~better
+        adrift[rows] = known & ~better & (adrift[rows] | (was & ~closes & ~near))
+        goes = rows[followed[rows, b] | adrift[rows]]
+        tracks[goes, b] = y[goes]
+        trusted[rows, b] = np.where(was, better | near, trusted[rows, a])
+        for ends in (model[:, b], y):
+            lost = rows[~followed[rows, b]]
+            found = lost[_confirmed(tracks[lost], ends[lost], (followed & since)[lost], b, step, store, first)]
+            tracks[found, b] = y[found] = ends[found]
+            followed[found, b], adrift[found] = True, False
+        rows = rows[followed[rows, b]]
+        look = _look(frames[first + b], y[rows], own[rows])
+        out.visible[rows, b] |= (count[rows] > 0) & (look * count[rows] <= LIKE * looks[rows])
+        seen = shown[rows, b]
+        looks[rows[seen]] += look[seen]
+        count[rows[seen]] += 1
+
+
+def _ahead(store: CorrespondenceStore, stored: set, a: int, b: int,
+           x: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Where the flow takes points `(n, 2)` of frame a in frame b, whether it leads back, inside the frame, and whether
+    there is any."""
     if not {(a, b), (b, a)} <= stored:
-        return x, np.zeros(len(x), bool)
+        return x, np.zeros(len(x), bool), False
     there, back = store.index(a, b), store.index(b, a)
     move = _flow(there, x, store.size)
     y = x + move
-    return y, inside(y, store.size) & (_distance(move, -_flow(back, y, store.size)) <= MAX_FB)
+    return y, inside(y, store.size) & (_distance(move, -_flow(back, y, store.size)) <= MAX_FB), True
 
 
-def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: CorrespondenceStore,
+def _confirmed(tracks: np.ndarray, ends: np.ndarray, known: np.ndarray, b: int, step: int, store: CorrespondenceStore,
                first: int) -> np.ndarray:
-    """Which of the positions in frame b of `tracks` `(m, F, 2)` a stored correspondence confirms, `(m,)` bool, that
-    starts where a position is `known` `(m, F)`."""
+    """Which of the positions `ends` `(m, 2)` in frame b of `tracks` `(m, F, 2)` a stored correspondence confirms,
+    `(m,)` bool, that starts where a position is `known` `(m, F)`."""
     near, out = CONFIRMED * max(store.size), np.zeros(len(tracks), bool)
     half = store.meta.get("method", {}).get("keep") == "half"
     for interval in INTERVALS:
@@ -122,7 +156,7 @@ def _confirmed(tracks: np.ndarray, known: np.ndarray, b: int, step: int, store: 
         rows = np.flatnonzero(~out & known[:, a])
         if len(rows):
             flow, found = _correspondence(store.index(first + a, first + b), tracks[rows, a], store.size, half)
-            out[rows] = found & (_distance(tracks[rows, a] + flow, tracks[rows, b]) <= near)
+            out[rows] = found & (_distance(tracks[rows, a] + flow, ends[rows]) <= near)
     return out
 
 
@@ -130,7 +164,10 @@ def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.linalg.norm(p - q, axis=-1)
 
 
-def _look(own: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def _look(frame: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The look `(n,)` of points `(n, 2)` of a frame `(H, W, 3)`; `own` `(n, WINDOW^2, 3)`: the colours of their
+    queries."""
+    colours = _colours(frame, points, max(frame.shape[:2]))
     return np.linalg.norm(colours - own, axis=-1).mean(axis=-1)
 
 

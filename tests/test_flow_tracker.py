@@ -8,7 +8,7 @@ import torch
 
 from configs.options import parse
 from errors import UserError
-from flow_tracker import FlowTracker, follow
+from flow_tracker import FlowTracker, Followed, follow
 from inference import new_tracker
 from loaders.annotations import save_tracks
 from loaders.sequence import open_sequence
@@ -56,6 +56,11 @@ GRIDS = ["--device", "cpu", "--deform", "grid", "--field", "grid", "--grid_level
 QUERIES = np.array([[0, 10, 12], [4, 20, 30.5], [8, 25.25, 40]], np.float32)
 
 
+def run(queries: np.ndarray, model: np.ndarray, store: Moving, frames: np.ndarray = BLACK, shown: bool = True,
+        first: int = 0) -> Followed:
+    return follow(queries, model, np.full(model.shape[:2], shown), store, frames, first)
+
+
 def blobs(speed: np.ndarray) -> np.ndarray:
     """Frames whose picture, a smooth one, moves by `speed` a frame."""
     y, x = np.mgrid[:H, :W]
@@ -66,33 +71,91 @@ def blobs(speed: np.ndarray) -> np.ndarray:
 
 def test_tracks_go_with_flow_that_closes():
     """However far off the model is, if nothing speaks for it."""
-    tracks, followed, _ = follow(QUERIES, straight(QUERIES) + 7, Moving(), BLACK)
-    assert np.allclose(tracks, straight(QUERIES), atol=1e-4) and followed.all()
+    found = run(QUERIES, straight(QUERIES) + 7, Moving())
+    assert np.allclose(found.tracks, straight(QUERIES), atol=1e-4) and found.followed.all()
 
 
 @pytest.mark.parametrize("gap,breaks", [(0.9, False), (1.1, True)])
 def test_flow_breaks_from_a_pixel_on(gap, breaks):
-    assert follow(QUERIES, straight(QUERIES), Moving(5, gap=gap), BLACK)[1].all() != breaks
+    assert run(QUERIES, straight(QUERIES), Moving(5, gap=gap)).followed.all() != breaks
 
 
 def test_where_flow_breaks_tracks_are_the_models_until_a_correspondence_confirms_them():
     """The break is between frames 4 and 5; frames 6 (from 2 and 4) and 3 (from 7) are confirmed."""
     model = straight(QUERIES) + 0.1
-    tracks, followed, _ = follow(QUERIES, model, Moving(5, ((2, 6), (4, 6), (7, 3))), BLACK)
+    found = run(QUERIES, model, Moving(5, ((2, 6), (4, 6), (7, 3))))
     expected = np.ones((3, T), bool)
     expected[:2, 5] = False
     expected[2, 4] = False
-    assert (followed == expected).all()
-    assert np.allclose(tracks[0], np.where(np.arange(T)[:, None] < 5, straight(QUERIES)[0], model[0]), atol=1e-4)
-    assert np.allclose(tracks[2], np.where(np.arange(T)[:, None] > 4, straight(QUERIES)[2], model[2]), atol=1e-4)
+    assert (found.followed == expected).all()
+    assert np.allclose(found.tracks[0], np.where(np.arange(T)[:, None] < 5, straight(QUERIES)[0], model[0]), atol=1e-4)
+    assert np.allclose(found.tracks[2], np.where(np.arange(T)[:, None] > 4, straight(QUERIES)[2], model[2]), atol=1e-4)
 
 
 @pytest.mark.parametrize("off,trusted", [(0.0, True), (0.4, True), (0.5, False), (7.0, False)])
 def test_a_model_that_was_near_is_trusted_where_flow_breaks(off, trusted):
     """From there on; within 2/256 of 60 px, 0.47."""
     queries = QUERIES[1:2]
-    found = follow(queries, straight(queries) + np.array([off, 0], np.float32), Moving(5), BLACK)[2]
-    assert (found[0, 5:] == trusted).all()
+    found = run(queries, straight(queries) + np.array([off, 0], np.float32), Moving(5))
+    assert (found.trusted[0, 5:] == trusted).all() and (found.visible[0, 5:] == trusted).all()
+
+
+@pytest.mark.parametrize("query,broken", [([2, 10, 12], (5, 6, 7, 8)), ([8, 25.25, 40], (4, 3, 2, 1, 0))])
+def test_flow_that_breaks_where_the_model_is_elsewhere_goes_on(query, broken):
+    """7 px away. It is hidden, and the position is what the flow says, though it does not lead back."""
+    queries, broken = np.array([query], np.float32), list(broken)
+    found = run(queries, straight(queries) + 7, Moving(5, gap=5))
+    beyond = straight(queries) + np.array([5, 0]) * (query[0] < 5)
+    assert np.allclose(found.tracks[0, broken], beyond[0, broken], atol=1e-4)
+    assert not found.followed[0, broken].any() and not found.visible[0, broken].any()
+
+
+@pytest.mark.parametrize("gap,off,to", [(1.5, 1.5, "flow"), (5, 7, "model"), (5, 20, None)])
+def test_what_goes_on_is_confirmed_where_a_correspondence_ends(gap, off, to):
+    """At the flow's position, or at the model's; from there on with the flow, and visible."""
+    queries = np.array([[2, 10, 12]], np.float32)
+    model = straight(queries) + np.array([7, 0])
+    found = run(queries, model, Moving(5, ((2, 6),), gap=gap, off=off))
+    assert found.followed[0].tolist() == [True] * 5 + [False] + [to is not None] * 3
+    goes = model if to == "model" else straight(queries) + np.array([gap, 0])
+    assert np.allclose(found.tracks[0, 6:], goes[0, 6:], atol=1e-4)
+    assert (found.visible[0] == found.followed[0]).all()
+
+
+def test_flow_is_confirmed_where_a_trusted_model_has_gone_elsewhere():
+    """It breaks between 4 and 5 by 1.5 px; from 6 on the model stands still, and a correspondence ends at the flow."""
+    queries = np.array([[2, 10, 12]], np.float32)
+    model = straight(queries)
+    model[:, 6:] = model[:, 5:6]
+    found = run(queries, model, Moving(5, ((3, 7),), gap=1.5, off=1.5))
+    assert found.followed[0].tolist() == [True] * 5 + [False] * 2 + [True] * 2 and found.trusted[0, 5:7].all()
+    assert np.allclose(found.tracks[0, 5:7], model[0, 5:7])
+    assert np.allclose(found.tracks[0, 7:], straight(queries)[0, 7:] + np.array([1.5, 0]), atol=1e-4)
+
+
+def test_what_goes_on_is_left_for_a_model_that_looks_better():
+    queries = np.array([[2, 10, 12]], np.float32)
+    model = straight(queries).copy()
+    model[:, :5] += 7  # finds the point again after the break
+    found = run(queries, model, Moving(5), blobs(SPEED))
+    assert np.allclose(found.tracks[0], straight(queries)[0], atol=1e-4)
+    assert found.followed[0].tolist() == [True] * 5 + [False] * 4
+
+
+@pytest.mark.parametrize("change,visible", [(0, True), (2, False), (60, False)])
+def test_what_looks_as_before_is_visible_though_the_model_hides_it(change, visible):
+    """Colours change by one a frame while the model shows the point, and by `change` after that."""
+    queries, shown = np.array([[1, 10, 12]], np.float32), np.ones((1, T), bool)
+    shown[0, 4:6] = False
+    frames = BLACK + np.arange(T, dtype=np.uint8)[:, None, None, None]
+    frames[4:] = frames[3] + change
+    found = follow(queries, straight(queries), shown, Moving(), frames)
+    assert found.followed.all() and found.visible[0].tolist() == [True] * 4 + [visible] * 2 + [True] * 3
+
+
+def test_what_the_model_never_shows_is_hidden():
+    """There is nothing to compare with."""
+    assert not run(QUERIES, straight(QUERIES), Moving(), shown=False).visible.any()
 
 
 @pytest.mark.parametrize("query", [[0, 12, 20], [8, 25.25, 40]])
@@ -102,16 +165,16 @@ def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query):
     queries, drift = np.array([query], np.float32), np.array([0.3, 0], np.float32)
     away = np.abs(np.arange(T) - query[0])
     model = straight(queries) + drift * (np.arange(T)[:, None] - query[0])
-    tracks, followed, trusted = follow(queries, model, Moving(), blobs(SPEED + drift))
-    assert followed[0, away <= 1].all() and not followed[0, away >= 3].any()
-    assert np.allclose(tracks[0, away >= 3], model[0, away >= 3]) and trusted[0, away >= 3].all()
+    found = run(queries, model, Moving(), blobs(SPEED + drift))
+    assert found.followed[0, away <= 1].all() and not found.followed[0, away >= 3].any()
+    assert np.allclose(found.tracks[0, away >= 3], model[0, away >= 3]) and found.trusted[0, away >= 3].all()
 
 
 @pytest.mark.parametrize("off", [0.3, 3.0, 12.0])
 def test_a_model_that_looks_worse_is_not_believed(off):
     """Flow is right; the model is apart from it, or hardly."""
-    tracks, followed, _ = follow(QUERIES, straight(QUERIES) + np.array([off, 0]), Moving(), blobs(SPEED))
-    assert followed.all() and np.allclose(tracks, straight(QUERIES), atol=1e-4)
+    found = run(QUERIES, straight(QUERIES) + np.array([off, 0]), Moving(), blobs(SPEED))
+    assert found.followed.all() and np.allclose(found.tracks, straight(QUERIES), atol=1e-4)
 
 
 NOWHERE = np.zeros(H * W, bool)
@@ -132,30 +195,34 @@ ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --keep half leaves of a
 def test_what_confirms_the_model(options, model_off, confirms):
     query = np.array([[2, 10, 12]], np.float32)
     model = straight(query) + np.array([model_off, 0], np.float32)
-    tracks, followed, _ = follow(query, model, Moving(**{"cut": 5, "confirmed": ((2, 6),)} | options), BLACK)
-    assert followed[0].tolist() == [True] * 5 + [False] + [confirms] * 3
-    assert np.allclose(tracks[0, 5:], model[0, 5:], atol=1e-4)
+    found = run(query, model, Moving(**{"cut": 5, "confirmed": ((2, 6),)} | options))
+    assert found.followed[0].tolist() == [True] * 5 + [False] + [confirms] * 3
+    assert np.allclose(found.tracks[0, 5:], model[0, 5:], atol=1e-4)
 
 
 def test_some_frames_are_those_of_all():
     model, store, frames = straight(QUERIES[:2]) + 0.1, Moving(5, ((2, 6), (3, 7))), blobs(SPEED + 0.1)
     queries = np.array([[2, 10, 12], [4, 20, 30.5]], np.float32)
-    whole, part = follow(queries, model, store, frames), follow(queries, model[:, 2:8], store, frames, 2)
-    assert all(np.array_equal(all_[:, 2:8], some) for all_, some in zip(whole, part, strict=True))
+    shown = np.random.default_rng(0).random((2, T)) < 0.5
+    whole, part = follow(queries, model, shown, store, frames), follow(
+        queries, model[:, 2:8], shown[:, 2:8], store, frames, 2)
+    assert all(np.array_equal(vars(whole)[key][:, 2:8], some) for key, some in vars(part).items())
 
 
 @pytest.mark.parametrize("pair", [(4, 5), (5, 4)])
 def test_where_a_pair_is_missing_flow_breaks(pair):
     store = Moving()
     store.pairs = np.array([p for p in store.pairs.tolist() if tuple(p) != pair])
-    assert (follow(QUERIES, straight(QUERIES), store, BLACK)[1][0] == (np.arange(T) < 5)).all()
+    found = run(QUERIES, straight(QUERIES) + 7, store)
+    assert (found.followed[0] == (np.arange(T) < 5)).all()
+    assert np.allclose(found.tracks[0, 5:], straight(QUERIES)[0, 5:] + 7)  # there is no flow to go on with
 
 
 def test_outside_the_frame_flow_is_not_followed():
     queries = np.array([[0, 10, 50]], np.float32)
-    tracks, followed, _ = follow(queries, straight(queries) + 1, Moving(), BLACK)
-    assert followed[0].tolist() == [True] * 5 + [False] * 4
-    assert np.allclose(tracks[0, 5:], straight(queries)[0, 5:] + 1)
+    found = run(queries, straight(queries) + 0.1, Moving())
+    assert found.followed[0].tolist() == [True] * 5 + [False] * 4
+    assert np.allclose(found.tracks[0, 5:], straight(queries)[0, 5:] + 0.1)
 
 
 def test_flow_between_pixels_is_that_of_the_chain():
@@ -193,10 +260,9 @@ def test_the_tracker_of_a_run(small_sequence, tmp_path):
     assert isinstance(tracker, FlowTracker)
     queries = np.stack([np.arange(6) % len(sequence), *np.random.default_rng(0).uniform(12, 50, (2, 6))], -1)
     found, still = tracker.track(queries), plain.track(queries)
-    expected, followed, trusted = follow(
-        queries, still.tracks, open_correspondences(sequence), sequence.frames())
-    assert np.array_equal(found.tracks, expected) and np.abs(found.tracks - still.tracks).max() > 0.5
-    assert (found.visible == (still.visible & (followed | trusted))).all() and not trusted.all()
+    expected = follow(queries, still.tracks, still.visible, open_correspondences(sequence), sequence.frames())
+    assert np.array_equal(found.tracks, expected.tracks) and np.abs(found.tracks - still.tracks).max() > 0.5
+    assert np.array_equal(found.visible, expected.visible)
     assert np.array_equal(found.depth, still.depth)
     assert found.visible[np.arange(6), queries[:, 0].astype(int)].all()
     some = tracker.track(queries, [3, 1])
