@@ -24,7 +24,7 @@ from preprocessing.sampling import bilinear, pixel_grid, similarity
 
 RULES = ("trusted", "published")
 COLOUR_TH = 0.3  # largest distance of rgb in [0, 1]
-TRUSTED = 1.0    # pixels: largest forward-backward error of a link
+TRUSTED = 0.5    # pixels: largest forward-backward error of a link
 AGREE = 3.0      # pixels between a chain and direct flow up to which direct flow, which does not drift, is taken
 
 

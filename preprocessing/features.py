@@ -2,7 +2,8 @@
 
 An extractor is `image -> features`: a frame `(H, W, 3)` uint8 RGB to `(h, w, c)`, whose corner features lie on the
 frame's corner pixels; callable from several threads. Its `threshold` is the cosine similarity above which two
-features may show the same point (0.5 for DINO, as in OmniMotion).
+features may show the same point (0.5 for DINO, as in OmniMotion); `chain_threshold` is that for the ends of a trusted
+chain, which did not lose the point while its look changed.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from preprocessing.flow import ModelOptions
 class FeatureExtractor(Protocol):
     """What the appearance check needs."""
     threshold: float
+    chain_threshold: float
     settings: dict  # what features depend on besides the images; goes to meta.json
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...

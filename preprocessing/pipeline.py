@@ -25,7 +25,7 @@ from errors import UserError
 from loaders.sequence import VideoSequence
 from loaders.store import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from preprocessing.cache import FrameCache
-from preprocessing.chaining import chain_row
+from preprocessing.chaining import TRUSTED, chain_row
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
@@ -78,6 +78,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     model = FLOW_MODELS[method.flow](models, sequence.size, room - filtering)
     chosen = intervals(method.pairs, len(sequence))
     settings = method.settings(sequence.size, model.settings, {"th": extract.threshold, **extract.settings})
+    if method.chain == "trusted":
+        settings |= {"chain_fb": TRUSTED, "chain_th": extract.chain_threshold}
     if finished := finished_store(sequence, settings):
         return finished
     each = model.working_bytes(sequence.size) + filtering
@@ -166,10 +168,11 @@ class _Build:
     def _row(self, i: int) -> None:
         """The row file of source frame i, with chains if the method has them."""
         if self.method.chain:
-            targets = self.writer.targets(i)
+            targets, trusted = self.writer.targets(i), self.method.chain == "trusted"
+            feature_th = self.extract.chain_threshold if trusted else self.extract.threshold
             for j, flow, cycle, occlusion in chain_row(
                     i, targets, lambda t: self.frames[t][0], lambda t: self.features[t][0], self.writer.dense,
-                    self.extract.threshold, self.method.chain, self.device):
+                    feature_th, self.method.chain, self.device):
                 if abs(i - j) > 1:
                     self.writer.write(i, j, flow, cycle, occlusion, chained=True)
         self.writer.pack(i)

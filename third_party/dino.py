@@ -23,9 +23,10 @@ class DinoFeatures:
     """`image -> features`: `(H, W, 3)` uint8 to the last layer's normalised patch tokens `(h, w, c)` float16.
 
     name: a model of the hub or a folder of one; side: shorter side of the image that is described (OmniMotion: 480).
-    threshold: 0.5, OmniMotion's for DINO; for DINOv2 it has not been measured. Safe to call from several threads."""
+    threshold: 0.5, OmniMotion's for DINO; for DINOv2 and for chains it has not been measured. Safe to call from several
+    threads."""
 
-    threshold = 0.5
+    threshold = chain_threshold = 0.5
 
     def __init__(self, name: str, weights_dir: Path | None = None, offline: bool = False, side: int = 480,
                  device: str = "cpu"):
