@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from launch import launch
 
 from loaders.annotations import load_annotations, load_tracks, sample_queries, save_annotations
 
@@ -174,7 +175,8 @@ def bad(kind, trained, small_sequence, tmp_path):
     ("nothing to do", "nothing to do"), ("unknown picture", "sound"), ("unknown baseline", "best"),
     ("frame outside the clip", "frames 0 to 7"), ("no such mask", "cannot be read")])
 def test_a_users_mistake_is_one_line_and_exit_code_2(kind, words, trained, small_sequence, tmp_path):
-    result = driver(*bad(kind, trained, small_sequence, tmp_path))
+    name, *arguments = bad(kind, trained, small_sequence, tmp_path)
+    result = launch(f"{name}.py", *arguments, folder=tmp_path)
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and words in lines[-1], result.stderr
     assert len([line for line in lines if not line.startswith("model: ")]) == 1

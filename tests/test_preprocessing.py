@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch import launch
 
 from errors import UserError
 from loaders.sequence import open_sequence
@@ -330,7 +331,7 @@ def broken(tmp_path):
     ("sizes", "different sizes"), ("corrupt", "00001.png cannot be read")])
 def test_bad_frames_are_one_line_and_exit_code_2(kind, words, broken, tmp_path):
     folder = tmp_path / "nowhere" if kind == "missing" else broken(kind)
-    result = command("--data_dir", folder)
+    result = launch("preprocessing", "--data_dir", folder, folder=tmp_path)
     assert result.returncode == 2 and words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
