@@ -21,7 +21,7 @@ from evaluation.video import Job, record_failure, write_sequence
 from loaders.files import read_json, write_text
 from loaders.tapvid import benchmark_name, open_benchmark
 from preprocessing.cli import main_parser
-from preprocessing.pipeline import chain_setting
+from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimisation")  # groups of options that a model depends on
@@ -167,7 +167,7 @@ def preprocessing_settings(options: Namespace) -> dict:
     if changed := [name for name in FRAME_OPTIONS if method[name] != parser.get_default(name)]:
         raise UserError(f"--preprocessing {options.preprocessing}: the frames are the benchmark's, leave out "
                         f"--{changed[0]}")
-    method["chain"] = chain_setting(method["chain"])
+    method |= chain_settings(method["chain"])
     return {"tapvid_size": options.tapvid_size,
             **{k: v for k, v in method.items() if k not in NO_METHOD and k not in FRAME_OPTIONS}}
 

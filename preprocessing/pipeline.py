@@ -51,7 +51,7 @@ class Method:
     def settings(self, size: tuple[int, int], flow: dict, features: dict) -> dict:
         """What meta.json says. Settings younger than the format are left out where they are what was done before."""
         out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th,
-               "chain": chain_setting(self.chain)}
+               **chain_settings(self.chain)}
         if self.pairs != "all":
             out["pairs"] = self.pairs
         if self.keep == "half" or (self.keep == "auto" and size[0] * size[1] > HALF_ABOVE):
@@ -59,9 +59,10 @@ class Method:
         return {**out, **{f"flow_{k}": v for k, v in flow.items()}, **{f"feature_{k}": v for k, v in features.items()}}
 
 
-def chain_setting(rule: str | None) -> str | bool:
-    """What files say of a rule of chaining, or none: those from before there was a choice only say whether."""
-    return bool(rule) if rule in (None, "", "published") else rule
+def chain_settings(rule: str | None) -> dict:
+    """What files say of a rule of chaining, or none: those from before there was a choice only say whether, those from
+    before trusted chains had to close within `chain_fb` pixels do not have that."""
+    return {"chain": rule, "chain_fb": TRUSTED} if rule == "trusted" else {"chain": bool(rule)}
 
 
 def build_store(sequence: VideoSequence, method: Method, resume: bool = False, num_workers: int = 1,
@@ -77,9 +78,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     extract = FEATURE_EXTRACTORS[method.features](models)
     model = FLOW_MODELS[method.flow](models, sequence.size, room - filtering)
     chosen = intervals(method.pairs, len(sequence))
-    settings = method.settings(sequence.size, model.settings, {"th": extract.threshold, **extract.settings})
-    if method.chain == "trusted":
-        settings |= {"chain_fb": TRUSTED, "chain_th": extract.chain_threshold}
+    looks = {"th": extract.threshold} | ({"chain_th": extract.chain_threshold} if method.chain == "trusted" else {})
+    settings = method.settings(sequence.size, model.settings, looks | extract.settings)
     if finished := finished_store(sequence, settings):
         return finished
     each = model.working_bytes(sequence.size) + filtering

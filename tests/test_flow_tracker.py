@@ -24,11 +24,11 @@ ONES, BLACK = np.ones(H * W, bool), np.zeros((T, H, W, 3), np.uint8)
 
 
 class Moving:
-    """Everything moves by SPEED a frame. Flow between frames cut - 1 and cut does not lead back, by `gap` pixels.
-    `confirmed`: ordered pairs that are stored beside those of adjacent frames; their flow is `off` by so much in x,
-    and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
+    """Everything moves by SPEED a frame. Flow from frame c - 1 to c, for every c of `cut`, does not lead back, by `gap`
+    pixels. `confirmed`: ordered pairs that are stored beside those of adjacent frames; their flow is `off` by so much
+    in x, and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
 
-    def __init__(self, cut: int = -1, confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
+    def __init__(self, cut: int | tuple = (), confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
                  stored: np.ndarray = ONES, flagged: np.ndarray = ONES, keep: str = "all"):
         self.size, self.num_frames, self.root, self.cut, self.gap, self.off = (H, W), T, "store", cut, gap, off
         self.confirmed, self.kept, self.flagged = confirmed, np.flatnonzero(stored), flagged.ravel()
@@ -42,7 +42,7 @@ class Moving:
         if abs(a - b) > 1:
             assert (a, b) in self.confirmed
             flow[:, 0] += self.off
-        elif (a, b) == (self.cut - 1, self.cut):
+        elif b == a + 1 and b in np.atleast_1d(self.cut):
             flow[:, 0] += self.gap
         return StoredPair(kept, np.rint(flow * 16).astype(np.int16), self.flagged[kept], ~self.flagged[kept])
 
@@ -56,9 +56,10 @@ GRIDS = ["--device", "cpu", "--deform", "grid", "--field", "grid", "--grid_level
 QUERIES = np.array([[0, 10, 12], [4, 20, 30.5], [8, 25.25, 40]], np.float32)
 
 
-def run(queries: np.ndarray, model: np.ndarray, store: Moving, frames: np.ndarray = BLACK, shown: bool = True,
-        first: int = 0) -> Followed:
-    return follow(queries, model, np.full(model.shape[:2], shown), store, frames, first)
+def run(queries: np.ndarray, model: np.ndarray, store: Moving, frames: np.ndarray = BLACK,
+        shown: bool = True) -> Followed:
+    """`follow` with a model that shows every point in every frame, or none."""
+    return follow(queries, model, np.full(model.shape[:2], shown), store, frames)
 
 
 def blobs(speed: np.ndarray) -> np.ndarray:
@@ -80,7 +81,7 @@ def test_flow_breaks_from_a_pixel_on(gap, breaks):
     assert run(QUERIES, straight(QUERIES), Moving(5, gap=gap)).followed.all() != breaks
 
 
-def test_where_flow_breaks_tracks_are_the_models_until_a_correspondence_confirms_them():
+def test_where_flow_breaks_tracks_are_those_of_a_near_model_until_a_correspondence_confirms_them():
     """The break is between frames 4 and 5; frames 6 (from 2 and 4) and 3 (from 7) are confirmed."""
     model = straight(QUERIES) + 0.1
     found = run(QUERIES, model, Moving(5, ((2, 6), (4, 6), (7, 3))))
@@ -133,13 +134,28 @@ def test_flow_is_confirmed_where_a_trusted_model_has_gone_elsewhere():
     assert np.allclose(found.tracks[0, 7:], straight(queries)[0, 7:] + np.array([1.5, 0]), atol=1e-4)
 
 
-def test_what_goes_on_is_left_for_a_model_that_looks_better():
+@pytest.mark.parametrize("again", [5, 6])
+def test_what_goes_on_is_left_for_a_model_that_looks_better(again):
+    """The model finds the point again where flow breaks, or in the frame after that: then it is hidden, since nothing
+    has confirmed it."""
     queries = np.array([[2, 10, 12]], np.float32)
-    model = straight(queries).copy()
-    model[:, :5] += 7  # finds the point again after the break
+    model = straight(queries)
+    model[:, :again] += 7
     found = run(queries, model, Moving(5), blobs(SPEED))
-    assert np.allclose(found.tracks[0], straight(queries)[0], atol=1e-4)
+    assert np.allclose(found.tracks[0, again:], straight(queries)[0, again:], atol=1e-4)
+    assert np.allclose(found.tracks[0, 5:again], straight(queries)[0, 5:again] + np.array([5, 0]), atol=1e-4)
     assert found.followed[0].tolist() == [True] * 5 + [False] * 4
+    assert (found.visible[0, 5:] == (again == 5)).all()
+
+
+def test_flow_that_breaks_again_goes_back_to_the_model():
+    """It breaks at 5 with the model elsewhere, is confirmed at the model in 6, and breaks at 7, with the model near."""
+    queries = np.array([[2, 10, 12]], np.float32)
+    model = straight(queries)
+    model[:, :6] += 7
+    found = run(queries, model, Moving((5, 7), ((2, 6),)))
+    assert found.followed[0].tolist() == [True] * 5 + [False, True, False, False]
+    assert np.allclose(found.tracks[0, 6:], model[0, 6:]) and found.trusted[0, 7:].all()
 
 
 @pytest.mark.parametrize("change,visible", [(0, True), (2, False), (60, False)])
@@ -158,14 +174,19 @@ def test_what_the_model_never_shows_is_hidden():
     assert not run(QUERIES, straight(QUERIES), Moving(), shown=False).visible.any()
 
 
+EVERY_OTHER = tuple((a, a + 2 * step) for step in (1, -1) for a in range(T) if 0 <= a + 2 * step < T)
+
+
 @pytest.mark.parametrize("query", [[0, 12, 20], [8, 25.25, 40]])
-def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query):
+@pytest.mark.parametrize("confirmed", [(), EVERY_OTHER])
+def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query, confirmed):
     """What is seen moves by 0.3 px a frame more than the flow says: the model is 2/256 of 60 px apart in the second
-    frame, and looks better for good from the third at the latest."""
+    frame, and looks better for good from the third at the latest. Longer correspondences of that flow do not bring it
+    back."""
     queries, drift = np.array([query], np.float32), np.array([0.3, 0], np.float32)
     away = np.abs(np.arange(T) - query[0])
     model = straight(queries) + drift * (np.arange(T)[:, None] - query[0])
-    found = run(queries, model, Moving(), blobs(SPEED + drift))
+    found = run(queries, model, Moving(confirmed=confirmed), blobs(SPEED + drift))
     assert found.followed[0, away <= 1].all() and not found.followed[0, away >= 3].any()
     assert np.allclose(found.tracks[0, away >= 3], model[0, away >= 3]) and found.trusted[0, away >= 3].all()
 
@@ -200,8 +221,9 @@ def test_what_confirms_the_model(options, model_off, confirms):
     assert np.allclose(found.tracks[0, 5:], model[0, 5:], atol=1e-4)
 
 
-def test_some_frames_are_those_of_all():
-    model, store, frames = straight(QUERIES[:2]) + 0.1, Moving(5, ((2, 6), (3, 7))), blobs(SPEED + 0.1)
+@pytest.mark.parametrize("off", [0.1, 7.0])
+def test_some_frames_are_those_of_all(off):
+    model, store, frames = straight(QUERIES[:2]) + off, Moving(5, ((2, 6), (3, 7))), blobs(SPEED + 0.1)
     queries = np.array([[2, 10, 12], [4, 20, 30.5]], np.float32)
     shown = np.random.default_rng(0).random((2, T)) < 0.5
     whole, part = follow(queries, model, shown, store, frames), follow(
@@ -213,9 +235,24 @@ def test_some_frames_are_those_of_all():
 def test_where_a_pair_is_missing_flow_breaks(pair):
     store = Moving()
     store.pairs = np.array([p for p in store.pairs.tolist() if tuple(p) != pair])
-    found = run(QUERIES, straight(QUERIES) + 7, store)
-    assert (found.followed[0] == (np.arange(T) < 5)).all()
+    found = run(QUERIES, straight(QUERIES) + 7, store, blobs(SPEED))
+    assert (found.followed[0] == (np.arange(T) < 5)).all() and (found.visible[0] == (np.arange(T) < 5)).all()
     assert np.allclose(found.tracks[0, 5:], straight(QUERIES)[0, 5:] + 7)  # there is no flow to go on with
+
+
+def test_what_is_outside_the_frame_is_not_confirmed():
+    """60 px wide; flow near the border may close outside it."""
+    queries = np.array([[0, 10, 50]], np.float32)
+    found = run(queries, straight(queries), Moving(confirmed=((3, 5), (4, 6))))
+    assert not found.followed[0, 5:].any()
+
+
+def test_what_leaves_the_frame_goes_with_the_model():
+    """Where there is no flow, the border's would be gone on with."""
+    queries = np.array([[0, 10, 50]], np.float32)
+    model = straight(queries) + 1
+    found = run(queries, model, Moving())
+    assert not found.followed[0, 5:].any() and np.allclose(found.tracks[0, 5:], model[0, 5:])
 
 
 def test_outside_the_frame_flow_is_not_followed():

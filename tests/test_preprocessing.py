@@ -274,11 +274,32 @@ def test_former_trusted_chains_are_not_taken_for_these(tmp_path):
     sequence, method = open_sequence(tmp_path / "seq"), Method(chain="trusted")
     meta = build_store(sequence, method).root / "meta.json"
     said = json.loads(meta.read_text())
-    assert said["method"].pop("chain_fb") == 0.5 and said["method"].pop("chain_th") == DenseSift.chain_threshold
+    assert said["method"].pop("chain_fb") == 0.5 and said["method"].pop("feature_chain_th") == DenseSift.chain_threshold
     assert build_store(sequence, method).root == meta.parent
     meta.write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"chain_fb None, now it is 0\.5: delete that folder"):
         build_store(sequence, method)
+    published = Method(chain="published").settings((48, 48), {}, {})
+    assert published["chain"] is True and "chain_fb" not in published
+
+
+@pytest.mark.parametrize("rule,reaches", [("trusted", True), ("published", False)])
+def test_the_ends_of_trusted_chains_need_look_less_alike(rule, reaches, tmp_path, monkeypatch):
+    """Features of a frame are similar to those of another by 0.8. Direct flow needs more, and is not there."""
+    angle = np.arccos(0.8)
+
+    def feature(self, image):
+        look = angle * (image[0, 0, 0] % 4)
+        return np.tile(np.array([np.cos(look), np.sin(look)], np.float16), (4, 4, 1))
+
+    monkeypatch.setattr(DenseSift, "__call__", feature)
+    folder = tmp_path / "seq" / "color"
+    folder.mkdir(parents=True)
+    picture = textured(3, (48, 48)) // 8 * 8
+    for t in range(4):
+        cv2.imwrite(str(folder / f"{t:05d}.png"), picture + t // 3)  # the last one looks different
+    store = build_store(open_sequence(tmp_path / "seq"), Method(chain=rule))
+    assert store.dense(0, 3).cycle.mean() > 0.9 if reaches else store.counts[0, 3] == 0
 
 
 def test_bilinear_is_exact_on_a_plane():
