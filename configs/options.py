@@ -98,8 +98,8 @@ OPTIONS = {
     "inference": [
         ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
         ("follow_flow", int, 0, "1: tracks go with the flow of the sequence's correspondences where that can be "
-         "trusted, and with the model elsewhere"),
-        ("occlusion_th", float, 0.99, "a point is occluded when more light than this is absorbed in front of it"),
+         "trusted, and as a rule with the model elsewhere"),
+        ("occlusion_th", float, 0.99, "the model hides a point when more light than this is absorbed in front of it"),
         ("chunk_size", int, 2_048, "pixels computed at a time; less needs less memory"),
     ],
     "logging": [

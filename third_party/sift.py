@@ -21,7 +21,7 @@ class DenseSift:
     3x3 bins of 5 pixels tell them apart best of the grids tried (area under the ROC curve 0.880; 4x4 of 4: 0.867)."""
 
     threshold = 0.88
-    chain_threshold = 0.7  # docs/preprocessing.md
+    chain_threshold = 0.7  # docs/preprocessing.md, Chains
     settings: ClassVar[dict] = {}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

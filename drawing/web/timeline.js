@@ -111,7 +111,7 @@ class Timeline {
       c.stroke();
       c.setLineDash([]);
       c.fillStyle = INK.text;
-      c.fillText("occluded above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
+      c.fillText("hidden by the model above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
     }
     c.save();
     c.beginPath();
