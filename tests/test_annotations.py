@@ -1,5 +1,7 @@
 """Annotation, query and track files: round trips, TAP-Vid's query sampling, and one clear line for every bad file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -190,3 +192,14 @@ def test_human_annotations_of_the_bear(shared):
     assert truth.points.shape == (20, 82, 2) and truth.frame_size == (480, 854) and truth.evaluated.sum() == 300
     queries, rows = sample_queries(truth, "first")
     assert len(queries) == 20 and (queries[:, 0] == 2).all() and rows.tolist() == list(range(20))
+
+
+def test_every_annotated_position_is_a_query(truth):
+    from benchmarks.every_query import every_query
+
+    evaluated = np.arange(T) % 3 != 1
+    for some, expected in ((truth, ~truth.occluded),
+                           (replace(truth, evaluated=np.tile(evaluated, (N, 1))), ~truth.occluded & evaluated)):
+        queries, rows = every_query(some)
+        assert len(queries) == expected.sum() and expected[rows, queries[:, 0].astype(int)].all()
+        assert np.array_equal(queries[:, :0:-1], truth.points[rows, queries[:, 0].astype(int)])

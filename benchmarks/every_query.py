@@ -1,0 +1,45 @@
+"""Tracks from every annotated position, where few points are annotated:
+python -m benchmarks.every_query --config configs/fast.txt --expname fast --data_dir seqs/bear
+
+The run's options, as eval.py takes them. A point is a query in every frame in which it is annotated as visible, and its
+track is scored in all other annotated frames, before and after. That asks for many times the tracks of TAP-Vid's mode
+`first`, and most of them are shorter. Chained flow, the model alone, and its tracks with the flow; Markdown.
+"""
+
+from argparse import Namespace
+
+import numpy as np
+
+from benchmarks.cells import ground_truth
+from configs.options import parse, run
+from evaluation.scoring import as_point_tracks, baseline_tracks, score
+from inference import open_run
+from loaders.annotations import Annotations
+
+KEYS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy", "pts_within_4", "pts_within_8",
+        "pts_within_16")
+
+
+def every_query(truth: Annotations) -> tuple[np.ndarray, np.ndarray]:
+    """Queries (t, y, x) `(M, 3)` float32 and the rows `(M,)` of the annotations that they are of."""
+    rows, frames = np.nonzero(~truth.occluded if truth.evaluated is None else ~truth.occluded & truth.evaluated)
+    return np.column_stack([frames, truth.points[rows, frames, ::-1]]).astype(np.float32), rows
+
+
+def main() -> None:
+    options = vars(parse("eval"))
+    found = {}
+    for name, flow in (("the model alone", 0), ("with the flow", 1)):
+        sequence, tracker = open_run(Namespace(**options | {"follow_flow": flow}))
+        truth = ground_truth(sequence)[0]
+        queries, rows = every_query(truth)
+        found[name] = as_point_tracks(tracker.track(queries), queries, sequence.size)
+    found["chained flow"] = baseline_tracks("chain", sequence, queries)
+    print(f"| {len(queries)} queries | AJ | delta_avg | OA | within 4, 8, 16 px |\n|---|---|---|---|---|")
+    for name, tracks in found.items():
+        a, d, o, *within = (score(tracks, truth, rows, "strided")[key] for key in KEYS)  # that mode scores both ways
+        print(f"| {name} | {a:.3f} | {d:.3f} | {o:.3f} | {', '.join(f'{share:.0%}' for share in within)} |")
+
+
+if __name__ == "__main__":
+    run(main)
