@@ -1,10 +1,13 @@
 """The detectors of wrong surface order and of doubled objects, on volumes that are built to have them or not."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from models.omnimotion import ModelConfig, OmniMotion
-from training.diagnosis import MANY, Shares, examine, point_outcomes
+from training.diagnosis import MANY, Shares, examine, point_outcomes, watch
 
 SIZE, T = (40, 60), 5
 NEAR_Z, FAR_Z, HALF = 0.5, 1.5, 0.12
@@ -122,6 +125,19 @@ def test_a_run_examines_itself(small_sequence, tmp_path):
     found = examine(trainer.model, trainer.sampler.store, 0)
     assert all(0 <= share <= 1 for share in (found.near_missed, found.far_missed, found.hidden, found.twice))
     assert found.error > 0 and found == examine(trainer.model, trainer.sampler.store, 0)
+
+
+@pytest.mark.parametrize("steps,times", [(200, [100, 125, 150, 175, 200]), (100, [50, 63, 75, 88, 100]), (99, [])])
+def test_when_a_run_is_examined(steps, times, tmp_path, monkeypatch, caplog):
+    """Also one that goes on from a step before the last examination."""
+    monkeypatch.setattr("training.diagnosis.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
+    trainer = SimpleNamespace(options=SimpleNamespace(num_iters=steps, seed=0), dir=tmp_path, model=None,
+                              sampler=SimpleNamespace(store=None))
+    for trainer.step in [*range(steps * 7 // 8), *range(steps * 3 // 4, steps + 1)]:
+        watch(trainer)
+    path = tmp_path / "diagnosis.json"
+    assert [found["step"] for found in json.loads(path.read_text())] == times if times else not path.exists()
+    assert len(caplog.messages) >= len(times) and all("step" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("kind", ["hidden", "twice"])

@@ -26,6 +26,7 @@ SAME_COLOUR = 0.1    # largest difference of the mean over channels
 OPAQUE = 0.5
 PAIRS, POINTS = 16, 200  # looked at of adjacent and of distant frames: pairs, points a pair
 MANY = 0.15          # share of points from which on there is a warning
+LEAST_STEPS = 100    # of a run that is examined: a shorter one is made in less time than that takes
 FITTED = 0.05        # largest share of missed points of adjacent frames for a model that is fitted at all
 
 
@@ -106,10 +107,10 @@ def _outcomes(model: OmniMotion, store, i: int, j: int, rng, device: torch.devic
 
 
 def watch(trainer) -> None:
-    """Examine a run when it is time, at half of its steps, each eighth after, and its end: warnings, and all findings
-    in its diagnosis.json. It draws nothing from the run's generators."""
+    """Examine a run of LEAST_STEPS when it is time, at half of its steps, each eighth after, and its end: warnings, and
+    all findings in its diagnosis.json. It draws nothing from the run's generators."""
     num_iters, path = trainer.options.num_iters, trainer.dir / "diagnosis.json"
-    if trainer.step not in {num_iters - k * num_iters // 8 for k in range(5)}:
+    if num_iters < LEAST_STEPS or trainer.step not in {num_iters - k * num_iters // 8 for k in range(5)}:
         return
     shares = examine(trainer.model, trainer.sampler.store, trainer.options.seed + trainer.step)
     if shares is None:
