@@ -97,15 +97,17 @@ def test_queries_to_tracks_to_the_same_score(trained, small_sequence, tmp_path):
     truth = load_annotations(small_sequence / "annotations.npz")
     queries, _ = sample_queries(truth, "first")
     np.savetxt(tmp_path / "q.csv", queries, "%.6f", ",", header="t,y,x", comments="")
-    assert driver("eval", *arguments, "--queries", tmp_path / "q.csv", "--out", tmp_path / "t.npz").returncode == 0
+    result = launch("eval.py", *arguments, "--queries", tmp_path / "q.csv", "--out", tmp_path / "t.npz",
+                    folder=tmp_path)
+    assert result.returncode == 0, result.stderr
     tracks = load_tracks(tmp_path / "t.npz", 8)
     assert tracks.tracks.shape == (len(queries), 8, 2) and tracks.depth.shape == (len(queries), 8)
     frames = queries[:, 0].astype(int)
     assert np.allclose(tracks.tracks[np.arange(len(queries)), frames], queries[:, :0:-1], atol=1e-4)
     scores = []
     for more in (["--predictions", tmp_path / "t.npz"], arguments):
-        result = driver("eval", *more, "--annotations", small_sequence / "annotations.npz", "--query_mode", "first",
-                        "--out", tmp_path / "m.json")
+        result = launch("eval.py", *more, "--annotations", small_sequence / "annotations.npz", "--query_mode", "first",
+                        "--out", tmp_path / "m.json", folder=tmp_path)
         assert result.returncode == 0, result.stderr
         scores.append(json.loads((tmp_path / "m.json").read_text()))
     assert scores[1].pop("follow_flow") == 0

@@ -318,9 +318,9 @@ def test_images_to_store_and_again(small_sequence, tmp_path):
     sequence = open_sequence(folder)
     assert len(sequence) == 4 and sequence.size == (48, 64)
     assert len(open_correspondences(sequence).pairs) == 12
-    again = command("--data_dir", folder)
+    again = launch("preprocessing", "--data_dir", folder, folder=tmp_path)
     assert again.returncode == 0 and "left as it is" in again.stderr
-    other = command("--data_dir", folder, "--cycle_th", 2)
+    other = launch("preprocessing", "--data_dir", folder, "--cycle_th", 2, folder=tmp_path)
     assert other.returncode == 2 and "cycle_th" in other.stderr
 
 
