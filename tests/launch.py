@@ -14,7 +14,9 @@ PRELOAD = ["train", "eval", "viz", "preprocessing.cli"]
 
 def launch(script: str, *arguments, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess:
     """`python script arguments`, or of `-m script` without .py; what it says goes through files in `folder`."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if str(ROOT) not in paths:  # what is imported ahead is found by it
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     said = [folder / name for name in ("stdout", "stderr")]
