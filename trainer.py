@@ -44,6 +44,7 @@ from models.omnimotion import ModelConfig
 from models.tracker import Tracker
 from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
 from training.forward import compiled_forward, forward
+from training.layer_votes import layer_votes
 from training.motion_layers import crossing_motion, layers_of_motion
 from training.parallel import Processes
 
@@ -122,6 +123,8 @@ class Trainer:
         at = denormalise_pixels(vertices, size)
         moved = torch.from_numpy(layers_of_motion(store, at.numpy(), crossing))  # (T, S, R, R, 2)
         self.model.deform.start_at((normalise_pixels(at + moved, size) - vertices).to(self.device))
+        if self.options.field == "grid":
+            self.model.field.start_at(torch.from_numpy(layer_votes(self.model, store)))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 EXTENT = (1.6, 1.6, 1.2)  # of the grids; c(u) reaches it at u = (2.5, 2.5, 1.25), outside the border's values hold
 SIDES = (9, 17, 33, 65, 129)
 DEPTHS = (5, 9, 9, 17, 17)
+ON_EDGE = 1e-3   # of a range of depths: a vertex on the edge of two is the farther one's
 PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
 ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
 OPACITY = 2.0  # of a softplus of 1: how quickly places learn to hide what is behind them
 THIN, DENSE = -2.0, 2.0  # added to its density at its first and last depth: all of a ray takes part, and more so behind
+EMPTY, SHOWN = -3.0, 1.5  # added to densities where it is known that a place is empty, and that something is seen there
 
 
 class GridField(nn.Module):
@@ -34,9 +36,33 @@ class GridField(nn.Module):
         with torch.no_grad():
             self.levels[0][0, 3] += torch.linspace(THIN, DENSE, DEPTHS[0])[:, None, None]
 
+    @property
+    def side(self) -> int:
+        """Vertices of the finest level along x and y."""
+        return self.levels[-1].shape[-1]
+
+    def place(self, u: Tensor) -> Tensor:
+        """Where canonical points `(..., 3)` are in the grids, which span [-1, 1]."""
+        return contract_each((u - self.centre) / self.scale) / self.extent
+
+    def vertices_of(self, u: Tensor) -> Tensor:
+        """x and y `(..., 2)` of canonical points `(..., 3)` as places among the finest level's vertices, in
+        [0, side - 1]."""
+        return (self.place(u)[..., :2].clamp(-1, 1) + 1) / 2 * (self.side - 1)
+
+    @torch.no_grad()
+    def start_at(self, shown: Tensor) -> None:
+        """Let a new field know where the S ranges of equal depth before the last are empty (-1) and where something is
+        seen (1): `shown` `(S - 1, side, side)`, rows along y."""
+        level, S = self.levels[-1], len(shown) + 1
+        z = torch.linspace(-1, 1, level.shape[2], device=level.device) * self.extent[2]
+        for s, known in enumerate(shown.to(level.device)):
+            inside = (z < 2 * (s + 1) / S - 1 - ON_EDGE) & ((z > 2 * s / S - 1 - ON_EDGE) | (s == 0))
+            level[0, 3, inside] += torch.where(known > 0, SHOWN * known, -EMPTY * known)
+
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Canonical points `(..., 3)` -> rgb `(..., 3)` in [0, 1] and sigma `(...)` >= 0."""
-        v = contract_each((u.reshape(-1, 3) - self.centre) / self.scale) / self.extent  # (M, 3)
+        v = self.place(u.reshape(-1, 3))  # (M, 3)
         parts = PARTS if v.device.type == "cpu" and len(v) % PARTS == 0 else 1
         v = v.view(parts, 1, 1, -1, 3)
         out = sum(F.grid_sample(level.expand(parts, -1, -1, -1, -1), v, padding_mode="border", align_corners=True)

@@ -1,11 +1,10 @@
 """The ablation and convergence tables: real cells, one process each, on a small clip."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch import launch
 
 from benchmarks.ablation import BASE, PRESETS, difference, means_of_seeds, table
 from benchmarks.cells import Cell, cell_options, file_options
@@ -14,8 +13,7 @@ from configs.options import parse
 
 
 def run(module, *arguments):
-    return subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)], capture_output=True,
-                          text=True)
+    return launch(f"benchmarks.{module}", *arguments)
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from launch import Launched
 from test_training import options
 
 from errors import UserError
@@ -22,11 +24,13 @@ SMALL = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --a
          "--field_width 24 --start_interval 10 --i_img 0 --no_tensorboard --device cpu").split()
 
 
-def start(folder, out, *more, command=(sys.executable, "train.py"), small=True, **popen):
-    """train.py in a process of its own, with one thread: tests run beside each other."""
-    more = [*SMALL * small, *map(str, more)]
-    return subprocess.Popen([*command, "--data_dir", str(folder), "--save_dir", str(out), *more], cwd=ROOT,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **popen)
+def start(folder, out, *more, command=None, small=True, prepare=None):
+    """train.py, or what `command` says, in a process of its own, with one thread: tests run beside each other."""
+    more = ["--data_dir", str(folder), "--save_dir", str(out), *SMALL * small, *map(str, more)]
+    if command is None:
+        return Launched("train.py", *more, prepare=prepare)
+    return subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def finished(process, timeout=120):
@@ -198,11 +202,8 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(small_sequence, small_disk
 
 
 def test_a_limit_on_the_size_of_files_is_a_clear_line(small_sequence, tmp_path):
-    import resource
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    line = one_line_and_exit_2(*finished(start(small_sequence, tmp_path, "--num_iters", 2, preexec_fn=limit)))
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    line = one_line_and_exit_2(*finished(start(small_sequence, tmp_path, "--num_iters", 2, prepare=limit)))
     assert "File too large" in line and not list((tmp_path / "default_small").glob("*.pth"))
 
 

@@ -1,11 +1,11 @@
 """A disk without room, in the middle of preprocessing. `make faults` has more of it."""
 
 import resource
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from launch import launch
 from PIL import Image
 
 from loaders.files import atomic_path, write_text
@@ -25,13 +25,12 @@ def sequence(folder, count=3):
 
 
 def preprocess(folder, prepare=None):
-    command = [sys.executable, "-m", "preprocessing", "--data_dir", str(folder), "--resume", "--num_workers", "1"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=prepare)
+    return launch("preprocessing", "--data_dir", folder, "--resume", "--num_workers", "1", prepare=prepare)
 
 
 def test_no_room_is_one_line_and_the_same_command_goes_on(tmp_path):
     made = sequence(tmp_path / "seq")
-    result = preprocess(made.root, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000)))
+    result = preprocess(made.root, partial(resource.setrlimit, resource.RLIMIT_FSIZE, (6_000, 6_000)))
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert last.startswith("error: ") and "ulimit -f" in last and "--resume goes on" in last

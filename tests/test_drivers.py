@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from launch import launch
+from launch import Launched, launch
 
 from loaders.annotations import load_annotations, load_tracks, sample_queries, save_annotations
 
@@ -21,10 +21,10 @@ QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupli
          "--affine_layers 3 --field_width 24 --i_img 12 --i_print 4").split()
 
 
-def driver(name, *arguments, **options):
+def driver(name, *arguments):
     """Run a driver in a process of its own."""
     return subprocess.run([sys.executable, f"{name}.py", *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120, **options)
+                          text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def test_training_leaves_checkpoint_pictures_and_curves(trained):
 def test_a_finished_run_is_not_trained_again(trained):
     arguments, folder = trained
     before = (folder / "model_000024.pth").read_bytes()
-    result = driver("train", *arguments, *QUICK)
+    result = launch("train.py", *arguments, *QUICK)
     assert result.returncode == 0 and "going on from" in result.stderr
     assert (folder / "model_000024.pth").read_bytes() == before
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
     arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK, "--num_iters", "100000"]
-    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = Launched("train.py", *arguments)
     deadline = time.monotonic() + 60
     while not (tmp_path / "default_small" / "vis").is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -72,14 +72,14 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
     (checkpoint,) = (tmp_path / "default_small").glob("model_*.pth")
     steps = int(checkpoint.stem[6:])
     assert steps >= 12
-    result = driver("train", *arguments[:-1], steps + 2)
+    result = launch("train.py", *arguments[:-1], steps + 2)
     assert result.returncode == 0 and f"at step {steps}" in result.stderr
     assert (tmp_path / "default_small" / f"model_{steps + 2:06d}.pth").is_file()
 
 
 def test_scores_with_baselines(trained, small_sequence):
     arguments, folder = trained
-    result = driver("eval", *arguments, "--annotations", small_sequence / "annotations.npz", "--baselines",
+    result = launch("eval.py", *arguments, "--annotations", small_sequence / "annotations.npz", "--baselines",
                     "static,chain", "--query_mode", "first")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["static", "chain", "model"]
@@ -97,8 +97,7 @@ def test_queries_to_tracks_to_the_same_score(trained, small_sequence, tmp_path):
     truth = load_annotations(small_sequence / "annotations.npz")
     queries, _ = sample_queries(truth, "first")
     np.savetxt(tmp_path / "q.csv", queries, "%.6f", ",", header="t,y,x", comments="")
-    result = launch("eval.py", *arguments, "--queries", tmp_path / "q.csv", "--out", tmp_path / "t.npz",
-                    folder=tmp_path)
+    result = launch("eval.py", *arguments, "--queries", tmp_path / "q.csv", "--out", tmp_path / "t.npz")
     assert result.returncode == 0, result.stderr
     tracks = load_tracks(tmp_path / "t.npz", 8)
     assert tracks.tracks.shape == (len(queries), 8, 2) and tracks.depth.shape == (len(queries), 8)
@@ -107,7 +106,7 @@ def test_queries_to_tracks_to_the_same_score(trained, small_sequence, tmp_path):
     scores = []
     for more in (["--predictions", tmp_path / "t.npz"], arguments):
         result = launch("eval.py", *more, "--annotations", small_sequence / "annotations.npz", "--query_mode", "first",
-                        "--out", tmp_path / "m.json", folder=tmp_path)
+                        "--out", tmp_path / "m.json")
         assert result.returncode == 0, result.stderr
         scores.append(json.loads((tmp_path / "m.json").read_text()))
     assert scores[1].pop("follow_flow") == 0
@@ -116,7 +115,7 @@ def test_queries_to_tracks_to_the_same_score(trained, small_sequence, tmp_path):
 
 def test_videos_show_every_frame(trained):
     arguments, folder = trained
-    result = driver("viz", *arguments, "--query_frame_id", 3, "--use_mask", "--grid_interval", 5)
+    result = launch("viz.py", *arguments, "--query_frame_id", 3, "--use_mask", "--grid_interval", 5)
     assert result.returncode == 0, result.stderr
     for name in ("tracks_00003.mp4", "depth.mp4"):
         with av.open(str(folder / name)) as video:
@@ -178,7 +177,7 @@ def bad(kind, trained, small_sequence, tmp_path):
     ("frame outside the clip", "frames 0 to 7"), ("no such mask", "cannot be read")])
 def test_a_users_mistake_is_one_line_and_exit_code_2(kind, words, trained, small_sequence, tmp_path):
     name, *arguments = bad(kind, trained, small_sequence, tmp_path)
-    result = launch(f"{name}.py", *arguments, folder=tmp_path)
+    result = launch(f"{name}.py", *arguments)
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and words in lines[-1], result.stderr
     assert len([line for line in lines if not line.startswith("model: ")]) == 1

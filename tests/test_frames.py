@@ -1,8 +1,6 @@
 """Frames of every kind: images of several depths and channels, phones' videos, clips that are not whole."""
 
 import struct
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from launch import launch
 from PIL import Image
 
 from errors import UserError
@@ -115,7 +114,6 @@ def test_portrait_odd_and_tiny_frames_work(size, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(picture, tmp_path):
     write_video(tmp_path / "clip.mp4", [picture] * 2)
-    result = subprocess.run([sys.executable, "-m", "preprocessing", "--video", tmp_path / "clip.mp4", "--data_dir",
-                             tmp_path / "clip.mp4" / "seq"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = launch("preprocessing", "--video", tmp_path / "clip.mp4", "--data_dir", tmp_path / "clip.mp4" / "seq")
     assert result.returncode == 2 and "give another --data_dir" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

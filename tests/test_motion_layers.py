@@ -9,8 +9,12 @@ import torch
 from configs.options import parse
 from errors import UserError
 from loaders.store_format import DensePair
+from models.coords import denormalise_pixels, normalise_pixels
+from models.grid_field import GridField
 from models.grids import GridNetwork
+from models.omnimotion import ModelConfig, OmniMotion
 from trainer import Trainer
+from training.layer_votes import _votes, layer_votes
 from training.motion_layers import crossing_motion, layers_of_motion
 
 H, W, T = 96, 128, 9
@@ -23,6 +27,7 @@ class Moving:
         self.num_frames, self.size, self.background, self.square = num_frames, size, background, square
         self.centre = np.array(centre)
         self.counts = np.ones((num_frames, num_frames), int)
+        self.pairs = np.argwhere(~np.eye(num_frames, dtype=bool))
 
     def place(self, t, p):
         """Where background points, and the square's, of the frame before all motion are in frame t."""
@@ -242,3 +247,86 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
 def test_layers_that_have_no_start_are_refused(start, layers, message):
     with pytest.raises(UserError, match=message):
         Trainer(start("--grid_layers", layers))
+
+
+# Which layer a place shows
+
+def started(scene, crossing=None):
+    """A model whose maps start as the trainer's do, and the votes for its layers `(S - 1, R, R)`."""
+    torch.manual_seed(0)
+    model = OmniMotion(ModelConfig(T, H, W, deform="grid", field="grid", grid_layers=2 if crossing is None else 3))
+    at = model.deform.vertices()
+    moved = torch.from_numpy(layers_of_motion(scene, denormalise_pixels(at, (H, W)).numpy(), crossing))
+    model.deform.start_at(normalise_pixels(denormalise_pixels(at, (H, W)) + moved, (H, W)) - at)
+    return model, layer_votes(model, scene)
+
+
+def depths(model, t):
+    """(H, W) rendered depth of frame t."""
+    pixels = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).reshape(1, -1, 2)
+    with torch.no_grad():
+        return model.colour_and_depth(torch.from_numpy(pixels).float(), torch.tensor([t]))[1].view(H, W).numpy()
+
+
+def square(scene, t, margin):
+    """Where the square is in frame t but for a margin, and where it is not by as much, `(H, W)` bool."""
+    y, x = np.mgrid[:H, :W]
+    far = np.abs(np.stack([x, y], -1) - scene.centre - np.array(scene.square) * t).max(-1)
+    return far < 16 - margin, far > 16 + margin
+
+
+def test_before_the_first_step_what_moves_is_in_front_in_every_frame(scene):
+    model, votes = started(scene)
+    assert votes.shape == (1, model.field.side, model.field.side) and np.abs(votes).max() <= 1
+    for t in range(T):
+        unknown = depths(model, t)
+        assert np.ptp(unknown) < 0.5  # nothing tells the square from what is around it
+    model.field.start_at(torch.from_numpy(votes))
+    for t in range(T):
+        found, (inside, outside) = depths(model, t), square(scene, t, margin=4)
+        outside[:, :8] = outside[:, -8:] = outside[:8] = outside[-8:] = False  # is not seen in all frames
+        assert (found[inside] < 0.5).mean() > 0.95 and (found[outside] > 0.8).mean() > 0.95, t
+
+
+def test_what_crosses_the_picture_is_in_front_of_all_else_before_the_first_step():
+    scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], centre=(10, 50))
+    model, votes = started(scene, crossing_motion(scene))
+    model.field.start_at(torch.from_numpy(votes))
+    for t in range(1, T - 1):
+        found, (inside, outside) = depths(model, t), square(scene, t, margin=5)
+        assert (found[inside] < 0.7).mean() > 0.95 and (found[outside] > 0.7).mean() > 0.95, t
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+def test_a_layer_is_voted_for_by_what_moves_with_it(layers):
+    """Against the definition, one correspondence and layer after the other."""
+    e = np.random.default_rng(layers).exponential(1.0, (layers, 200))
+    e[:, :20] = 0.3  # all layers move alike
+    votes = _votes(e)
+    for k in range(e.shape[1]):
+        for s in range(layers - 1):
+            own, behind = e[s, k], e[s + 1:, k].min()
+            hidden = s > 0 and e[:s, k].min() < min(own, behind)
+            assert votes[s, k] == (0 if hidden else np.clip(behind - own, -1, 1))
+
+
+def test_nothing_votes_without_correspondences(scene):
+    scene.pairs = scene.pairs[:0]
+    assert not started(scene)[1].any()
+
+
+def test_frames_without_pairs_do_not_vote(scene):
+    scene.pairs = np.array([[0, 1], [1, 0]])
+    assert np.isfinite(started(scene)[1]).all()
+
+
+def test_the_field_keeps_to_its_ranges_of_depth():
+    """Of three ranges the first is empty, the second shown: densities change in these two, each its own way."""
+    torch.manual_seed(0)
+    field = GridField((0.0, 2.0))
+    u = torch.stack(torch.meshgrid(torch.zeros(1), torch.zeros(1), torch.linspace(0.02, 1.98, 99), indexing="ij"), -1)
+    before = field(u)[1].flatten()
+    field.start_at(torch.stack([-torch.ones(field.side, field.side), torch.ones(field.side, field.side)]))
+    after, z = field(u)[1].flatten(), u[..., 2].flatten()
+    assert (after < before)[z < 0.6].all() and (after > before)[(z > 0.75) & (z < 1.25)].all()
+    assert torch.equal(after[z > 1.5], before[z > 1.5])  # a vertex beyond the edge

@@ -33,8 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def command(*arguments):
     """Run `python -m preprocessing` as a user does."""
-    return subprocess.run([sys.executable, "-m", "preprocessing", *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    return launch("preprocessing", *arguments)
 
 
 def textured(seed, size=(96, 128)):
@@ -318,9 +317,9 @@ def test_images_to_store_and_again(small_sequence, tmp_path):
     sequence = open_sequence(folder)
     assert len(sequence) == 4 and sequence.size == (48, 64)
     assert len(open_correspondences(sequence).pairs) == 12
-    again = launch("preprocessing", "--data_dir", folder, folder=tmp_path)
+    again = launch("preprocessing", "--data_dir", folder)
     assert again.returncode == 0 and "left as it is" in again.stderr
-    other = launch("preprocessing", "--data_dir", folder, "--cycle_th", 2, folder=tmp_path)
+    other = launch("preprocessing", "--data_dir", folder, "--cycle_th", 2)
     assert other.returncode == 2 and "cycle_th" in other.stderr
 
 
@@ -352,7 +351,7 @@ def broken(tmp_path):
     ("sizes", "different sizes"), ("corrupt", "00001.png cannot be read")])
 def test_bad_frames_are_one_line_and_exit_code_2(kind, words, broken, tmp_path):
     folder = tmp_path / "nowhere" if kind == "missing" else broken(kind)
-    result = launch("preprocessing", "--data_dir", folder, folder=tmp_path)
+    result = launch("preprocessing", "--data_dir", folder)
     assert result.returncode == 2 and words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 

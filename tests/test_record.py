@@ -1,7 +1,6 @@
 """A run's args.txt and versions.json: what reproduces it."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -37,8 +36,7 @@ def test_args_txt_gives_the_same_run(small_sequence, tmp_path):
                   "--expname", "x y")
     assert finished(first)[0] == 0
     folder = tmp_path / "a" / "x y_small"
-    again = start(small_sequence, tmp_path / "b", command=(
-        sys.executable, "train.py", "--config", str(folder / "args.txt")), small=False)
+    again = start(small_sequence, tmp_path / "b", "--config", folder / "args.txt", small=False)
     code, said = finished(again)
     assert code == 0, said
     a, b = (load_checkpoint(tmp_path / run / "x y_small" / "model_000008.pth")["model"] for run in "ab")
