@@ -13,12 +13,12 @@ from torch import Tensor, nn
 EXTENT = (1.6, 1.6, 1.2)  # of the grids; c(u) reaches it at u = (2.5, 2.5, 1.25), outside the border's values hold
 SIDES = (9, 17, 33, 65, 129)
 DEPTHS = (5, 9, 9, 17, 17)
-ON_EDGE = 1e-3   # of a range of depths: a vertex on the edge of two is the farther one's
+ON_EDGE = 1e-3   # of half of the depths: a vertex on the edge of two ranges is the farther one's
 PARTS = 2  # of the points: on a CPU a thread takes a part, whose gradient is an array of its own
 ROUGHNESS = 0.1  # standard deviation of the coarsest level at the start
 OPACITY = 2.0  # of a softplus of 1: how quickly places learn to hide what is behind them
 THIN, DENSE = -2.0, 2.0  # added to its density at its first and last depth: all of a ray takes part, and more so behind
-EMPTY, SHOWN = -3.0, 1.5  # added to densities where it is known that a place is empty, and that something is seen there
+EMPTY, SHOWN = 3.0, 1.5  # taken from densities where a place is known to be empty; added where something is seen
 
 
 class GridField(nn.Module):
@@ -51,14 +51,15 @@ class GridField(nn.Module):
         return (self.place(u)[..., :2].clamp(-1, 1) + 1) / 2 * (self.side - 1)
 
     @torch.no_grad()
-    def start_at(self, shown: Tensor) -> None:
-        """Let a new field know where the S ranges of equal depth before the last are empty (-1) and where something is
-        seen (1): `shown` `(S - 1, side, side)`, rows along y."""
-        level, S = self.levels[-1], len(shown) + 1
+    def start_at(self, votes: Tensor) -> None:
+        """Let a new field know where the first S - 1 of S ranges of depth, all as long, are empty (-1) and where
+        something is seen in them (1): `votes` `(S - 1, side, side)`, rows along y. From a range's last vertex to the
+        next one's first, densities go over from the one's to the other's."""
+        level, S = self.levels[-1], len(votes) + 1
         z = torch.linspace(-1, 1, level.shape[2], device=level.device) * self.extent[2]
-        for s, known in enumerate(shown.to(level.device)):
-            inside = (z < 2 * (s + 1) / S - 1 - ON_EDGE) & ((z > 2 * s / S - 1 - ON_EDGE) | (s == 0))
-            level[0, 3, inside] += torch.where(known > 0, SHOWN * known, -EMPTY * known)
+        for s, vote in enumerate(votes.to(level.device)):
+            first, end = (2 * edge / S - 1 - ON_EDGE for edge in (s if s else -S, s + 1))
+            level[0, 3, (z >= first) & (z < end)] += SHOWN * vote.clamp(min=0) + EMPTY * vote.clamp(max=0)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Canonical points `(..., 3)` -> rgb `(..., 3)` in [0, 1] and sigma `(...)` >= 0."""

@@ -203,3 +203,17 @@ def test_every_annotated_position_is_a_query(truth):
         queries, rows = every_query(some)
         assert len(queries) == expected.sum() and expected[rows, queries[:, 0].astype(int)].all()
         assert np.array_equal(queries[:, :0:-1], truth.points[rows, queries[:, 0].astype(int)])
+
+
+def test_every_scored_position_is_so_far_from_its_query(truth):
+    from benchmarks.every_query import every_query, far_apart
+
+    some = replace(truth, evaluated=np.arange(N * T).reshape(N, T) % 3 != 1)
+    queries, rows = every_query(some)
+    parts = far_apart(some, queries, rows)
+    away = np.abs(np.arange(T) - queries[:, :1])
+    for name, part in parts.items():
+        low, high = map(int, name.split(" to "))
+        assert np.array_equal(part.evaluated, some.evaluated[rows] & (away >= low) & (away <= high))
+        assert np.array_equal(part.points, some.points[rows])
+    assert np.array_equal(sum(part.evaluated.astype(int) for part in parts.values()), some.evaluated[rows] & (away > 0))

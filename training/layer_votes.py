@@ -1,4 +1,4 @@
-"""Which layer of motion each place of the canonical volume shows: all correspondences vote, before the first step.
+"""Which layer of motion each place of the canonical volume shows: correspondences vote, before the first step.
 
 Densities that are only learned are decided early, by the samples that happen to be drawn then: something small ends in
 one layer in one run and in the other in the next.
@@ -6,17 +6,18 @@ one layer in one run and in the other in the next.
 Notation
     T, S     frames, layers of motion; layer 0 is in front
     R        vertices a side of the field's finest grid, over canonical x and y
-    p, q     pixels of a raster of frame t, and where a stored correspondence takes them in frame j      (n, 2)
+    p, q     pixels of a raster of frame t, and where stored correspondences take them in frames j of TARGETS  (n, 2)
     M_t,s    the model's map from frame t to canonical space, at the depths of layer s
-    e_s      |M_t,s(p) - M_j,s(q)|, pixels: how far the correspondence is from layer s's motion          (S, n)
-    vote     for layer s that p shows it: the least e behind s, less e_s, over SURE pixels, in [-1, 1]. Below zero: it
-             is empty there. None (0) where a layer in front of s fits better than s and all behind it: that hides s
-    v        sum of the votes around a vertex over the sum of their sizes, in [-1, 1]; 0 where nothing voted
+    e_s      |M_t,s(p) - M_j,s(q)| in units of SURE: how far a correspondence is from layer s's motion
+    vote     for layer s that p shows it: the least e behind s, less e_s, in [-1, 1]. Below zero: it is empty there.
+             None (0) where a layer in front of s fits better than s and all behind it: that hides s
+    v        sum of the votes around a vertex over (sum of their sizes + DOUBT times their number), in (-1, 1)
 """
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.coords import denormalise_pixels, normalise_pixels
 from models.omnimotion import OmniMotion
@@ -24,61 +25,83 @@ from models.omnimotion import OmniMotion
 RASTER = 128    # pixels of a frame that vote, along the longer side, at most
 TARGETS = 8     # frames j of each frame t, evenly among those of its pairs
 SURE = 2 / 256  # of the longer side
+DOUBT = 0.1     # mean size of the votes at which places are half as sure as they can be
 BLUR = 1.0      # standard deviation of the Gaussian by which votes count, in vertices
-DOUBT = 0.05    # of the median sum of sizes, added to each
 
 
 @torch.no_grad()
 def layer_votes(model: OmniMotion, store) -> np.ndarray:
-    """v of all layers but the last, `(S - 1, R, R)` float32, rows along y.
+    """v of all layers but the last, `(S - 1, R, R)` float32, rows along y; 0 where nothing votes.
 
-    model: of --deform grid and --field grid, before its first step; store: a correspondence store."""
-    S, R, side = model.config.grid_layers, model.field.side, max(store.size)
-    stride = -(-side // RASTER)
-    raster = np.s_[stride // 2::stride, stride // 2::stride]
-    p = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in store.size[::-1])), axis=-1)[raster]
-    votes, sizes = np.zeros((2, S - 1, R, R))
+    model: of --deform grid and --field grid, before its first step; store: a correspondence store, or a
+    PublishedFolder."""
+    (H, W), S, R = store.size, model.config.grid_layers, model.field.side
+    p = _raster(store.size)
+    pixels, unit = p @ (1, W), SURE * max(H, W)
+    sums = np.zeros((3, S - 1, R, R))  # of votes, of their sizes, and their number
     with model.bound():
-        for t, targets in enumerate(_targets(store)):
-            u = _canonical(model, t, p.reshape(-1, 2))  # (S, n, 3)
-            here, ballots = denormalise_pixels(u[..., :2], store.size), np.zeros((2, S - 1, p[..., 0].size))
-            for j in targets:
-                pair = store.dense(t, j)
-                there = _canonical(model, j, (p + pair.flow[raster]).reshape(-1, 2))
-                e = (here - denormalise_pixels(there[..., :2], store.size)).norm(dim=-1).cpu().numpy()
-                vote = _votes(e / (SURE * side)) * pair.cycle[raster].ravel()  # (S - 1, n)
-                ballots += vote, np.abs(vote)
-            places = model.field.vertices_of(u).cpu().numpy()
-            for s in range(S - 1):
-                _add(votes[s], places[s], ballots[0, s])
-                _add(sizes[s], places[s], ballots[1, s])
-    return np.stack([_share(*both) for both in zip(votes, sizes, strict=True)]).astype(np.float32)
+        for t, targets in enumerate(_targets(store.counts)):
+            if not len(targets):
+                continue
+            q, known = map(np.stack, zip(*(_ends(store.index(t, j), p, pixels) for j in targets), strict=True))
+            u = _canonical(model, [t], p[None])  # (1, S, n, 3)
+            e = (_plane(u, store.size) - _plane(_canonical(model, targets, q), store.size)).norm(dim=-1)  # (B, S, n)
+            votes, counts = _votes(e.cpu().numpy() / unit)  # (B, S - 1, n)
+            counts &= known[:, None]
+            votes *= counts
+            places = model.field.vertices_of(u[0]).cpu().numpy()  # (S, n, 2)
+            for total, values in zip(sums, (votes, np.abs(votes), counts), strict=True):
+                for s in range(S - 1):
+                    _add(total[s], places[s], values[:, s].sum(axis=0))
+    votes, sizes, counts = (np.stack([cv2.GaussianBlur(x, (0, 0), BLUR) for x in total]) for total in sums)
+    return np.divide(votes, sizes + DOUBT * counts, out=np.zeros_like(votes), where=counts > 0).astype(np.float32)
 
 
-def _targets(store) -> list[list[int]]:
-    """Of each frame, the frames with which it is compared."""
-    out = [[] for _ in range(store.num_frames)]
-    for t, j in sorted(store.pairs.tolist()):
-        out[t].append(j)
-    return [js and [js[k] for k in np.unique(np.linspace(0, len(js) - 1, TARGETS).round().astype(int))] for js in out]
+def _raster(size: tuple[int, int]) -> np.ndarray:
+    """Pixels `(n, 2)` int64, every stride-th. The stride is odd: a store that keeps half of the pixels, as the squares
+    of one colour of a checkerboard, has half of these."""
+    stride = -(-max(size) // RASTER) | 1
+    y, x = (np.arange(min(stride // 2, (n - 1) // 2), n, stride) for n in size)
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def _canonical(model: OmniMotion, t: int, p: np.ndarray) -> torch.Tensor:
-    """M_t,s(p) of pixels `(n, 2)`, in the middle of each layer: `(S, n, 3)`."""
-    c, S, device = model.config, model.config.grid_layers, model.field.centre.device
+def _targets(counts: np.ndarray) -> list[np.ndarray]:
+    """Of each frame, the frames with which it is compared: of those with correspondences."""
+    found = [np.flatnonzero(row) for row in counts]
+    return [js[np.unique(np.linspace(0, len(js) - 1, min(TARGETS, len(js))).round().astype(int))] for js in found]
+
+
+def _ends(pair, p: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a pair takes pixels p `(n, 2)`, whose flat indices are `pixels`, and whether that is believed `(n,)`."""
+    rows, stored = pair.find(pixels)
+    q, known = p.astype(np.float32), np.zeros(len(p), bool)
+    q[stored] += pair.flow(rows[stored])
+    known[stored] = pair.cycle_at(pixels[stored])
+    return q, known
+
+
+def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
+    """M_t,s(p) of pixels `(B, n, 2)` of B frames, in the middle of each layer: `(B, S, n, 3)`."""
+    (B, n), c, S, device = p.shape[:2], model.config, model.config.grid_layers, model.field.centre.device
     z = c.min_depth + (torch.arange(S, device=device) + 0.5) * ((c.max_depth - c.min_depth) / S)
-    xy = normalise_pixels(torch.from_numpy(p).to(device), model.size)
-    x = torch.cat([xy.expand(S, -1, -1), z[:, None, None].expand(-1, len(p), 1)], dim=-1)
-    return model.maps(torch.tensor([t], device=device)).to_canonical(x.flatten(0, 1)[None])[0].view_as(x)
+    xy = normalise_pixels(torch.from_numpy(p).float().to(device), model.size)
+    x = torch.cat([xy[:, None].expand(B, S, n, 2), z[:, None, None].expand(B, S, n, 1)], dim=-1)
+    ids = torch.as_tensor(frames, device=device)
+    return model.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x)
 
 
-def _votes(e: np.ndarray) -> np.ndarray:
-    """Votes `(S - 1, n)` for all layers but the last by errors `(S, n)` in units of SURE."""
-    behind = np.minimum.accumulate(e[::-1])[::-1]  # least from here on
-    front = np.minimum.accumulate(e)
-    out = np.clip(behind[1:] - e[:-1], -1, 1)
-    out[1:][front[:-2] < behind[1:-1]] = 0
-    return out
+def _plane(u: Tensor, size: tuple[int, int]) -> Tensor:
+    """Canonical x and y in pixels of the middle frame."""
+    return denormalise_pixels(u[..., :2], size)
+
+
+def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Votes for all layers but the last by errors `(..., S, n)`, `(..., S - 1, n)`; and which of them are any."""
+    behind = np.minimum.accumulate(e[..., ::-1, :], axis=-2)[..., ::-1, :]  # the least from each layer on
+    front = np.minimum.accumulate(e, axis=-2)
+    some = np.ones(e[..., 1:, :].shape, bool)
+    some[..., 1:, :] = front[..., :-2, :] >= behind[..., 1:-1, :]
+    return np.clip(behind[..., 1:, :] - e[..., :-1, :], -1, 1) * some, some
 
 
 def _add(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
@@ -89,10 +112,3 @@ def _add(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
     for dx, dy in np.ndindex(2, 2):
         weight = np.abs(1 - dx - share[:, 0]) * np.abs(1 - dy - share[:, 1])
         total += np.bincount((corner[:, 1] + dy) * R + corner[:, 0] + dx, weight * values, R * R).reshape(R, R)
-
-
-def _share(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """v `(R, R)` from sums of votes and of their sizes, each blurred."""
-    votes, sizes = (cv2.GaussianBlur(x, (0, 0), BLUR) for x in (votes, sizes))
-    some = sizes > 0
-    return votes / (sizes + DOUBT * np.median(sizes[some])) * some if some.any() else votes
