@@ -1,12 +1,20 @@
 """Scripts in processes of their own that are forked from one which has imported PyTorch: for tests of many short runs,
-of which each would spend seconds on imports. What is run is the script itself, from its first line on."""
+of which each would spend seconds on imports.
+
+What is run is the script itself, from its first line on. Otherwise such a process differs from one that a user starts:
+its environment is that of the first one, modules that scripts import are there already, and nothing runs at its exit.
+So each script is also started plainly by some test."""
 
 import multiprocessing
 import os
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import weakref
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,8 +22,9 @@ PRELOAD = ["train", "eval", "viz", "preprocessing.cli"]
 
 
 class Launched:
-    """A running `python script arguments`, or of `-m script` without .py, with one thread; as subprocess.Popen with
-    pipes and text. `prepare` is called in the process before the script."""
+    """A running `python script arguments`, or of `-m script` without .py, with one thread for PyTorch; the part of
+    subprocess.Popen, with pipes and text, that tests use. `prepare`, which pickle must know, is called in the process
+    before the script. What still runs when this is gone is killed, with all that it has started."""
 
     def __init__(self, script: str, *arguments, prepare=None):
         paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
@@ -27,10 +36,11 @@ class Launched:
         self._process = context.Process(target=_run, args=(self.args, str(self._said), prepare))
         self._process.start()
         self.pid = self._process.pid
+        weakref.finalize(self, _end, self._process, self._said)
 
     @property
     def returncode(self) -> int | None:
-        """As Popen's; also what `poll` returns."""
+        """As Popen's, but known as soon as it has ended."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
@@ -39,30 +49,53 @@ class Launched:
 
     def send_signal(self, number: int) -> None:
         """As Popen's."""
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """As Popen's."""
-        self._process.kill()
+        self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
-        """As Popen's; a process that takes longer is killed."""
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
+        """As Popen's; what takes longer is killed, and TimeoutExpired has what it said until then."""
         self._process.join(timeout)
+        said = tuple(path.read_text() if path.exists() else "" for path in (self._said / n for n in STREAMS))
         if self._process.is_alive():
-            self.kill()
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        return tuple((self._said / name).read_text() for name in ("stdout", "stderr"))
+            _end(self._process, self._said)
+            raise subprocess.TimeoutExpired(self.args, timeout, *said)
+        return said
 
 
-def launch(script: str, *arguments, timeout: float = 120, prepare=None) -> subprocess.CompletedProcess:
+STREAMS = ("stdout", "stderr")
+
+
+def launch(script: str, *arguments, timeout: float = 240, prepare=None) -> subprocess.CompletedProcess:
     """What a script says and ends with, as subprocess.run with `capture_output`."""
     process = Launched(script, *arguments, prepare=prepare)
     said = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
+def wait_until(condition, process, seconds=60):
+    """Until the condition holds, the process has ended, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _end(process: multiprocessing.Process, said: Path) -> None:
+    if process.is_alive():
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group yet
+            process.kill()
+        process.join()
+    shutil.rmtree(said, ignore_errors=True)
+
+
 def _run(arguments: list[str], said: str, prepare) -> None:
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+    os.setsid()
+    for descriptor, name in zip((1, 2), STREAMS, strict=True):
         os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Launched
+from launch import Launched, wait_until
 from test_training import options
 
 from errors import UserError
@@ -37,13 +37,6 @@ def finished(process, timeout=120):
     """Exit code and what the process said, bars left out."""
     said = process.communicate(timeout=timeout)[1]
     return process.returncode, [line for line in said.replace("\r", "\n").splitlines() if "step/s" not in line]
-
-
-def wait_until(condition, process, seconds=60):
-    """Until the condition holds, the process has ended, or the time is over."""
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def same(a, b):

@@ -1,18 +1,17 @@
-"""train.py, eval.py and viz.py as a user runs them, and what they say about bad input."""
+"""train.py, eval.py and viz.py in processes of their own, and what they say about bad input."""
 
 import json
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from launch import Launched, launch
+from launch import Launched, launch, wait_until
 
 from loaders.annotations import load_annotations, load_tracks, sample_queries, save_annotations
 
@@ -22,7 +21,7 @@ QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupli
 
 
 def driver(name, *arguments):
-    """Run a driver in a process of its own."""
+    """Run a driver as a user does."""
     return subprocess.run([sys.executable, f"{name}.py", *map(str, arguments)], cwd=ROOT, capture_output=True,
                           text=True, timeout=120)
 
@@ -63,9 +62,7 @@ def test_a_finished_run_is_not_trained_again(trained):
 def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
     arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK, "--num_iters", "100000"]
     process = Launched("train.py", *arguments)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "default_small" / "vis").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: (tmp_path / "default_small" / "vis").is_dir(), process)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "goes on from here" in errors
@@ -115,7 +112,7 @@ def test_queries_to_tracks_to_the_same_score(trained, small_sequence, tmp_path):
 
 def test_videos_show_every_frame(trained):
     arguments, folder = trained
-    result = launch("viz.py", *arguments, "--query_frame_id", 3, "--use_mask", "--grid_interval", 5)
+    result = driver("viz", *arguments, "--query_frame_id", 3, "--use_mask", "--grid_interval", 5)
     assert result.returncode == 0, result.stderr
     for name in ("tracks_00003.mp4", "depth.mp4"):
         with av.open(str(folder / name)) as video:

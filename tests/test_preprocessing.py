@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(*arguments):
-    """Run `python -m preprocessing` as a user does."""
+    """Run `python -m preprocessing`."""
     return launch("preprocessing", *arguments)
 
 

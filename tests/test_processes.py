@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_crash_safety import finished, start, wait_until
+from launch import wait_until
+from test_crash_safety import finished, start
 
 from errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint
