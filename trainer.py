@@ -107,8 +107,8 @@ class Trainer:
                 self.processes.sum_all(list(self.model.parameters()))
 
     def _start_layers(self) -> None:
-        """As many layers of motion as the options or the video say, each with its motion. UserError if there is none
-        for the third."""
+        """As many layers of motion as the options or the video say, each with its motion; and what the correspondences
+        know of where each of them is empty. UserError if there is no motion for the third."""
         store, (T, size) = self.sampler.store, (len(self.sequence), self.sequence.size)
         crossing = crossing_motion(store) if self.options.grid_layers != 2 else None
         found = 2 if crossing is None else 3

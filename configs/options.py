@@ -88,7 +88,8 @@ OPTIONS = {
         ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
         ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
         ("w_depth", float, 0.0, "weight of the depth prior's loss (`python -m preprocessing --depth` makes the prior)"),
-        ("init_layers", int, 0, "deform = grid: 1 starts from the background's motion behind that of what moves"),
+        ("init_layers", int, 0, "deform = grid: 1 starts from the background's motion behind that of what moves; with "
+         "field = grid correspondences vote which of them each place shows"),
         ("init_depth", bool, False, "start with surfaces near the depth prior"),
         ("recompute_above", int, 32_768, "on the CPU: samples a step (pairs x points x samples on a ray) above which "
          "activations are computed again in the backward pass instead of stored"),

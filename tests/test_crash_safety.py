@@ -53,7 +53,7 @@ STATE = ("step", "model", "optimizers", "faults", "error_map", "sampler", "gener
 
 def test_a_killed_run_that_is_resumed_equals_an_uninterrupted_one(small_sequence, tmp_path):
     """SIGKILL at a random moment, with a checkpoint about every quarter of a second."""
-    steps, chance = 60, random.Random()
+    steps, chance = 40, random.Random()
     seed = chance.randrange(10**6)
     chance.seed(seed)
     whole = start(small_sequence, tmp_path / "whole", "--num_iters", steps, "--save_every_minutes", 0)

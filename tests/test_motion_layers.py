@@ -380,3 +380,10 @@ def test_the_trainer_lets_correspondences_vote(more, start, small_sequence, tmp_
         assert torch.equal(finest, again.levels[-1].detach())
     else:
         assert not hasattr(trainer.model.field, "start_at")
+
+
+def test_published_data_vote_as_the_store_of_the_same(small_sequence, published_sequence, tmp_path):
+    densities = [Trainer(parse("train", ["--config", "configs/fast.txt", "--data_dir", str(folder), "--save_dir",
+                                         str(tmp_path), "--device", "cpu"])).model.field.levels[-1].detach()
+                 for folder in (small_sequence, published_sequence)]
+    assert densities[0].any() and torch.allclose(*densities, atol=1e-3)
