@@ -1,10 +1,12 @@
 """Store, filters, chains and the preprocessing command."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch import launch
+from launch import Launched, launch
 
 from errors import UserError
 from loaders.sequence import open_sequence
@@ -378,15 +380,17 @@ def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         shutil.copytree(small_sequence / "color", folder / "color")
-    run = ["nice", sys.executable, "-m", "preprocessing", "--chain", "--resume", "--num_workers", "2", "--data_dir"]
-    subprocess.run([*run, folders[0]], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    run = ["--chain", "--resume", "--num_workers", "2", "--data_dir"]
+    subprocess.run([sys.executable, "-m", "preprocessing", *run, folders[0]], cwd=ROOT, check=True,
+                   capture_output=True, timeout=120)
     for pattern, count in (("parts/0*/*.pair", 17), ("parts/0*/*.chained", 9)):
-        with subprocess.Popen([*run, folders[1]], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-            while len(list((folders[1] / "correspondences").glob(pattern))) < count and process.poll() is None:
-                time.sleep(0.002)
-            process.kill()
-    assert not (folders[1] / "correspondences" / "meta.json").exists()
-    subprocess.run([*run, folders[1]], cwd=ROOT, check=True, capture_output=True, timeout=120)
+        process = Launched("preprocessing", *run, folders[1], prepare=partial(os.nice, 10))  # this is to be quicker
+        while len(list((folders[1] / "correspondences").glob(pattern))) < count and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        assert not (folders[1] / "correspondences" / "meta.json").exists()
+    assert launch("preprocessing", *run, folders[1]).returncode == 0
     first, second = ({path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()}
                      for folder in folders)
     assert first == second
