@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.coords import denormalise_pixels, normalise_pixels
 from models.omnimotion import OmniMotion
+from preprocessing.baselines import corners
 
 RASTER = 128    # pixels of a frame that vote, along the longer side, at most
 TARGETS = 8     # frames j of each frame t, evenly among those of its pairs
@@ -106,9 +107,5 @@ def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _add(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
     """Add values `(n,)` at places `(n, 2)`, in vertices, to the four vertices of `total` `(R, R)` around them."""
-    R = len(total)
-    corner = np.minimum(place.astype(np.int64), R - 2)
-    share = place - corner
-    for dx, dy in np.ndindex(2, 2):
-        weight = np.abs(1 - dx - share[:, 0]) * np.abs(1 - dy - share[:, 1])
-        total += np.bincount((corner[:, 1] + dy) * R + corner[:, 0] + dx, weight * values, R * R).reshape(R, R)
+    vertices, shares = corners(place, total.shape)
+    total += np.bincount(vertices.ravel(), (shares * values[:, None]).ravel(), total.size).reshape(total.shape)
