@@ -23,7 +23,7 @@ ablation: $(VENV)/installed
 	$(PY) -m benchmarks.ablation
 
 faults: $(VENV)/installed
-	$(PY) -m scripts.faults
+	$(PY) -m tests.robustness.faults
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,8 +12,9 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+from common.errors import UserError
+from common.files import write_text
 from configs.options import parse, run, run_dir
-from errors import UserError
 from evaluation.benchmark import run_benchmark
 from evaluation.scoring import (
     BASELINES,
@@ -24,11 +25,10 @@ from evaluation.scoring import (
     load_predictions,
     score,
 )
-from inference import open_run
-from loaders.annotations import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
-from loaders.exports import check_format, export_tracks
-from loaders.files import write_text
+from inference.load_run import open_run
 from loaders.sequence import open_sequence
+from loaders.track_export import check_format, export_tracks
+from loaders.track_files import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
 
 log = logging.getLogger("eval")
 

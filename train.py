@@ -16,15 +16,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.options import parse, run, run_dir
-from drawing.board import Board
 from drawing.tracks import point_grid
-from models import surface
-from models.tracker import Tracker
-from trainer import CHECK_EVERY, Trainer
-from training.diagnosis import watch
+from inference import dense
+from inference.tracker import Tracker
+from training.distributed import Processes, join_processes, leave_processes
+from training.failure_modes import watch
 from training.memory import GIB, plan
-from training.parallel import Processes, join_processes, leave_processes
-from training.record import write_record
+from training.run_metadata import write_record
+from training.tensorboard import Board
+from training.trainer import CHECK_EVERY, Trainer
 
 log = logging.getLogger("train")
 
@@ -98,11 +98,11 @@ def draw(board: Board, trainer: Trainer) -> None:
     """The pictures of the run so far: matches, flow, depth and colours of the first and the middle frame."""
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
     ids = first, second = [0, len(trainer.sequence) // 2]
-    points, interval = point_grid(tracker.size), surface.grid_interval(tracker)
-    colours, depths = zip(*(surface.colours_and_depths(tracker, t, interval) for t in ids), strict=True)
+    points, interval = point_grid(tracker.size), dense.grid_interval(tracker)
+    colours, depths = zip(*(dense.colours_and_depths(tracker, t, interval) for t in ids), strict=True)
     frames, errors = (a[ids].cpu().numpy() for a in (trainer.sampler.frames, trainer.error_map.mean()))
     board.pictures(trainer.step, ids, frames, points, tracker.correspond(points, first, second),
-                   surface.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colours), errors)
+                   dense.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colours), errors)
     board.weights({name: value.detach().cpu().numpy() for name, value in trainer.model.named_parameters()
                    if value.ndim >= 2}, trainer.step)
 

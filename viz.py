@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import UserError
 from configs.options import parse, run
 from drawing import maps
-from drawing.board import write_png
 from drawing.cloud import cloud_pictures
-from drawing.colours import position_colours, score_colours
+from drawing.colors import position_colours, score_colours
 from drawing.legend import text_picture, with_strip
+from drawing.run_views import Views
 from drawing.tracks import match_picture, track_pictures
 from drawing.trails import trail_pictures
-from errors import UserError
 from loaders.video import write_gif, write_video
-from views import Views
+from training.tensorboard import write_png
 
 log = logging.getLogger("viz")
 FORMATS = ("mp4", "gif", "png")
@@ -130,7 +130,7 @@ def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
 
 def page(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """The page to click on."""
-    from page import write_page
+    from drawing.page import write_page
 
     return [write_page(views, path.with_suffix(".html"))]
 

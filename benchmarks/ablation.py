@@ -20,11 +20,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from benchmarks.experiments import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from common.files import atomic_path, write_text
 from configs.options import run
 from evaluation.plots import STYLE
 from evaluation.scoring import COLUMNS
-from loaders.files import atomic_path, write_text
 
 PRESETS = Path("configs/ablation")
 BASE = PRESETS / "base.txt"

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.ablation import means_of_seeds, values
-from benchmarks.cells import (
+from benchmarks.experiments import (
     FOLLOWED,
     Cell,
     add_clip_arguments,
@@ -33,10 +33,10 @@ from benchmarks.cells import (
     run_missing,
     spread,
 )
+from common.files import atomic_path, write_text
 from configs.options import run
 from evaluation.plots import COLOURS, STYLE
 from evaluation.scoring import baseline_tracks, score
-from loaders.files import atomic_path, write_text
 from loaders.sequence import open_sequence
 
 METRIC = "average_pts_within_thresh"

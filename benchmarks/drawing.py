@@ -18,13 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drawing.colours import position_colours
+from drawing.colors import position_colours
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
 from drawing.tracks import track_pictures
 from drawing.trails import background_step, trail_pictures
+from inference.dense import grid_pixels
 from loaders.video import write_video
-from models.surface import grid_pixels
 
 SIZE = (480, 854)
 

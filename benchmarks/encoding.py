@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from loaders.sequence import read_image
-from models.canonical import FALLOFF, GAMMA_SCALE, CanonicalField, initialise_for_code
-from preprocessing.synthetic import render_scene
+from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialise_for_code
+from preprocessing.synthetic.render import render_scene
 
 STEPS, POINTS, WIDTH = 300, 4096, 128
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.cells import ground_truth
+from benchmarks.experiments import ground_truth
 from configs.options import parse, run
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
-from inference import open_run
-from loaders.annotations import Annotations
+from inference.load_run import open_run
+from loaders.track_files import Annotations
 
 KEYS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy", "pts_within_4", "pts_within_8",
         "pts_within_16")

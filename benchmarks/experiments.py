@@ -26,19 +26,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.files import write_text
 from configs.options import parse
 from evaluation.scoring import as_point_tracks, score
-from inference import new_tracker
-from loaders.annotations import Annotations, load_annotations, sample_queries
-from loaders.files import write_text
+from inference.load_run import new_tracker
+from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.store import open_correspondences
+from loaders.track_files import Annotations, load_annotations, sample_queries
 from preprocessing.chaining import RULES
 from preprocessing.pipeline import Method, build_store
-from preprocessing.synthetic import write_scene
-from preprocessing.synthetic_scenes import RECIPES
-from trainer import Trainer
-from training.record import versions
+from preprocessing.synthetic.render import write_scene
+from preprocessing.synthetic.scenes import RECIPES
+from training.run_metadata import versions
+from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 WARM_UP, PROBE = 3, 8  # steps that are not timed, and that are, to find how many fit into a time
@@ -158,7 +158,8 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
             path.unlink()
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([sys.executable, "-m", "benchmarks.cells", json.dumps(asdict(cell)), str(path)], check=False)
+            command = [sys.executable, "-m", "benchmarks.experiments", json.dumps(asdict(cell)), str(path)]
+            subprocess.run(command, check=False)
         if path.is_file():
             records.append(json.loads(path.read_text()))
         else:

@@ -27,12 +27,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from drawing.colours import flow_colours, full_saturation
-from loaders.annotations import Annotations, load_annotations
-from loaders.files import write_text
+from common.files import write_text
+from drawing.colors import flow_colours, full_saturation
+from evaluation.baselines import sample
+from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.store import CorrespondenceStore, open_correspondences
-from preprocessing.baselines import sample
+from loaders.track_files import Annotations, load_annotations
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
 SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.files import write_text
 from configs.options import parse
-from loaders.files import write_text
-from models.build import new_model, pick_device
+from inference.tracker import Tracker
+from models.factory import new_model, pick_device
 from models.omnimotion import OmniMotion
-from models.tracker import Tracker
 
 
 @torch.no_grad()

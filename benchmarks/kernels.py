@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
-from models import triton_coupling as coupling
+from models.kernels import triton_coupling as coupling
 
 SHARED_LIMIT = {80: 163, 90: 227}  # KiB a block
 
@@ -53,7 +53,7 @@ def compile_kernel(kernel, constants: dict, tiles: coupling.Tiles, precision: st
 
 def usages(precision: str, arch: int, width: int = 256, depth: int = 2, octaves: int = 4) -> dict[str, Usage]:
     """Usage of the three kernels by name."""
-    from models import triton_kernels as kernels
+    from models.kernels import triton_kernels as kernels
 
     stack = coupling.Stack((0, 1, 2), octaves, 0.0, False, precision)
     forward, gradient = coupling.FORWARD[precision], coupling.GRADIENT[precision]

@@ -9,8 +9,8 @@ import argparse
 import torch
 
 from configs.options import parse
-from models.build import new_model, new_optimisers, pick_device
-from models.products import Products, set_products
+from models.factory import new_model, new_optimisers, pick_device
+from models.kernels.backend import Products, set_products
 
 SIZE, FRAMES = (480, 854), 60
 

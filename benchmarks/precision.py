@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.runs import METRICS, run_folder, spread, train_and_score
 from configs.options import parse
-from inference import open_run
+from inference.load_run import open_run
 from models.coords import denormalise_pixels
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from loaders.files import write_text
+from common.files import write_text
 
 METRICS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
            "temporal_coherence": "TC"}

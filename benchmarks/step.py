@@ -21,15 +21,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.files import write_text
 from configs.options import parse
-from loaders.files import write_text
 from loaders.sequence import open_sequence
-from models.build import pick_device
+from models.factory import pick_device
+from models.kernels.backend import choose_products
 from models.omnimotion import OmniMotion
-from models.products import choose_products
 from preprocessing.pipeline import Method, build_store
-from preprocessing.synthetic import write_scene
-from trainer import Trainer
+from preprocessing.synthetic.render import write_scene
+from training.trainer import Trainer
 
 SHAPES = {"cpu": (4, 64, 16), "cuda": (8, 256, 32)}  # pairs, points, samples a ray
 RUNS = {  # name: preset, plain, more options

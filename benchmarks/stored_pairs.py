@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.flow_sources import NEAR, frame_pairs, stored_ends
-from loaders.annotations import load_annotations
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
+from loaders.track_files import load_annotations
 
 BINS = ((2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 1000))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 MAX_JSON = 256 << 20  # bytes; flow_stats.json of 1,000 frames has 25 MB
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import configargparse
 
-from errors import UserError, os_error_line
+from common.errors import UserError, os_error_line
 from loaders.images import MAX_PIXELS, limit_pixels
 
 OPTIONS = {

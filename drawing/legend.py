@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from drawing.colours import flow_colours, score_colours
+from drawing.colors import flow_colours, score_colours
 
 STRIP = (22, 24, 28)
 TEXT = (226, 229, 233)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from drawing.colours import depth_colours, error_colours, flow_colours, full_saturation
+from drawing.colors import depth_colours, error_colours, flow_colours, full_saturation
 from drawing.legend import colour_bar, flow_legend, text_picture, with_strip
 from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
 

@@ -16,17 +16,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import UserError
 from configs.options import run_dir
 from drawing.segment import foreground_tracks
 from drawing.tracks import grid_shape, grid_spacing, point_grid
 from drawing.trails import background_step
-from errors import UserError
-from inference import open_run
+from inference import dense
+from inference.load_run import open_run
+from inference.tracker import Tracks
 from loaders.checkpoint import find_checkpoint
 from loaders.error_map import ErrorMap
 from loaders.images import read_mask
-from models import surface
-from models.tracker import Tracks
 
 log = logging.getLogger("viz")
 
@@ -124,7 +124,7 @@ class Views:
         """Pixels between the grid's columns and rows."""
         if self.options.dense_interval:
             return self.options.dense_interval
-        interval = surface.grid_interval(self.tracker)
+        interval = dense.grid_interval(self.tracker)
         if interval > 1:
             log.info("on the CPU, dense pictures are computed %d pixels apart (--dense_interval 1: all)", interval)
         return interval
@@ -132,13 +132,13 @@ class Views:
     def renderings(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Rendered colours `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, half precision."""
         pairs = self._each(self._rendered, "rendering", ids,
-                           lambda t: surface.colours_and_depths(self.tracker, t, self.interval))
+                           lambda t: dense.colours_and_depths(self.tracker, t, self.interval))
         return tuple(np.stack(arrays).astype(np.float16) for arrays in zip(*pairs, strict=True))
 
     def flows(self, ids: Sequence[int]) -> np.ndarray:
         """Flow from each frame of `ids` to the next frame of the video `(T', h, w, 2)` in pixels."""
         return np.stack(self._each(self._flows, "flow", ids,
-                                   lambda t: surface.coarse_flow(self.tracker, t, t + 1, self.interval)))
+                                   lambda t: dense.coarse_flow(self.tracker, t, t + 1, self.interval)))
 
     @cached_property
     def errors(self) -> np.ndarray | None:
@@ -156,13 +156,13 @@ class Views:
         """Canonical points `(N, 3)` that some frames show, and their frames' colours `(N, 3)` uint8."""
         ids = np.unique(np.linspace(0, self.T - 1, frames).astype(int))
         interval = max(1, round((self.size[0] * self.size[1] * len(ids) / points) ** 0.5))
-        pixels, _ = surface.grid_pixels(self.size, interval)
-        found = [surface.canonical_points(self.tracker, int(t), pixels) for t in tqdm(ids, "canonical points")]
+        pixels, _ = dense.grid_pixels(self.size, interval)
+        found = [dense.canonical_points(self.tracker, int(t), pixels) for t in tqdm(ids, "canonical points")]
         return np.concatenate(found), np.concatenate([_at(self.frames[t], pixels) for t in ids])
 
     def render_canonical(self, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """The canonical volume between two corners `(3,)` from the front, `(*shape, 3)` in [0, 1]."""
-        return surface.render_canonical(self.tracker, low, high, shape)
+        return dense.render_canonical(self.tracker, low, high, shape)
 
     @property
     def target_frame(self) -> int:

@@ -8,8 +8,8 @@ Notation
 
 import numpy as np
 
-from errors import UserError
-from loaders.annotations import PointTracks
+from common.errors import UserError
+from loaders.track_files import PointTracks
 
 MAX_FB = 1.0  # pixels
 

@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from common.errors import UserError
+from common.files import read_json, write_text
 from configs.options import OPTIONS
-from errors import UserError
 from evaluation.plots import draw_plots
 from evaluation.report import collect, one_line, print_tables, write_reports
 from evaluation.runners import run_here, run_on_ray
 from evaluation.scoring import BASELINES
-from evaluation.video import Job, record_failure, write_sequence
-from loaders.files import read_json, write_text
+from evaluation.video_job import Job, record_failure, write_sequence
 from loaders.tapvid import benchmark_name, open_benchmark
 from preprocessing.cli import main_parser
 from preprocessing.pipeline import chain_settings

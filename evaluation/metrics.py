@@ -12,7 +12,7 @@ ICCV 2023, section 5).
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 
 THRESHOLDS = (1, 2, 4, 8, 16)  # scaled pixels
 RESOLUTION = 256

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from common.files import atomic_path
+from evaluation.metrics import THRESHOLDS
 from evaluation.report import Table
-from loaders.files import atomic_path
-from losses.metrics import THRESHOLDS
 
 COLOURS = ("#0b5fa5", "#d1661c", "#3f8f4f", "#8a5aa8", "#7a7a7a", "#b03a48")
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}

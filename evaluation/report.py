@@ -12,11 +12,11 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
+from common.files import read_json, write_text
 from evaluation.scoring import COLUMNS, UNITS
-from evaluation.video import Job
-from loaders.files import read_json, write_text
-from training.record import versions
+from evaluation.video_job import Job
+from training.run_metadata import versions
 
 AGAIN = "remove it, and run the same command again"
 PUBLISHED = Path(__file__).with_name("published.csv")

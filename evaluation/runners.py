@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from errors import UserError, os_error_line
-from evaluation.video import Job, record_failure, run_video, running_file
+from common.errors import UserError, os_error_line
+from evaluation.video_job import Job, record_failure, run_video, running_file
 
 log = logging.getLogger("eval")
 CONNECT_SECONDS = 10  # to wait for a Ray cluster's answer
@@ -31,7 +31,7 @@ def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
 
     SystemExit 130 after a Ctrl-C or SIGTERM: the video under way has saved its state."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluation.video"])  # PyTorch is imported once, not for every video
+    context.set_forkserver_preload(["evaluation.video_job"])  # PyTorch is imported once, not for every video
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         for i, job in enumerate(jobs, 1):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from loaders.annotations import Annotations, PointTracks, load_tracks, sample_queries
+from common.errors import UserError
+from evaluation.baselines import chained_flow_tracks, static_tracks
+from evaluation.metrics import error_since_query, tapvid_metrics
+from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence
-from loaders.store import open_correspondences
-from losses.metrics import error_since_query, tapvid_metrics
-from preprocessing.baselines import chained_flow_tracks, static_tracks
+from loaders.track_files import Annotations, PointTracks, load_tracks, sample_queries
 
 BASELINES = ("static", "chain")
 COLUMNS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",

@@ -31,11 +31,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.errors import UserError
+from common.files import atomic_path, read_json, write_text
 from configs.options import run_dir
-from errors import UserError
+from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
-from inference import open_run
-from loaders.annotations import (
+from inference.load_run import open_run
+from loaders.checkpoint import checkpoint_path
+from loaders.images import limit_pixels
+from loaders.sequence import data_hash, open_sequence
+from loaders.tapvid import TapVideo, resize_frames
+from loaders.track_files import (
     Annotations,
     PointTracks,
     load_annotations,
@@ -44,14 +50,8 @@ from loaders.annotations import (
     save_queries,
     save_tracks,
 )
-from loaders.checkpoint import checkpoint_path
-from loaders.files import atomic_path, read_json, write_text
-from loaders.images import limit_pixels
-from loaders.sequence import data_hash, open_sequence
-from loaders.tapvid import TapVideo, resize_frames
-from preprocessing.baselines import static_tracks
 from preprocessing.cli import main_parser, preprocess
-from training.record import versions
+from training.run_metadata import versions
 
 log = logging.getLogger("eval")
 QUERY_MODES = ("first", "strided")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.tracker import Tracker
 from models.rendering import composite, take_sample
-from models.tracker import Tracker
 
 CPU_SIDE = 96   # grid points along the longer side of a frame, on the CPU
 

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loaders.store import CorrespondenceStore
-from loaders.store_format import PairIndex
+from evaluation.baselines import MAX_FB, check_adjacent_flow, corners, inside, sample
+from inference.tracker import Tracker, Tracks
+from loaders.correspondence_format import PairIndex
+from loaders.correspondences import CorrespondenceStore
 from models.omnimotion import OmniMotion
-from models.tracker import Tracker, Tracks
-from preprocessing.baselines import MAX_FB, check_adjacent_flow, corners, inside, sample
 
 log = logging.getLogger(__name__)
 APART = 2 / 256  # of the frame's longer side
@@ -192,7 +192,7 @@ def _colours(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _flow(pair: PairIndex, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The flow of a pair that has every pixel, at points `(n, 2)`, as preprocessing.baselines.sample, `(n, 2)`."""
+    """The flow of a pair that has every pixel, at points `(n, 2)`, as evaluation.baselines.sample, `(n, 2)`."""
     pixels, weights = corners(points, size)
     flow = pair.flow(pair.find(pixels.ravel())[0]).reshape(-1, 4, 2)
     return (weights[..., None] * flow).sum(axis=1).astype(np.float32)

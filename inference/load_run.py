@@ -3,15 +3,15 @@
 import logging
 from argparse import Namespace
 
+from common.errors import UserError
 from configs.options import run_dir
-from errors import UserError
-from flow_tracker import FlowTracker
+from inference.flow_guided_tracker import FlowTracker
+from inference.tracker import Tracker
 from loaders.checkpoint import check_frames, check_length, find_checkpoint
+from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.store import open_correspondences
-from models.build import checkpoint_num_frames, model_from_checkpoint, pick_device
+from models.factory import checkpoint_num_frames, model_from_checkpoint, pick_device
 from models.omnimotion import OmniMotion
-from models.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

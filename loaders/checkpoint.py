@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of what Trainer.save writes; from 2 on a checkpoint has a sum

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 
 ALIGN = 64
 STEPS = 16            # a pixel of flow in steps of the int16

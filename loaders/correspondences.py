@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from loaders.arrays import read_npy, save_npy
-from loaders.files import atomic_path, read_json, write_text
-from loaders.sequence import VideoSequence
-from loaders.store_format import (
+from common.errors import UserError
+from common.files import atomic_path, read_json, write_text
+from loaders.correspondence_format import (
     ALIGN,
     DensePair,
     PairIndex,
@@ -34,6 +32,8 @@ from loaders.store_format import (
     row_header,
     thinned,
 )
+from loaders.npy import read_npy, save_npy
+from loaders.sequence import VideoSequence
 
 log = logging.getLogger(__name__)
 FOLDER = "correspondences"
@@ -77,7 +77,7 @@ def open_correspondences(sequence: VideoSequence):
     """The sequence's CorrespondenceStore, else its PublishedFolder (OmniMotion's layout; same interface).
 
     UserError if there is neither, if the store is unfinished, or if it was made for other frames."""
-    from loaders.published import PublishedFolder, is_published  # it needs this module's dataclasses
+    from loaders.omnimotion_layout import PublishedFolder, is_published  # it needs this module's dataclasses
 
     root = sequence.root / FOLDER
     if (root / "meta.json").is_file():

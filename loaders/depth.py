@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from errors import UserError
-from loaders.arrays import read_npy
-from loaders.files import read_json
+from common.errors import UserError
+from common.files import read_json
+from loaders.npy import read_npy
 from loaders.sequence import VideoSequence
 
 AGAIN = "run `python -m preprocessing --depth ...` again"

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from errors import UserError
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
 
 MAX_BYTES = 4_000_000_000  # of one array of a compressed file, whose own length says little
 KINDS = "biuf"             # bool, whole and floating-point numbers

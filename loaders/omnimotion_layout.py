@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from loaders.arrays import map_npy
-from loaders.files import read_json
+from common.errors import UserError
+from common.files import read_json
+from loaders.correspondence_format import MAX_FLOW, STEPS, DensePair, StoredPair, as_images
 from loaders.images import read_image, read_levels
+from loaders.npy import map_npy
 from loaders.sequence import VideoSequence
-from loaders.store_format import MAX_FLOW, STEPS, DensePair, StoredPair, as_images
 
 AGAIN = "process the sequence again"
 

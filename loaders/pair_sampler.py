@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errors import UserError
-from loaders.store_format import STEPS
+from common.errors import UserError
+from loaders.correspondence_format import STEPS
 
 CDF_BYTES = 1 << 28  # of the sums that are kept
 CANDIDATES = 8  # drawn for a point; with fewer than N stored ones among them weights are summed

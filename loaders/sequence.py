@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 from loaders.images import image_files, read_image, size_text
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from errors import UserError
-from loaders.annotations import Annotations, load_annotations
-from loaders.arrays import MAX_BYTES
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
 from loaders.images import check_pixels, decode_image, image_files
-from loaders.plain_pickle import read_pickle
+from loaders.npy import MAX_BYTES
+from loaders.tapvid_pickle import read_pickle
+from loaders.track_files import Annotations, load_annotations
 from loaders.video import read_video
 
 OVERSHOOT = 0.05  # a visible point may lie this much outside [0, 1]: tracks between two clicks can leave the frame

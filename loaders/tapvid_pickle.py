@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 
 # Out are those that make objects of classes, and sets, whose members may be nested until hashing them fails.
 INSTRUCTIONS = (

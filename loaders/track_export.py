@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errors import UserError
-from loaders.annotations import PointTracks, save_tracks
-from loaders.files import atomic_folder, atomic_path, write_bytes
+from common.errors import UserError
+from common.files import atomic_folder, atomic_path, write_bytes
 from loaders.sequence import VideoSequence
+from loaders.track_files import PointTracks, save_tracks
 
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
 VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # a pair that differs with any kind of colour vision

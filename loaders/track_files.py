@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from loaders.arrays import ArrayFile
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
+from loaders.npy import ArrayFile
 
 QUERY_STRIDE = 5  # frames between the query frames of TAP-Vid's strided mode
 MAX_CSV = 64 << 20  # bytes

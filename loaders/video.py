@@ -9,8 +9,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from errors import UserError
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
 from loaders.images import check_pixels, image_files, pixel_limit, read_image
 
 # containers that hold their own pictures: FFmpeg's others (concat, hls, ...) may send it to other files and addresses

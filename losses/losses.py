@@ -27,7 +27,7 @@ def front(chosen: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 class Alone:
     """How a batch's counts and extremes are found where several processes share it; here there is one. Elsewhere every
-    loss is this process's part, and the loss is the sum of the parts (training.parallel.Processes)."""
+    loss is this process's part, and the loss is the sum of the parts (training.distributed.Processes)."""
     count = 1
 
     def sum(self, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def objective(prediction, batch, weights: dict[str, float | Tensor], size: tuple
               depth_range: tuple[float, float], padding: float = 0.0,
               whole: Alone = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its terms (detached, unweighted) of a `models.omnimotion.PairPrediction` against a
-    `loaders.sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them, numbers or 0-d tensors. The
+    `loaders.pair_sampler.Batch`; `weights` as `losses.schedules.loss_weights` gives them, numbers or 0-d tensors. The
     smoothness term needs two more mappings and is added by the caller. `whole`: this is a part of a batch."""
     seen, p, q, v = front(  # a prediction outside the frame has no flow loss
         in_frame(prediction.pixels.detach(), size, padding).flatten(), prediction.pixels.flatten(0, 1),

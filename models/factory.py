@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errors import UserError
-from models.backends import pick_backend
-from models.muon import Muon
+from common.errors import UserError
+from models.kernels.backend import choose_products, set_products
+from models.kernels.dispatch import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
-from models.products import choose_products, set_products
-from models.published import is_published, published_config, published_state
+from models.omnimotion_checkpoint import is_published, published_config, published_state
+from training.muon import Muon
 
 LARGEST = 100_000  # of a whole number in a checkpoint's configuration
 

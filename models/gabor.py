@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.gabor_fused import gabor
-from models.products import Products
+from models.kernels.backend import Products
+from models.kernels.fused_gabor import gabor
 
 
 class GaborFilter(nn.Module):

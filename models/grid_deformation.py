@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.activation_checkpoint import stored
 from models.invertible import apply_affine, invert_affine
-from models.recompute import stored
 
 PLANE = slice(2)  # x and y of a point
 VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
@@ -154,7 +154,7 @@ class GridMaps:
     def __init__(self, network: GridNetwork, layers: Tensor, thetas: Tensor):
         self.network, self.layers, self.thetas = network, layers, thetas
         self._table: Tensor | None = None  # the layers (2, B S R R), for `displacement_and_slope`
-        self.call = stored  # or models.recompute.recomputed: how the backward pass gets at activations
+        self.call = stored  # or models.activation_checkpoint.recomputed: how the backward pass gets at activations
 
     def select(self, index: Tensor | slice) -> "GridMaps":
         """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones."""

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.chain import NEGATIVE_SLOPE, Layers, chain
+from models.activation_checkpoint import stored
 from models.encoding import periodic_encoding
-from models.products import Products
-from models.recompute import stored
-from models.triton_coupling import coupling_stack
+from models.kernels.backend import Products
+from models.kernels.constants import NEGATIVE_SLOPE, S_MAX
+from models.kernels.fused_mlp import Layers, chain
+from models.kernels.triton_coupling import coupling_stack
 from third_party.tcnn import TcnnMlp
-
-S_MAX = 8.0  # clamp of the log-scale, as published
 
 
 def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -143,7 +142,7 @@ class InvertibleNetwork(nn.Module):
             for c in coordinates)
         self.affine = Affine(affine_width, affine_layers, octaves) if affine else None
         self.fused = True  # False: every layer by its definition, the twin that tests and benchmarks compare with
-        self.backend = backend  # of the coupling layers (models.backends); torch and triton may be exchanged
+        self.backend = backend  # of the coupling layers (models.kernels.dispatch); torch and triton may be exchanged
         self.products = Products()  # of the fused layers
 
     def bind(self, f: Tensor, t: Tensor) -> "FrameMaps":
@@ -158,7 +157,7 @@ class FrameMaps:
     def __init__(self, network: InvertibleNetwork, f: Tensor, t: Tensor, chains: list[Layers] | None,
                  affine: Layers | None):
         self.network, self.f, self.t, self.chains, self.affine = network, f, t, chains, affine
-        self.call = stored  # or models.recompute.recomputed: how the backward pass gets at each layer's activations
+        self.call = stored  # or activation_checkpoint.recomputed: how the backward pass gets each layer's activations
 
     def select(self, index: Tensor | slice) -> "FrameMaps":
         """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones; no repeat is fused again."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.canonical import CanonicalField
+from models.activation_checkpoint import recomputed, recomputed_in_pieces
+from models.canonical_field import CanonicalField
 from models.coords import denormalise_pixels, normalise_pixels
+from models.grid_deformation import GridMaps, GridNetwork
 from models.grid_field import GridField
-from models.grids import GridMaps, GridNetwork
 from models.invertible import FrameMaps, InvertibleNetwork
-from models.recompute import recomputed, recomputed_in_pieces
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loaders.store_format import DensePair
-from preprocessing.sampling import bilinear, pixel_grid, similarity
+from common.geometry import bilinear, pixel_grid, similarity
+from loaders.correspondence_format import DensePair
 
 RULES = ("trusted", "published")
 COLOUR_TH = 0.3  # largest distance of rgb in [0, 1]

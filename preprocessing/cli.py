@@ -11,20 +11,20 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError, os_error_line
-from loaders.arrays import save_npy
+from common.errors import UserError, os_error_line
+from loaders.correspondences import CorrespondenceStore
 from loaders.images import MAX_PIXELS, limit_pixels, read_image
-from loaders.published import is_published
+from loaders.npy import save_npy
+from loaders.omnimotion_layout import is_published
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.store import CorrespondenceStore
 from preprocessing.chaining import RULES
 from preprocessing.convert import convert
-from preprocessing.depth import DEPTHS, write_depth
+from preprocessing.depth_priors import DEPTHS, write_depth
+from preprocessing.extract_frames import extract_frames
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, ModelOptions
-from preprocessing.frames import extract_frames
 from preprocessing.pipeline import Method, build_store, summary
-from preprocessing.tracks import TrackerOptions, build_from_cotracker, build_from_files
+from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("store", "omnimotion")
@@ -173,19 +173,19 @@ def main(argv: list[str]) -> None:
     """Run `python -m preprocessing ARGV`. UserError for a user's mistake; SystemExit 2 for wrong options."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if argv[:1] == ["synthetic"]:
-        from preprocessing import synthetic
+        from preprocessing.synthetic import render
 
         parser = Parser(prog="python -m preprocessing synthetic", description="A sequence with exact ground truth.",
                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        synthetic.add_arguments(parser)
-        synthetic.main(parser.parse_args(argv[1:]))
+        render.add_arguments(parser)
+        render.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["tapvid"]:
-        from preprocessing import synthetic_tapvid
+        from preprocessing.synthetic import tapvid
 
         parser = Parser(prog="python -m preprocessing tapvid", description="A synthetic benchmark as a TAP-Vid file.",
                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        synthetic_tapvid.add_arguments(parser)
-        synthetic_tapvid.main(parser.parse_args(argv[1:]))
+        tapvid.add_arguments(parser)
+        tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
         flow_of_pair(_parsed(flow_parser(), argv[1:]))
     elif argv[:1] == ["convert"]:

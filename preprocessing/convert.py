@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from errors import UserError
-from loaders.arrays import save_npy
-from loaders.files import write_bytes, write_text
-from loaders.published import PublishedFolder, is_published
+from common.errors import UserError
+from common.files import write_bytes, write_text
+from loaders.correspondences import FOLDER, CorrespondenceStore, StoreWriter, open_correspondences
+from loaders.npy import save_npy
+from loaders.omnimotion_layout import PublishedFolder, is_published
 from loaders.sequence import VideoSequence
-from loaders.store import FOLDER, CorrespondenceStore, StoreWriter, open_correspondences
-from preprocessing.pairs import Cost, check_disk
+from preprocessing.pair_selection import Cost, check_disk
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from errors import UserError
-from loaders.arrays import ArrayFile, map_npy, save_npy
+from common.errors import UserError
+from common.files import write_text
 from loaders.depth import depth_path
-from loaders.files import write_text
+from loaders.npy import ArrayFile, map_npy, save_npy
 from loaders.sequence import VideoSequence
-from preprocessing.cache import FrameCache
 from preprocessing.flow import ModelOptions
+from preprocessing.frame_cache import FrameCache
 
 log = logging.getLogger(__name__)
 DEPTHS = ("depth_anything", "midas", "npz")

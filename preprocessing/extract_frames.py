@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from errors import UserError
-from loaders.files import write_bytes
+from common.errors import UserError
+from common.files import write_bytes
 from loaders.images import image_files
 from loaders.sequence import VideoSequence, file_hash, open_sequence
 from loaders.video import read_video

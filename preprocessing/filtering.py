@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing.sampling import NUMBERS, bilinear, pixel_grid, similarity
+from common.geometry import NUMBERS, bilinear, pixel_grid, similarity
 
 BYTES_A_PIXEL = 120  # that the filters take, measured
 APPEARANCE_INTERVAL = 3  # from here on appearance is checked; below, occluded points are kept

@@ -75,7 +75,7 @@ def _dis(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowModel
 
 
 def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowModel:
-    from preprocessing.weights import RAFT_FILES, find_weights
+    from preprocessing.pretrained import RAFT_FILES, find_weights
     from third_party.raft_flow import RaftFlow, RaftOptions
 
     path = find_weights([options.weights] if options.weights else RAFT_FILES, options.weights_dir, options.offline)

@@ -8,9 +8,9 @@ from threading import Lock
 
 import numpy as np
 
-from errors import UserError
-from loaders.arrays import ArrayFile
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
+from loaders.npy import ArrayFile
 
 log = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, ...]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import UserError
-from loaders.store_format import block_bytes
+from common.errors import UserError
+from loaders.correspondence_format import block_bytes
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from errors import UserError
+from common.errors import UserError
+from loaders.correspondences import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from loaders.sequence import VideoSequence
-from loaders.store import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
-from preprocessing.cache import FrameCache
 from preprocessing.chaining import TRUSTED, chain_row
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
-from preprocessing.pairs import Cost, check_disk, chunks, estimate, intervals, pairs_at
+from preprocessing.frame_cache import FrameCache
+from preprocessing.pair_selection import Cost, check_disk, chunks, estimate, intervals, pairs_at
 
 log = logging.getLogger(__name__)
 BINS = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 40), (41, 10_000))  # intervals of the summary

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from errors import UserError
-from loaders.files import atomic_path
+from common.errors import UserError
+from common.files import atomic_path
 
 log = logging.getLogger(__name__)
 PRINCETON = "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"  # the link in RAFT's download_models.sh

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from errors import UserError
-from loaders.annotations import load_tracks
+from common.errors import UserError
+from loaders.correspondence_format import block_bytes
+from loaders.correspondences import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from loaders.sequence import VideoSequence
-from loaders.store import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
-from loaders.store_format import block_bytes
-from preprocessing.cache import FrameCache
+from loaders.track_files import load_tracks
 from preprocessing.flow import ModelOptions
-from preprocessing.pairs import Cost, check_disk, intervals, pairs_at
-from preprocessing.weights import find_weights
+from preprocessing.frame_cache import FrameCache
+from preprocessing.pair_selection import Cost, check_disk, intervals, pairs_at
+from preprocessing.pretrained import find_weights
 
 log = logging.getLogger(__name__)
 Tracks = tuple[np.ndarray, np.ndarray]  # (N, T, 2) float32 pixels and (N, T) bool visible

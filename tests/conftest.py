@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
 from preprocessing.pipeline import Method, build_store
-from preprocessing.synthetic import write_scene
+from preprocessing.synthetic.render import write_scene
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # tests that run beside each other share the cores

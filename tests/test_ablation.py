@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from launch import launch
 
 from benchmarks.ablation import BASE, PRESETS, difference, means_of_seeds, table
-from benchmarks.cells import Cell, cell_options, file_options
 from benchmarks.convergence import quickest, time_to
+from benchmarks.experiments import Cell, cell_options, file_options
 from configs.options import parse
+from tests.launch import launch
 
 
 def run(module, *arguments):
@@ -67,7 +67,7 @@ def test_a_run_of_a_given_time_and_a_failing_one(base, small_sequence, tmp_path)
     assert "| tiny | 2 |" in result.stdout
     cell = Cell(str(base), str(base), str(small_sequence), 1, 0, 0.5)
     path = tmp_path / "timed.json"
-    done = run("cells", json.dumps(vars(cell)), path)
+    done = run("experiments", json.dumps(vars(cell)), path)
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text())["steps"] >= 1
     assert Path(tmp_path / "out" / "convergence.png").stat().st_size > 5_000

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from errors import UserError
-from loaders.annotations import (
+from common.errors import UserError
+from loaders.track_files import (
     Annotations,
     PointTracks,
     load_annotations,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from preprocessing.baselines import chained_flow_tracks, sample, static_tracks
+from evaluation.baselines import chained_flow_tracks, sample, static_tracks
 
 
 class Store:

@@ -17,15 +17,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
 from evaluation.benchmark import check_settings, run_benchmark
+from evaluation.metrics import THRESHOLDS
 from evaluation.plots import draw_videos
 from evaluation.report import PUBLISHED, Table, published_rows
-from loaders.annotations import load_tracks, save_tracks
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
-from losses.metrics import THRESHOLDS
-from preprocessing.synthetic import render_scene
+from loaders.track_files import load_tracks, save_tracks
+from preprocessing.synthetic.render import render_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from errors import UserError
-from loaders.published import PublishedFolder
+from common.errors import UserError
+from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.omnimotion_layout import PublishedFolder
 from loaders.sequence import open_sequence
-from loaders.store import CorrespondenceStore, open_correspondences
 from preprocessing.cli import main
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Launched, wait_until
-from test_training import options
 
-from errors import UserError
+from common.errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
-from trainer import Trainer
+from tests.launch import Launched, wait_until
+from tests.test_training import options
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 --affine_layers 3 "

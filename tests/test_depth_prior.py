@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from losses.objective import depth_prior_loss
-from models.tracker import Tracker
+from common.errors import UserError
+from inference.tracker import Tracker
+from losses.losses import depth_prior_loss
 from preprocessing.cli import main
 from tests.test_training import options
-from trainer import Trainer
+from training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

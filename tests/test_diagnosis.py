@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.omnimotion import ModelConfig, OmniMotion
-from training.diagnosis import MANY, Shares, examine, point_outcomes, watch
+from training.failure_modes import MANY, Shares, examine, point_outcomes, watch
 
 SIZE, T = (40, 60), 5
 NEAR_Z, FAR_Z, HALF = 0.5, 1.5, 0.12
@@ -117,9 +117,8 @@ def test_a_model_that_is_merely_not_fitted_is_not_called_doubled():
 
 def test_a_run_examines_itself(small_sequence, tmp_path):
     """On a real store: no alarm for a model at its start, whose shares are shares."""
-    from test_training import options
-
-    from trainer import Trainer
+    from tests.test_training import options
+    from training.trainer import Trainer
 
     trainer = Trainer(options(small_sequence, tmp_path))
     found = examine(trainer.model, trainer.sampler.store, 0)
@@ -130,7 +129,7 @@ def test_a_run_examines_itself(small_sequence, tmp_path):
 @pytest.mark.parametrize("steps,times", [(200, [100, 125, 150, 175, 200]), (100, [50, 63, 75, 88, 100]), (99, [])])
 def test_when_a_run_is_examined(steps, times, tmp_path, monkeypatch, caplog):
     """Also one that goes on from a step before the last examination."""
-    monkeypatch.setattr("training.diagnosis.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
+    monkeypatch.setattr("training.failure_modes.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
     trainer = SimpleNamespace(options=SimpleNamespace(num_iters=steps, seed=0), dir=tmp_path, model=None,
                               sampler=SimpleNamespace(store=None))
     for trainer.step in [*range(steps * 7 // 8), *range(steps * 3 // 4, steps + 1)]:

@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from launch import launch
 from PIL import Image
 
-from loaders.files import atomic_path, write_text
+from common.files import atomic_path, write_text
+from loaders.correspondences import StoreWriter, open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import StoreWriter, open_correspondences
-from preprocessing.cache import FrameCache
+from preprocessing.frame_cache import FrameCache
+from tests.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from drawing.cloud import cloud_pictures
-from drawing.colours import depth_colours, flow_colours, position_colours, score_colours
+from drawing.colors import depth_colours, flow_colours, position_colours, score_colours
 from drawing.legend import HEIGHT, colour_bar, flow_wheel, point_legend, with_strip
 from drawing.maps import beside, colour_pictures, error_pictures, flow_pictures
 from drawing.segment import foreground_tracks

@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from launch import Launched, launch, wait_until
 
-from loaders.annotations import load_annotations, load_tracks, sample_queries, save_annotations
+from loaders.track_files import load_annotations, load_tracks, sample_queries, save_annotations
+from tests.launch import Launched, launch, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from loaders.annotations import PointTracks, load_tracks
-from loaders.exports import check_format, export_tracks
+from common.errors import UserError
 from loaders.sequence import open_sequence
+from loaders.track_export import check_format, export_tracks
+from loaders.track_files import PointTracks, load_tracks
 
 N, T, SIZE = 3, 8, (64, 64)
 

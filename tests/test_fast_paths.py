@@ -5,16 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
-from losses.objective import front, gradient_loss
-from models import native
-from models.build import new_model
-from models.chain import chain, chain_plain
+from losses.losses import front, gradient_loss
+from models.factory import new_model
 from models.gabor import GaborNet
 from models.invertible import InvertibleNetwork
+from models.kernels import native
+from models.kernels.backend import Products, bf16_units, choose_products, set_products
+from models.kernels.fused_mlp import chain, chain_plain
 from models.omnimotion import ModelConfig, OmniMotion
-from models.products import Products, bf16_units, choose_products, set_products
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 1, 18, 32, 1, 2), (3, 50, 18, 64, 3, 2), (4, 300, 9, 32, 5, 5), (2, 128, 5, 96, 2, 8)]

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_crash_safety import STATE, same
-from test_training import options
 
-from errors import UserError
+from common.errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint
 from loaders.sequence import open_sequence
 from preprocessing.pipeline import Method, build_store
-from trainer import Trainer
-from training.faults import step_where
+from tests.test_crash_safety import STATE, same
+from tests.test_training import options
+from training.nonfinite import step_where
+from training.trainer import Trainer
 
 
 def parameters(trainer):

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
-from flow_tracker import FlowTracker, Followed, follow
-from inference import new_tracker
-from loaders.annotations import save_tracks
+from evaluation.baselines import chained_flow_tracks, sample, static_tracks
+from inference.flow_guided_tracker import FlowTracker, Followed, follow
+from inference.load_run import new_tracker
+from inference.tracker import Tracker
+from loaders.correspondence_format import StoredPair
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
-from loaders.store_format import StoredPair
-from models.build import new_model
-from models.tracker import Tracker
-from preprocessing.baselines import chained_flow_tracks, sample, static_tracks
-from preprocessing.tracks import build_from_files
+from loaders.track_files import save_tracks
+from models.factory import new_model
+from preprocessing.track_correspondences import build_from_files
 
 H, W, T, SPEED = 40, 60, 9, np.array([2.0, 1.0], np.float32)
 ONES, BLACK = np.ones(H * W, bool), np.zeros((T, H, W, 3), np.uint8)
@@ -263,7 +263,7 @@ def test_outside_the_frame_flow_is_not_followed():
 
 
 def test_flow_between_pixels_is_that_of_the_chain():
-    from flow_tracker import _flow
+    from inference.flow_guided_tracker import _flow
 
     flow = np.random.default_rng(0).integers(-40, 40, (H * W, 2)).astype(np.int16)
     pair = StoredPair(np.arange(H * W), flow, ONES, ~ONES)

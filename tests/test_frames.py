@@ -8,15 +8,15 @@ import av
 import cv2
 import numpy as np
 import pytest
-from launch import launch
 from PIL import Image
 
-from errors import UserError
+from common.errors import UserError
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence, read_image
-from loaders.store import open_correspondences
 from loaders.video import read_video, write_video
 from preprocessing.cli import main
-from preprocessing.frames import extract_frames
+from preprocessing.extract_frames import extract_frames
+from tests.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.fuzz import damaged, edits, fuzz
-from scripts.fuzz_kinds import KINDS
+from tests.robustness.fuzz import damaged, edits, fuzz
+from tests.robustness.fuzz_kinds import KINDS
 
 SKIPPED = {"raft.pth": "a network of 4 MB a file: in the campaign"}
 

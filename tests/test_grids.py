@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
-from models import grids
-from models.build import checkpoint_num_frames, model_from_state, new_model
+from models import grid_deformation
+from models.factory import checkpoint_num_frames, model_from_state, new_model
+from models.grid_deformation import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
 from models.grid_field import OPACITY, SIDES, GridField, contract_each
-from models.grids import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
 from models.invertible import invert_affine
 from models.omnimotion import ModelConfig, OmniMotion
 
@@ -48,7 +48,7 @@ def test_steep_maps_are_inverted_too():
     maps = random_network(6, 0.28).bind(torch.arange(6))
     x = torch.rand(6, 2_000, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])
     J = maps.displacement_and_slope(x)[1]
-    one_to_one = torch.linalg.det(J + torch.eye(2)) > grids.LEAST
+    one_to_one = torch.linalg.det(J + torch.eye(2)) > grid_deformation.LEAST
     steep = one_to_one & (J.abs().sum(-1).amax(-1) > 1)
     with torch.no_grad():
         error = (maps.to_local(maps.to_canonical(x)) - x).norm(dim=-1)
@@ -73,7 +73,7 @@ def test_folds_and_broken_points_do_no_harm(spread):
     u = (torch.rand(4, 500, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
     x = maps.to_local(u)
     x.abs().sum().backward()
-    assert (x - u).abs().max() <= maps.layers.abs().max() + 2 * grids.REACH + 1e-4  # two steps
+    assert (x - u).abs().max() <= maps.layers.abs().max() + 2 * grid_deformation.REACH + 1e-4  # two steps
     assert all(p.grad.isfinite().all() for p in network.parameters()) and u.grad.isfinite().all()
     broken = u.detach().clone()
     broken[0, 0, 0], broken[1, 1] = torch.inf, torch.nan
@@ -95,7 +95,7 @@ def test_slopes_are_those_of_the_displacement():
 
 def test_gradients_of_the_inverse_are_those_of_the_solution(monkeypatch):
     """Against autograd through so many fixed-point iterations that they have converged; parameters and points."""
-    monkeypatch.setattr(grids, "NEWTON", (6, 6))  # in training one step is near enough
+    monkeypatch.setattr(grid_deformation, "NEWTON", (6, 6))  # in training one step is near enough
     network, gradients = random_network(3, 0.1), []
     u = (torch.rand(2, 100, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
     weight = torch.randn(2, 100, 3)
@@ -145,7 +145,8 @@ def test_a_point_moves_with_its_layer(num_layers):
     maps, x = network.bind(ids), points(2, 500)
     x[:, :100] = x[:, :100].round()
     layers = network.layers(ids).unflatten(1, (2, num_layers))  # (B, 2, S, R, R)
-    each = torch.stack([sample(layers[:, :, s], x[..., :2] / grids.EXTENT) for s in range(num_layers)])  # (S, B, 2, M)
+    places = x[..., :2] / grid_deformation.EXTENT
+    each = torch.stack([sample(layers[:, :, s], places) for s in range(num_layers)])  # (S, B, 2, M)
     number = (x[..., 2] / 2 * num_layers).floor().clamp(0, num_layers - 1).long()  # (B, M)
     plain = each.gather(0, number[None, :, None].expand(1, -1, 2, -1))[0].transpose(1, 2)
     assert maps.layers.shape == (2, 2, num_layers * R, R)
@@ -163,7 +164,7 @@ def test_selected_maps_are_those_of_their_frames():
     every = network.bind(torch.arange(6))
     assert torch.allclose(every.select(ids).to_canonical(x), network.bind(ids).to_canonical(x), atol=1e-6)
     assert torch.allclose(every.select(ids)._theta(x[..., 2]), network.thetas.plain(
-        ids, (x[..., 2:] - 1) / grids.THETA_EXTENT).transpose(1, 2), atol=1e-5)
+        ids, (x[..., 2:] - 1) / grid_deformation.THETA_EXTENT).transpose(1, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_frames", [2, 5, 24])
@@ -171,7 +172,7 @@ def test_selected_maps_are_those_of_their_frames():
 @pytest.mark.parametrize("visits", [8_192, 20])
 def test_levels_added_up_are_levels_one_by_one(num_frames, sides, visits, monkeypatch):
     """Values and gradients of the sum of all levels against each level interpolated by itself."""
-    monkeypatch.setattr(grids, "VISITS", visits)
+    monkeypatch.setattr(grid_deformation, "VISITS", visits)
     if sides == [(2,), (5,), (9,)] and num_frames == 2:
         sides = sides[:1]
     torch.manual_seed(num_frames)

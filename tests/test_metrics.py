@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import UserError
-from losses.metrics import THRESHOLDS, counted_frames, error_since_query, tapvid_metrics, temporal_coherence
+from common.errors import UserError
+from evaluation.metrics import THRESHOLDS, counted_frames, error_since_query, tapvid_metrics, temporal_coherence
 
 SIZE = (256, 256)
 

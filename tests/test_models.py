@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.canonical import CanonicalField
+from inference.tracker import Tracker
+from models.canonical_field import CanonicalField
 from models.coords import contract, denormalise_pixels, normalise_pixels
 from models.encoding import periodic_encoding, periodic_encoding_plain
 from models.gabor import GaborNet
@@ -18,7 +19,6 @@ from models.invertible import InvertibleNetwork
 from models.omnimotion import ModelConfig, OmniMotion
 from models.rendering import compositing_weights, jitter_depths, ray_depths
 from models.time_latent import TimeLatent, frame_times
-from models.tracker import Tracker
 
 SMALL = dict(num_frames=5, height=24, width=32, num_samples_ray=8, coupling_width=32, affine_width=16,
              affine_layers=3, field_width=24, latent_dim=16)

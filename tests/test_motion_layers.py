@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
-from loaders.store_format import STEPS, DensePair, StoredPair
+from loaders.correspondence_format import STEPS, DensePair, StoredPair
 from models.coords import denormalise_pixels, normalise_pixels
+from models.grid_deformation import GridNetwork
 from models.grid_field import GridField
-from models.grids import GridNetwork
 from models.omnimotion import ModelConfig, OmniMotion
-from trainer import Trainer
 from training.layer_votes import _votes, layer_votes
 from training.motion_layers import crossing_motion, layers_of_motion
+from training.trainer import Trainer
 
 H, W, T = 96, 128, 9
 
@@ -230,7 +230,7 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
     assert Trainer(start()).model.config.grid_layers == 2
     M = np.tile(np.eye(3), (len(Trainer(start()).sequence) - 1, 1, 1))
     M[:, 0, 2] = 9
-    monkeypatch.setattr("trainer.crossing_motion", lambda store: M)
+    monkeypatch.setattr("training.trainer.crossing_motion", lambda store: M)
     trainer = Trainer(start())
     W, maps = trainer.model.size[1], trainer.model.maps(torch.tensor([0]))
     moved = maps.to_canonical(torch.tensor([[[0.0, 0.0, 0.1]]]))[0, 0]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import muon
-from models.muon import Muon, orthogonalise
+from training import muon
+from training.muon import Muon, orthogonalise
 
 
 def matrices():

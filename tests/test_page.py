@@ -14,10 +14,10 @@ import pytest
 from configs.options import parse
 from drawing.pack import GridTracks, coarsest_quantum, pack
 from drawing.page import PageData, page_html
+from drawing.run_views import Views
 from eval import evaluate
-from loaders.annotations import load_tracks
-from trainer import Trainer
-from views import Views
+from loaders.track_files import load_tracks
+from training.trainer import Trainer
 from viz import visualise
 
 NAME = 'x<img src=q onerror=alert(1)>&"'  # of the sequence folder
@@ -96,7 +96,7 @@ def run(small_sequence, tmp_path_factory):
 
 
 def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("page.MOST_FRAMES", 4)
+    monkeypatch.setattr("drawing.page.MOST_FRAMES", 4)
     visualise(parse("viz", [*run[0], "--what", "page", "--page_interval", "8", "--dense_interval", "8",
                             "--out_dir", str(tmp_path)]))
     text = (tmp_path / "page.html").read_text()

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from errors import UserError
+from common.errors import UserError
 from loaders.sequence import open_sequence
-from preprocessing.cache import FrameCache
-from preprocessing.pairs import intervals
+from preprocessing.frame_cache import FrameCache
+from preprocessing.pair_selection import intervals
 from preprocessing.pipeline import Method, build_store, summary
 
 

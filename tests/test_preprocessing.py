@@ -15,18 +15,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch import Launched, launch
 
-from errors import UserError
+from common.errors import UserError
+from common.geometry import bilinear, pixel_grid, similarity
+from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex, decode, encode
+from loaders.correspondences import StoreWriter, open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import StoreWriter, open_correspondences
-from loaders.store_format import MAX_FLOW, DensePair, PairIndex, decode, encode
 from preprocessing.chaining import RULES, chain_row
 from preprocessing.cli import main_parser
 from preprocessing.filtering import cycle_flags
 from preprocessing.pipeline import Method, build_store
-from preprocessing.sampling import bilinear, pixel_grid, similarity
-from preprocessing.synthetic import write_scene
+from preprocessing.synthetic.render import write_scene
+from tests.launch import Launched, launch
 from third_party.dis import DisFlow
 from third_party.sift import DenseSift
 

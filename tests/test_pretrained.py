@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
+from common.errors import UserError
+from common.geometry import pixel_grid, similarity
+from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
 from preprocessing.cli import main
-from preprocessing.depth import normalised, value_range
-from preprocessing.sampling import pixel_grid, similarity
+from preprocessing.depth_priors import normalised, value_range
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
 

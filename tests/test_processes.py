@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import wait_until
-from test_crash_safety import finished, start
 
-from errors import UserError
+from common.errors import UserError
 from loaders.checkpoint import checkpoints, load_checkpoint
-from training.parallel import Processes
+from tests.launch import wait_until
+from tests.test_crash_safety import finished, start
+from training.distributed import Processes
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
 SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_start", 0, "--freeze_step", 0,

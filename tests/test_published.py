@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from losses.objective import objective, smoothness_loss
-from models.build import checkpoint_num_frames, model_from_checkpoint
+from losses.losses import objective, smoothness_loss
+from models.factory import checkpoint_num_frames, model_from_checkpoint
 
 RAYS = SimpleNamespace(num_samples_ray=32, min_depth=0.0, max_depth=2.0, precision="fp32", mlp_backend="torch")
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from errors import UserError
+from common.errors import UserError
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
-from preprocessing import weights
+from preprocessing import pretrained
 from preprocessing.cli import main
 from preprocessing.flow import ModelOptions
 from preprocessing.pipeline import Method, build_store
@@ -174,25 +174,25 @@ def published(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
         archive.writestr("models/inside.pth", content["inside.pth"])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-    monkeypatch.setattr(weights, "WEIGHTS", {
-        "alone.pth": weights.Published((tmp_path / "alone.pth").as_uri(), hashes["alone.pth"]),
-        "inside.pth": weights.Published((tmp_path / "models.zip").as_uri(), hashes["inside.pth"], archive=True),
-        "changed.pth": weights.Published((tmp_path / "alone.pth").as_uri(), "0" * 64),
-        "gone.pth": weights.Published((tmp_path / "gone").as_uri(), "0" * 64)})
+    monkeypatch.setattr(pretrained, "WEIGHTS", {
+        "alone.pth": pretrained.Published((tmp_path / "alone.pth").as_uri(), hashes["alone.pth"]),
+        "inside.pth": pretrained.Published((tmp_path / "models.zip").as_uri(), hashes["inside.pth"], archive=True),
+        "changed.pth": pretrained.Published((tmp_path / "alone.pth").as_uri(), "0" * 64),
+        "gone.pth": pretrained.Published((tmp_path / "gone").as_uri(), "0" * 64)})
     return content
 
 
 def test_weights_are_downloaded_whole_and_checked(published, tmp_path):
     folder = tmp_path / "cache"
     for name, data in published.items():
-        assert weights.find_weights([name], folder).read_bytes() == data
+        assert pretrained.find_weights([name], folder).read_bytes() == data
     for name, words in (("changed.pth", "not what was published"), ("gone.pth", "by hand"), ("x.pth", "choose from")):
         with pytest.raises(UserError, match=words):
-            weights.find_weights([name], folder)
+            pretrained.find_weights([name], folder)
     with pytest.raises(UserError, match=r"--offline.*changed.pth is not there: fetch file:.*by hand"):
-        weights.find_weights(["changed.pth"], folder, offline=True)
+        pretrained.find_weights(["changed.pth"], folder, offline=True)
     assert sorted(path.name for path in folder.iterdir()) == sorted(published)
-    assert weights.find_weights(["changed.pth", "inside.pth"], folder, offline=True) == folder / "inside.pth"
+    assert pretrained.find_weights(["changed.pth", "inside.pth"], folder, offline=True) == folder / "inside.pth"
 
 
 # Stores

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from test_crash_safety import finished, start
 
+from common.errors import UserError
 from configs.options import OPTIONS, parse
-from errors import UserError
 from loaders.checkpoint import load_checkpoint
-from training.record import as_config
+from tests.test_crash_safety import finished, start
+from training.run_metadata import as_config
 
 
 @pytest.mark.parametrize("arguments", [

@@ -20,25 +20,25 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import UserError
+from common.files import read_json
 from configs.options import parse
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
-from errors import UserError
 from evaluation.benchmark import prepare
-from loaders.annotations import load_annotations, load_queries
-from loaders.arrays import ArrayFile, map_npy, read_npy
 from loaders.checkpoint import load_checkpoint
+from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
-from loaders.files import read_json
 from loaders.images import MAX_PIXELS, limit_pixels, read_image, read_levels
-from loaders.plain_pickle import read_pickle
-from loaders.published import PublishedFolder
+from loaders.npy import ArrayFile, map_npy, read_npy
+from loaders.omnimotion_layout import PublishedFolder
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
 from loaders.tapvid import TapVideo, save_tapvid
+from loaders.tapvid_pickle import read_pickle
+from loaders.track_files import load_annotations, load_queries
 from loaders.video import read_video, write_video
 from preprocessing.cli import main as preprocessing
-from preprocessing.weights import Published, _download
+from preprocessing.pretrained import Published, _download
 from third_party.raft_flow import load_raft
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def objects_that_say_they_are_numbers() -> bytes:
     b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f."])    # bytes of an exabyte
 def test_pickles_that_need_no_command(data):
     Path("a.pkl").write_bytes(data)
-    result = subprocess.run([sys.executable, "-c", "from pathlib import Path; from loaders.plain_pickle import *\n"
+    result = subprocess.run([sys.executable, "-c", "from pathlib import Path; from loaders.tapvid_pickle import *\n"
                              "try: print(read_pickle(Path('a.pkl')))\n"
                              "except UserError as error: print('refused', error)"],
                             env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from errors import UserError
-from loaders.annotations import load_annotations
-from preprocessing import synthetic
-from preprocessing.synthetic import front, inside, render, render_scene, sample_tracks, stratify
-from preprocessing.synthetic_layers import Ellipsoid, Outline, Shear, Sheet
-from preprocessing.synthetic_scenes import RECIPES, build_layers, rodrigues
-from preprocessing.textures import dead_leaves, fibres, solid
+from common.errors import UserError
+from loaders.track_files import load_annotations
+from preprocessing.synthetic import render as renderer
+from preprocessing.synthetic.layers import Ellipsoid, Outline, Shear, Sheet
+from preprocessing.synthetic.render import front, inside, render, render_scene, sample_tracks, stratify
+from preprocessing.synthetic.scenes import RECIPES, build_layers, rodrigues
+from preprocessing.synthetic.textures import dead_leaves, fibres, solid
 
 SIZE, T = (128, 160), 12
 
@@ -247,13 +247,13 @@ def test_solid_has_all_of_its_palette():
 @pytest.fixture
 def arguments(tmp_path):
     parser = argparse.ArgumentParser()
-    synthetic.add_arguments(parser)
+    renderer.add_arguments(parser)
     return lambda *extra: parser.parse_args(["--data_dir", str(tmp_path / "clip"), "--size", "64", "80",
                                              "--num_points", "30", *extra])
 
 
 def test_command_writes_a_sequence_folder(arguments, tmp_path):
-    synthetic.main(arguments("--num_frames", "5"))
+    renderer.main(arguments("--num_frames", "5"))
     root = tmp_path / "clip"
     for folder in ("color", "mask"):
         assert sorted(path.name for path in (root / folder).iterdir()) == [f"{i:05d}.png" for i in range(5)]
@@ -261,13 +261,13 @@ def test_command_writes_a_sequence_folder(arguments, tmp_path):
     truth = load_annotations(root / "annotations.npz", num_frames=5)
     assert truth.points.shape == (30, 5, 2) and truth.frame_size == (64, 80)
     frame = (root / "color" / "00002.png").read_bytes()
-    synthetic.main(arguments("--num_frames", "5"))
+    renderer.main(arguments("--num_frames", "5"))
     assert (root / "color" / "00002.png").read_bytes() == frame  # so that a store stays valid
-    synthetic.main(arguments("--num_frames", "3"))
+    renderer.main(arguments("--num_frames", "3"))
     assert len(list((root / "color").iterdir())) == len(list((root / "mask").iterdir())) == 3
 
 
 def test_command_does_not_overwrite_other_sequences(arguments, tmp_path):
     (tmp_path / "clip" / "color").mkdir(parents=True)
     with pytest.raises(UserError, match="not synthetic"):
-        synthetic.main(arguments())
+        renderer.main(arguments())

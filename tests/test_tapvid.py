@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from errors import UserError
-from loaders.annotations import Annotations, sample_queries, save_annotations
+from common.errors import UserError
 from loaders.tapvid import TapVideo, open_benchmark, read_pickle, resize_frames, save_tapvid
+from loaders.track_files import Annotations, sample_queries, save_annotations
 from loaders.video import write_video
 
 T, N, H, W = 6, 3, 24, 40

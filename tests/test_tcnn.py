@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
-from models.build import model_from_state
+from common.errors import UserError
+from models.factory import model_from_state
 from models.invertible import mlp
 from models.omnimotion import ModelConfig, OmniMotion
 from models.time_latent import HashLatent, frame_times

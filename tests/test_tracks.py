@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from loaders.annotations import PointTracks, save_tracks
+from common.errors import UserError
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
+from loaders.track_files import PointTracks, save_tracks
 from preprocessing.cli import main
 from preprocessing.flow import ModelOptions
-from preprocessing.tracks import TrackerOptions, build_from_cotracker, correspondences, query_grid
+from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, correspondences, query_grid
 
 STAND_IN = '''
 import torch
@@ -75,7 +75,7 @@ def test_files_of_two_query_frames_make_a_store(sequence, tmp_path):
 
 
 def test_training_takes_a_store_of_tracks(sequence, tmp_path):
-    from loaders.sampler import PairSampler
+    from loaders.pair_sampler import PairSampler
 
     save_tracks(tmp_path / "t.npz", tracks_of(query_grid(2, (32, 40), 4)))
     main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / "t.npz")])

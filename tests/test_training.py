@@ -7,19 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
+from loaders.correspondences import open_correspondences
 from loaders.error_map import ErrorMap
-from loaders.sampler import PairSampler, bilinear_colours
+from loaders.pair_sampler import PairSampler, bilinear_colours
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
 from losses import schedules
-from losses.objective import distortion_loss
+from losses.losses import distortion_loss
 from preprocessing.pipeline import Method, build_store
-from preprocessing.synthetic import write_scene
-from trainer import Trainer
+from preprocessing.synthetic.render import write_scene
+from training.distributed import Processes
 from training.forward import compiled_forward
-from training.parallel import Processes
+from training.trainer import Trainer
 
 QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupling_width 48 --affine_width 32 "
          "--affine_layers 4 --field_width 32 --start_interval 10 --lr_deform 2e-3 --lr_feature 1e-2 --lr_color 1e-3 "
@@ -33,7 +33,7 @@ def options(folder, save_dir, *more):
 
 def flow_error(trainer):
     """Mean flow error in pixels over fixed valid correspondences of all pairs."""
-    from models.tracker import Tracker
+    from inference.tracker import Tracker
 
     tracker, errors = Tracker(trainer.model, use_max_loc=False), []
     for i, j in trainer.sampler.store.pairs:
@@ -165,7 +165,7 @@ def test_drawing_by_rejection_is_drawing_by_the_sum_of_weights(sampler, i, j, by
 
 
 def test_too_few_stored_candidates_are_drawn_the_exact_way(sampler, monkeypatch):
-    from loaders import sampler as module
+    from loaders import pair_sampler as module
     monkeypatch.setattr(module, "CANDIDATES", 1)  # not all of them are stored, so they are fewer than the points
     assert sampler.draw_stored(2, 5, sampler.candidates(1)[0]) is None
     assert sampler.batch(7, lambda interval: 1.0).pixels1.shape == (4, 64, 2)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from errors import UserError
-from models.backends import pick_backend
-from models.invertible import NEGATIVE_SLOPE, S_MAX, InvertibleNetwork
-from models.triton_coupling import coupling_stack, unsupported
+from common.errors import UserError
+from models.invertible import InvertibleNetwork
+from models.kernels.constants import NEGATIVE_SLOPE, S_MAX
+from models.kernels.dispatch import pick_backend
+from models.kernels.triton_coupling import coupling_stack, unsupported
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errors import UserError
+from common.errors import UserError
 from third_party.torch_files import tensors_by_name
 
 REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"

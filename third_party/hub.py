@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
+from common.errors import UserError
 
 
 def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offline: bool = False,

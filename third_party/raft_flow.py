@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from errors import UserError
+from common.errors import UserError
 from third_party.raft import RAFT
 from third_party.torch_files import tensors_by_name
 

@@ -22,7 +22,7 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 FULLY_FUSED = (16, 32, 64, 128)  # widths that its fully fused MLP takes; CutlassMLP takes all

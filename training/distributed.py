@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from errors import UserError
+from common.errors import UserError
 
 log = logging.getLogger("train")
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from loaders.files import write_text
+from common.files import write_text
 from models.omnimotion import OmniMotion
 
 log = logging.getLogger("train")

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from errors import UserError
-from losses.objective import Alone, objective
+from common.errors import UserError
+from losses.losses import Alone, objective
 from models.omnimotion import OmniMotion, PairPrediction
 
 
 def forward(model: OmniMotion, batch, jitter: Tensor, near_share: float, weights: dict[str, float | Tensor],
             padding: float, whole: Alone) -> tuple[PairPrediction, Tensor, dict[str, Tensor]]:
-    """Predictions for a `loaders.sampler.Batch`, their total loss and its terms; `weights` and the rest are those of
-    `losses.objective.objective`, `jitter` and `near_share` those of `OmniMotion.predict_pairs`."""
+    """Predictions for a `loaders.pair_sampler.Batch`, their total loss and its terms; `weights` and the rest are those
+    of `losses.losses.objective`, `jitter` and `near_share` those of `OmniMotion.predict_pairs`."""
     prediction = model.predict_pairs(batch.pixels1, batch.ids1, batch.ids2, jitter, near_share)
     depth_range = (model.config.min_depth, model.config.max_depth)
     return prediction, *objective(prediction, batch, weights, model.size, depth_range, padding, whole)

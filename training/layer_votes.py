@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.baselines import corners
 from models.coords import denormalise_pixels, normalise_pixels
 from models.omnimotion import OmniMotion
-from preprocessing.baselines import corners
 
 RASTER = 128    # pixels of a frame that vote, along the longer side, at most
 TARGETS = 8     # frames j of each frame t, evenly among those of its pairs

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from losses.objective import objective
+from losses.losses import objective
 from losses.schedules import loss_weights
 from models.omnimotion import FIELD_PIECE, OmniMotion
 
@@ -142,7 +142,7 @@ def pass_peak(model: OmniMotion, pairs: int, points: int, options, device: torch
 
 @dataclass
 class _Batch:
-    """What the losses look at, as loaders.sampler.Batch."""
+    """What the losses look at, as loaders.pair_sampler.Batch."""
     pixels1: torch.Tensor
     pixels2: torch.Tensor
     rgb1: torch.Tensor

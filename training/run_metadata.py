@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
+from common.files import write_text
 from configs.options import OPTIONS
-from errors import UserError
-from loaders.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")

@@ -5,11 +5,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drawing.colours import depth_colours, error_colours, flow_colours, full_saturation, position_colours
+from common.files import write_bytes
+from drawing.colors import depth_colours, error_colours, flow_colours, full_saturation, position_colours
 from drawing.legend import colour_bar, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
 from drawing.tracks import match_picture
-from loaders.files import write_bytes
 
 FOLDER = "vis"
 

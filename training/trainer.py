@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from common.files import write_text
 from configs.options import run_dir
-from errors import UserError
+from inference.tracker import Tracker
 from loaders.checkpoint import (
     check_frames,
     check_length,
@@ -23,30 +25,28 @@ from loaders.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from loaders.correspondences import open_correspondences
 from loaders.depth import depth_at, load_depth
 from loaders.error_map import ErrorMap
-from loaders.files import write_text
-from loaders.sampler import PairSampler, fits_on
+from loaders.pair_sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
-from loaders.store import open_correspondences
 from losses import schedules
-from losses.objective import depth_prior_loss, smoothness_loss
-from models.build import (
+from losses.losses import depth_prior_loss, smoothness_loss
+from models.coords import denormalise_pixels, normalise_pixels
+from models.factory import (
     checkpoint_num_frames,
     model_from_checkpoint,
     new_model,
     new_optimisers,
     pick_device,
 )
-from models.coords import denormalise_pixels, normalise_pixels
-from models.depth_init import start_near
 from models.omnimotion import ModelConfig
-from models.tracker import Tracker
-from training.faults import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
+from training.distributed import Processes
 from training.forward import compiled_forward, forward
+from training.init_depth import start_near
 from training.layer_votes import layer_votes
 from training.motion_layers import crossing_motion, layers_of_motion
-from training.parallel import Processes
+from training.nonfinite import FORGET, GOOD_EVERY, LIMIT, RETURNS, FaultGuard, fits, step_where
 
 log = logging.getLogger("train")
 CHECK_EVERY = 50  # steps between looks at the loss where a look makes a GPU wait

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
-from models import native
+from common.errors import UserError
+from models.kernels import native
 
 log = logging.getLogger(__name__)
 

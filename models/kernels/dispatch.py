@@ -2,8 +2,8 @@
 
 import torch
 
-from errors import UserError
-from models.triton_coupling import unsupported
+from common.errors import UserError
+from models.kernels.triton_coupling import unsupported
 from third_party.tcnn import require_tcnn
 
 

@@ -17,8 +17,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from models import native
-from models.products import Products
+from models.kernels import native
+from models.kernels.backend import Products
 
 FULL = Products()
 

@@ -18,10 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import native
-from models.products import Products
-
-NEGATIVE_SLOPE = 0.01  # LeakyReLU, torch's default
+from models.kernels import native
+from models.kernels.backend import Products
 
 FULL = Products()
 

@@ -4,7 +4,7 @@ Notation
     B, M     frames, points of each                                             x, y: (B, M, 3)
     L        coupling layers; W their width; D their W x W matrices, one a hidden layer of the MLP
     chain    [(W, b)] of `CouplingLayer.fuse`, D + 2 entries; entry 1 meets the latent, its bias is (B, 1, W)
-    h_j, g_j hidden activations, and gradients before the activation, as in `models.triton_kernels`
+    h_j, g_j hidden activations, and gradients before the activation, as in `models.kernels.triton_kernels`
 """
 
 import functools

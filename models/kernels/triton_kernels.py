@@ -1,4 +1,4 @@
-"""Triton kernels of the fused coupling stack; only `models.triton_coupling` imports this module (it needs triton).
+"""Triton kernels of the fused coupling stack; only triton_coupling.py imports this module (it needs triton).
 
 Notation
     B, M     frames, points of each; a program has BM points of one frame, `points` are their rows among B M
@@ -15,10 +15,10 @@ A product of W x W goes over BN columns of one operand at a time, so that no who
 import triton
 import triton.language as tl
 
-from models import invertible
+from models.kernels import constants
 
-SLOPE = tl.constexpr(invertible.NEGATIVE_SLOPE)
-S_MAX = tl.constexpr(invertible.S_MAX)
+SLOPE = tl.constexpr(constants.NEGATIVE_SLOPE)
+S_MAX = tl.constexpr(constants.S_MAX)
 
 
 @triton.jit

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from errors import UserError
-from loaders.annotations import Annotations, save_annotations
-from loaders.files import atomic_path, write_text
-from preprocessing.synthetic_scenes import RECIPES, build_layers
+from common.errors import UserError
+from common.files import atomic_path, write_text
+from loaders.track_files import Annotations, save_annotations
+from preprocessing.synthetic.scenes import RECIPES, build_layers
 
 SAMPLES = 2   # a pixel is the mean of SAMPLES x SAMPLES looks
 MARGIN = 1.5  # pixels between a point and the next outline, in the frame in which it is chosen

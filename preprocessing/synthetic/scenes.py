@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocessing.synthetic_layers import Ellipsoid, Outline, Shear, Sheet, to_plane
-from preprocessing.textures import PALETTES, dead_leaves, fibres, solid
+from preprocessing.synthetic.layers import Ellipsoid, Outline, Shear, Sheet, to_plane
+from preprocessing.synthetic.textures import PALETTES, dead_leaves, fibres, solid
 
 CROSSING = 0.35  # time at which a crossing trunk is over its object
 DENSITY = 1.4  # texels a pixel: the zoom never shows a texel larger than a pixel

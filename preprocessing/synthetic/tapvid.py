@@ -4,10 +4,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 from loaders.tapvid import TapVideo, save_tapvid
-from preprocessing.synthetic import render_scene
-from preprocessing.synthetic_scenes import RECIPES
+from preprocessing.synthetic.render import render_scene
+from preprocessing.synthetic.scenes import RECIPES
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Check that a benchmark's numbers do not depend on how it was run: python scripts/check_benchmark.py [--ray]
+"""Check that a benchmark's numbers do not depend on how it was run: python -m tests.robustness.check_benchmark [--ray]
 
 A small TAP-Vid file of four synthetic scenes is scored (1) in one go, (2) killed half way (SIGKILL, to all processes)
 and started again, and with --ray (3) on two local Ray workers, one of which is killed. The metrics of all videos must
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--config configs/small.txt --num_iters 40 --num_pairs 4 --coupling_width 32 --affine_width 16 "
          "--field_width 32 --i_img 0 --query_mode first --baselines static,chain --preprocessing=").split()
 

@@ -1,4 +1,4 @@
-"""Check that a killed preprocessing goes on to the same bytes: python scripts/check_resume.py --video V
+"""Check that a killed preprocessing goes on to the same bytes: python -m tests.robustness.check_resume --video V
 
 A short, small version of the video is preprocessed in one go; then again with SIGKILL at random moments, each time
 resumed. All files of the finished stores must be equal, byte for byte. With --weights_dir also for RAFT, with the best
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:

@@ -26,14 +26,14 @@ import torch
 
 import eval as eval_driver  # noqa: F401  imported for the processes that are forked
 import train as train_driver  # noqa: F401
-from errors import UserError
-from loaders.annotations import save_queries
+from common.errors import UserError
 from loaders.checkpoint import load_checkpoint
 from loaders.images import read_image
 from loaders.sequence import open_sequence
+from loaders.track_files import save_queries
 from loaders.video import write_video
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--device cpu --mlp_backend torch --num_pairs 2 --num_pts 16 --num_samples_ray 8 --affine_width 16 "
         "--affine_layers 3 --field_width 24 --no_tensorboard --i_img 0").split()
 LIMIT_S = 900  # of one process: longer is a hang

@@ -1,4 +1,4 @@
-"""The fault campaign: `make faults`, or python -m scripts.faults [--kills 200] [--inputs 20000] [--minutes M].
+"""The fault campaign: `make faults`, or python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M].
 
 1. SIGKILL at random moments in preprocessing, training, checkpoint writing, evaluation and a benchmark. The same
    command then goes on, perhaps to be killed again, until it finishes; its result must be that of an uninterrupted run,
@@ -7,7 +7,7 @@
    a sequence folder that vanishes: one clear line; what was saved before is whole, and with room again the command goes
    on to the same result.
 3. Files that the commands read, cut short or with flipped bits: a result or one clear line.
-4. The fuzz of the readers (scripts/fuzz.py).
+4. The fuzz of the readers (tests/robustness/fuzz.py).
 
 A campaign goes on where it stopped (--fresh starts a new one); the report is OUT/faults.md, details are in OUT/events.
 """
@@ -29,10 +29,10 @@ from random import Random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same sums whatever else runs here; before PyTorch is imported
 
-from scripts import fault_runs as runs
-from scripts import fuzz
-from scripts.fault_runs import STAGES, Stage
-from scripts.fuzz_kinds import KINDS
+from tests.robustness import fault_runs as runs
+from tests.robustness import fuzz
+from tests.robustness.fault_runs import STAGES, Stage
+from tests.robustness.fuzz_kinds import KINDS
 
 log = logging.getLogger("faults")
 SHARES = {"preprocessing": 30, "training": 25, "checkpoint writing": 22, "evaluation": 20, "benchmark": 3}  # percent

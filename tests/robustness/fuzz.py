@@ -1,6 +1,6 @@
 """Damaged and invented files for every reader: each must be read, or be refused by one UserError that names the file.
 
-python -m scripts.fuzz [--inputs 20000] [--kinds png,row] [--seed 0]
+python -m tests.robustness.fuzz [--inputs 20000] [--kinds png,row] [--seed 0]
 
 Each kind of file starts from a valid one, which hypothesis cuts, flips, overwrites, fills up and rearranges, most often
 where headers are; for texts, tables and pickles it also invents content. A kind runs in a process of its own, so that a
@@ -26,8 +26,8 @@ from random import Random
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from errors import UserError
-from scripts.fuzz_kinds import KINDS, Kind
+from common.errors import UserError
+from tests.robustness.fuzz_kinds import KINDS, Kind
 
 log = logging.getLogger(__name__)
 MEMORY = 12 << 30  # bytes of address space that a kind's process may have

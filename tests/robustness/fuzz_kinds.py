@@ -14,10 +14,17 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
+from common.errors import UserError
 from configs.options import parse
-from errors import UserError
 from evaluation.report import _record
-from loaders.annotations import (
+from loaders.checkpoint import load_checkpoint
+from loaders.correspondences import StoreWriter, open_correspondences
+from loaders.depth import load_depth
+from loaders.images import read_image, read_levels, read_mask
+from loaders.omnimotion_layout import PublishedFolder
+from loaders.sequence import VideoSequence, open_sequence
+from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
+from loaders.track_files import (
     Annotations,
     PointTracks,
     load_annotations,
@@ -27,15 +34,8 @@ from loaders.annotations import (
     save_queries,
     save_tracks,
 )
-from loaders.checkpoint import load_checkpoint
-from loaders.depth import load_depth
-from loaders.images import read_image, read_levels, read_mask
-from loaders.published import PublishedFolder
-from loaders.sequence import VideoSequence, open_sequence
-from loaders.store import StoreWriter, open_correspondences
-from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
 from loaders.video import read_video, write_gif, write_video
-from models.build import checkpoint_num_frames, model_from_checkpoint, new_model
+from models.factory import checkpoint_num_frames, model_from_checkpoint, new_model
 from preprocessing.convert import to_published
 
 SIZE, FRAMES = (24, 32), 3
