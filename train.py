@@ -1,4 +1,4 @@
-"""Optimise a small model on one video: python train.py --config configs/default.txt --data_dir seqs/clip
+"""Optimize a small model on one video: python train.py --config configs/default.txt --data_dir seqs/clip
 
 The result is SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard files, pictures. Started again, it goes on
 where it stopped; Ctrl-C and SIGTERM save and stop.
@@ -95,14 +95,14 @@ def show(board: Board, bar: tqdm, trainer: Trainer, terms: dict[str, Tensor], er
 
 
 def draw(board: Board, trainer: Trainer) -> None:
-    """The pictures of the run so far: matches, flow, depth and colours of the first and the middle frame."""
+    """The pictures of the run so far: matches, flow, depth and colors of the first and the middle frame."""
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
     ids = first, second = [0, len(trainer.sequence) // 2]
     points, interval = point_grid(tracker.size), dense.grid_interval(tracker)
-    colours, depths = zip(*(dense.colours_and_depths(tracker, t, interval) for t in ids), strict=True)
+    colors, depths = zip(*(dense.colors_and_depths(tracker, t, interval) for t in ids), strict=True)
     frames, errors = (a[ids].cpu().numpy() for a in (trainer.sampler.frames, trainer.error_map.mean()))
     board.pictures(trainer.step, ids, frames, points, tracker.correspond(points, first, second),
-                   dense.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colours), errors)
+                   dense.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colors), errors)
     board.weights({name: value.detach().cpu().numpy() for name, value in trainer.model.named_parameters()
                    if value.ndim >= 2}, trainer.step)
 

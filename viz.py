@@ -3,7 +3,7 @@
 Results go to the run's folder, or to --out_dir. --what names, separated by commas:
 tracks      the query frame's points in all frames        depth      rendered depth
 trails      the foreground's paths, background at rest    flow       flow from each frame to the next
-occlusion   the tracks with their occlusion scores        colour     the frames beside what the model renders
+occlusion   the tracks with their occlusion scores        color     the frames beside what the model renders
 pairs       two frames and their correspondences          errors     where the flow error was large in training
 canonical   the canonical volume                          page       a page to click on, page.html
 all         all of these but the page
@@ -21,7 +21,7 @@ from common.errors import UserError
 from configs.options import parse, run
 from drawing import maps
 from drawing.cloud import cloud_pictures
-from drawing.colors import position_colours, score_colours
+from drawing.colors import position_colors, score_colors
 from drawing.legend import text_picture, with_strip
 from drawing.run_views import Views
 from drawing.tracks import match_picture, track_pictures
@@ -34,7 +34,7 @@ FORMATS = ("mp4", "gif", "png")
 SWING_FRAMES = 60  # of the canonical cloud
 
 
-def visualise(options: Namespace) -> None:
+def visualize(options: Namespace) -> None:
     """Make everything that `what` names."""
     names = _chosen(options.what, "what", (*MAKERS, "all"))
     formats = _chosen(options.formats, "formats", FORMATS)
@@ -50,8 +50,8 @@ def visualise(options: Namespace) -> None:
 def tracks(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Points of the query frame drawn over all frames."""
     found, t = views.tracks, views.options.query_frame_id
-    colours = position_colours(views.points, views.size)
-    pictures = track_pictures(views.frames, found.tracks, found.visible, colours, t, views.spacing)
+    colors = position_colors(views.points, views.size)
+    pictures = track_pictures(views.frames, found.tracks, found.visible, colors, t, views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
 
@@ -61,16 +61,16 @@ def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:
     if not chosen.any():
         log.warning("no foreground: trails are of all points (give --foreground_mask_path)")
         chosen = np.ones(len(chosen), bool)
-    found, colours = views.tracks, position_colours(views.points, views.size)[chosen]
-    pictures = trail_pictures(views.frames, found.tracks[chosen], found.visible[chosen], colours,
+    found, colors = views.tracks, position_colors(views.points, views.size)[chosen]
+    pictures = trail_pictures(views.frames, found.tracks[chosen], found.visible[chosen], colors,
                               views.background_steps, t, views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
 
 def occlusion(views: Views, path: Path, formats: list[str]) -> list[Path]:
-    """The tracks in the colours of their occlusion scores."""
+    """The tracks in the colors of their occlusion scores."""
     found, t = views.tracks, views.options.query_frame_id
-    pictures = track_pictures(views.frames, found.tracks, found.visible, score_colours(found.occlusion_score), t,
+    pictures = track_pictures(views.frames, found.tracks, found.visible, score_colors(found.occlusion_score), t,
                               views.spacing)
     return write(_of_frame(path, t), pictures, views, formats)
 
@@ -85,9 +85,9 @@ def flow(views: Views, path: Path, formats: list[str]) -> list[Path]:
     return write(path, maps.flow_pictures(views.flows(range(views.T - 1)), views.size), views, formats)
 
 
-def colour(views: Views, path: Path, formats: list[str]) -> list[Path]:
+def color(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """The frames beside their renderings."""
-    return write(path, maps.colour_pictures(views.frames, views.renderings(range(views.T))[0]), views, formats)
+    return write(path, maps.color_pictures(views.frames, views.renderings(range(views.T))[0]), views, formats)
 
 
 def errors(views: Views, path: Path, formats: list[str]) -> list[Path]:
@@ -100,7 +100,7 @@ def errors(views: Views, path: Path, formats: list[str]) -> list[Path]:
 
 def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """The canonical volume: rendered from the front, and as a cloud of the points that the frames show."""
-    points, colours = views.canonical_cloud()
+    points, colors = views.canonical_cloud()
     H, W = maps.picture_size(views.size)
     low, high = np.percentile(points, (0.5, 99.5), axis=0)
     side = 480 if views.tracker.device.type == "cuda" else 160
@@ -108,10 +108,10 @@ def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
     log.info("rendering the canonical volume")
     front = np.rint(views.render_canonical(low, high, shape).clip(0, 1) * 255).astype(np.uint8)
     front = maps.fit(front, (H, W))
-    stretched = points * [views.size[1] / views.size[0], 1, 1]  # x and y are normalised each by its own side
+    stretched = points * [views.size[1] / views.size[0], 1, 1]  # x and y are normalized each by its own side
     legend = text_picture("volume from the front | surface points of 6 frames")
     pictures = (with_strip(maps.beside([front, cloud]), "canonical volume", legend)
-                for cloud in cloud_pictures(stretched, colours, (H, W), SWING_FRAMES, max(2, min(H, W) // 160)))
+                for cloud in cloud_pictures(stretched, colors, (H, W), SWING_FRAMES, max(2, min(H, W) // 160)))
     return write(path, pictures, views, formats, SWING_FRAMES)
 
 
@@ -122,7 +122,7 @@ def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
     points = views.grid(spacing)
     found = views.track(i, points, [j])
     picture = match_picture((views.frames[i], views.frames[j]), points, found.tracks[:, 0], found.visible[:, 0],
-                            position_colours(points, views.size), f"frame {i} | frame {j}", 12, spacing)
+                            position_colors(points, views.size), f"frame {i} | frame {j}", 12, spacing)
     path = path.with_name(f"pairs_{i:05d}_{j:05d}.png")
     write_png(path, maps.beside([picture]))
     return [path]
@@ -136,7 +136,7 @@ def page(views: Views, path: Path, formats: list[str]) -> list[Path]:
 
 
 MAKERS = {maker.__name__: maker for maker in
-          (tracks, trails, occlusion, depth, flow, colour, canonical, errors, pairs, page)}
+          (tracks, trails, occlusion, depth, flow, color, canonical, errors, pairs, page)}
 
 
 def write(path: Path, pictures: Iterable[np.ndarray], views: Views, formats: list[str], count: int = 0) -> list[Path]:
@@ -170,7 +170,7 @@ def _chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    visualise(parse("viz"))
+    visualize(parse("viz"))
 
 
 if __name__ == "__main__":

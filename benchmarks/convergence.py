@@ -35,7 +35,7 @@ from benchmarks.experiments import (
 )
 from common.files import atomic_path, write_text
 from configs.options import run
-from evaluation.plots import COLOURS, STYLE
+from evaluation.plots import COLORS, STYLE
 from evaluation.scoring import baseline_tracks, score
 from loaders.sequence import open_sequence
 
@@ -134,7 +134,7 @@ def plot(runs: Runs, path: Path) -> None:
         by_time, by_step = figure.subplots(1, 2, sharey=True)
         for (preset, length), records in runs.items():
             steps, seconds, metric = curve(records)
-            style = {"color": COLOURS[presets.index(preset) % len(COLOURS)], "label": preset if length == 0 else None}
+            style = {"color": COLORS[presets.index(preset) % len(COLORS)], "label": preset if length == 0 else None}
             by_time.plot(seconds, metric, ".-", **style)
             by_step.plot(steps, metric, ".-", **style)
         for axes, name in ((by_time, "seconds of training"), (by_step, "steps")):

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drawing.colors import position_colours
+from drawing.colors import position_colors
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
 from drawing.tracks import track_pictures
@@ -70,12 +70,12 @@ def video_times(folder: Path) -> None:
     frames, rng = clip(82), np.random.default_rng(0)
     points = rng.uniform([0, 0], [854, 480], (2_000, 2)).astype(np.float32)
     tracks, visible = motion(points, 82, 0, 0.05), rng.random((2_000, 82)) > 0.1
-    colours = position_colours(points, SIZE)
+    colors = position_colors(points, SIZE)
     with timed("tracks, 82 frames of 854x480, 2000 points"):
-        write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colours, 0))
+        write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colors, 0))
     with timed("trails, the same"):
         steps = np.stack([background_step(tracks[:, t], tracks[:, t + 1]) for t in range(81)])
-        write_video(folder / "trails.mp4", trail_pictures(frames, tracks, visible, colours, steps, 0))
+        write_video(folder / "trails.mp4", trail_pictures(frames, tracks, visible, colors, steps, 0))
 
 
 def write_page(path: Path, noise: float) -> None:

@@ -1,6 +1,6 @@
-"""How good is the canonical field's initialisation on the 66-d code? python -m benchmarks.encoding [--image FRAME]
+"""How good is the canonical field's initialization on the 66-d code? python -m benchmarks.encoding [--image FRAME]
 
-Prints a table with one row an initialisation:
+Prints a table with one row an initialization:
     alive     share of (filter, point) pairs whose Gaussian factor exceeds 0.01, points uniform in the canonical cube
     gradient  root mean square of |d sigma / d u|: how roughly the density pulls at canonical points before training
     PSNR      of a picture that a field of width 128 fits in 300 steps of 4096 pixels with Adam (1e-3), dB; the picture
@@ -13,14 +13,14 @@ import torch
 from tqdm import tqdm
 
 from loaders.sequence import read_image
-from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialise_for_code
+from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialize_for_code
 from preprocessing.synthetic.render import render_scene
 
 STEPS, POINTS, WIDTH = 300, 4096, 128
 
 
 def field(name: str, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF) -> CanonicalField:
-    """A field with the initialisation `name`: raw, published, or ours with the given constants."""
+    """A field with the initialization `name`: raw, published, or ours with the given constants."""
     torch.manual_seed(0)
     if name == "raw":
         return CanonicalField(WIDTH, encoding="none")
@@ -30,7 +30,7 @@ def field(name: str, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF)
         out.net.load_state_dict(raw.state_dict())
     else:
         for filter_ in out.net.filters:
-            initialise_for_code(filter_, 3.0 / len(out.net.filters), gamma_scale, falloff)
+            initialize_for_code(filter_, 3.0 / len(out.net.filters), gamma_scale, falloff)
     return out
 
 
@@ -51,15 +51,15 @@ def psnr(model: CanonicalField, image: torch.Tensor) -> float:
     H, W = image.shape[:2]
     y, x = torch.meshgrid(torch.linspace(-0.7, 0.7, H), torch.linspace(-0.7, 0.7, W), indexing="ij")
     points = torch.stack([x, y, torch.full_like(x, 0.5)], -1).view(-1, 3)
-    colours, optimiser = image.view(-1, 3), torch.optim.Adam(model.parameters(), 1e-3)
+    colors, optimizer = image.view(-1, 3), torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(STEPS):
         rows = torch.randint(len(points), (POINTS,))
-        loss = (model(points[rows])[0] - colours[rows]).square().mean()
-        optimiser.zero_grad()
+        loss = (model(points[rows])[0] - colors[rows]).square().mean()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
-        error = torch.cat([(model(p)[0] - c).square() for p, c in zip(points.split(POINTS), colours.split(POINTS),
+        error = torch.cat([(model(p)[0] - c).square() for p, c in zip(points.split(POINTS), colors.split(POINTS),
                                                                       strict=True)])
     return -10 * error.mean().log10().item()
 
@@ -75,7 +75,7 @@ def main() -> None:
             *((f"66-d code, gamma x{g:g}, falloff {f:g}" + (" (chosen)" if (g, f) == (GAMMA_SCALE, FALLOFF) else ""),
                "ours", {"gamma_scale": g, "falloff": f})
               for g, f in ((1.0, 0.5), (1.0, 1.0), (0.1, 0.5), (0.1, 1.0)))]
-    print("| initialisation | alive | gradient | PSNR |\n|---|---|---|---|")
+    print("| initialization | alive | gradient | PSNR |\n|---|---|---|---|")
     for title, name, constants in tqdm(rows, "fields"):
         model = field(name, **constants)
         numbers = alive(model), density_gradient(model), psnr(model, image)

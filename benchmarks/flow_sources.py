@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.files import write_text
-from drawing.colors import flow_colours, full_saturation
+from drawing.colors import flow_colors, full_saturation
 from evaluation.baselines import sample
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
@@ -147,7 +147,7 @@ def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) 
 
 def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> None:
     """A row a pair of frames of frame 0 (the nearest, one between, the farthest); columns: the two frames, and of each
-    source direct flow, adjacent flows added up, and what the store has: grey where it has nothing, darker where the
+    source direct flow, adjacent flows added up, and what the store has: gray where it has nothing, darker where the
     point is occluded."""
     sequence = open_sequence(next(iter(folders.values())), None)
     targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
@@ -164,10 +164,10 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
                 [model.encode(sequence.frame(0))], [model.encode(sequence.frame(j))], [None], j == 1)
             pair, chained = store.dense(0, j), chained_flow(store, 0, j)
             longest = longest or full_saturation(chained)
-            stored = flow_colours(pair.flow, longest)
+            stored = flow_colors(pair.flow, longest)
             stored[pair.occlusion] //= 2
             stored[~(pair.cycle | pair.occlusion)] = 128
-            cells |= {f"{name}, direct": flow_colours(direct, longest), f"{name}, chained": flow_colours(
+            cells |= {f"{name}, direct": flow_colors(direct, longest), f"{name}, chained": flow_colors(
                 chained, longest), f"{name}, stored": stored}
         for axes, (title, image) in zip(row, cells.items(), strict=True):
             axes.imshow(image)

@@ -9,7 +9,7 @@ import argparse
 import torch
 
 from configs.options import parse
-from models.factory import new_model, new_optimisers, pick_device
+from models.factory import new_model, new_optimizers, pick_device
 from models.kernels.backend import Products, set_products
 
 SIZE, FRAMES = (480, 854), 60
@@ -44,7 +44,7 @@ def main() -> None:
             model = new_model(options, FRAMES, SIZE, pick_device("cpu"))
             set_products(model, Products(torch.bfloat16 if precision == "bf16" else None))  # as a GPU makes them
             model.recompute_above = 1 << 62
-            new_optimisers(model, options)
+            new_optimizers(model, options)
             parameters = 4 * 4 * sum(p.numel() for p in model.parameters())  # value, gradient, two moments
             print(f"| {preset} | {precision} | {saved_bytes(model, options) / 2**30:.2f} | {parameters / 2**30:.3f} |")
 

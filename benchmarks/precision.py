@@ -13,7 +13,7 @@ import torch
 from benchmarks.runs import METRICS, run_folder, spread, train_and_score
 from configs.options import parse
 from inference.load_run import open_run
-from models.coords import denormalise_pixels
+from models.coords import denormalize_pixels
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def round_trip(arguments: list[str]) -> float:
     pixels = torch.rand(1, 2_000, 2, generator=generator) * (torch.tensor(model.size[::-1]) - 1)
     maps, x = model.maps(torch.tensor([0])), model.lift(pixels)
     back = maps.to_local(maps.rays_to_canonical(x).flatten(1, 2)).view_as(x)
-    return (denormalise_pixels(back[..., :2], model.size) - pixels[:, :, None]).norm(dim=-1).max().item()
+    return (denormalize_pixels(back[..., :2], model.size) - pixels[:, :, None]).norm(dim=-1).max().item()
 
 
 def main() -> None:

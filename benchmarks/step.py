@@ -42,12 +42,12 @@ RUNS = {  # name: preset, plain, more options
 
 
 def make_plain(trainer: Trainer) -> None:
-    """No fast path: every layer by its definition, and an optimiser that goes from parameter to parameter."""
+    """No fast path: every layer by its definition, and an optimizer that goes from parameter to parameter."""
     trainer.model.deform.fused = trainer.model.field.net.fused = False
     if hasattr(trainer.model.time_latent.network, "fused"):
         trainer.model.time_latent.network.fused = False
-    for optimiser in trainer.optimisers.values():
-        for group in optimiser.param_groups:
+    for optimizer in trainer.optimizers.values():
+        for group in optimizer.param_groups:
             group.update(fused=False, foreach=trainer.device.type == "cuda")  # PyTorch's defaults
 
 

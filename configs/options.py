@@ -40,7 +40,7 @@ OPTIONS = {
         ("num_pairs", int, 8, "pairs of frames a step, of all processes together; a multiple of their number"),
         ("num_pts", int, 256, "points a pair"),
         ("start_interval", int, 20, "largest distance between the frames of a pair at the start of the curriculum"),
-        ("neighbour_weight", float, 0.5, "weight of each adjacent frame when the partner of a frame is drawn"),
+        ("neighbor_weight", float, 0.5, "weight of each adjacent frame when the partner of a frame is drawn"),
         ("use_count_map", int, 1, "before the first error map, draw pixels by 1/sqrt(valid correspondences + 1)"),
         ("error_map", ("accumulated", "last", "off"), "accumulated", "hard mining: add up errors over the whole run, "
          "keep only the last evaluation (OmniMotion), or none"),
@@ -73,8 +73,8 @@ OPTIONS = {
         ("field_encoding", ("periodic", "nerf", "none"), "periodic", "code of canonical points: periodic, 66-d; "
          "nerf, 63-d (the coordinates and 10 octaves); or none"),
     ],
-    "optimisation": [
-        ("optimiser", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
+    "optimization": [
+        ("optimizer", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
         ("lr_feature", float, 1e-3, "learning rate of the time latent"),
         ("lr_deform", float, 1e-4, "learning rate of the invertible network"),
         ("lr_color", float, 3e-4, "learning rate of the canonical field"),
@@ -141,8 +141,8 @@ OPTIONS = {
         ("num_cpus", float, 1, "Ray: CPUs that a task asks for"),
         ("num_gpus", float, -1, "Ray: GPUs that a task asks for; fractions share one; -1: 1 where there is CUDA"),
     ],
-    "visualisation": [
-        ("what", str, "tracks,depth", "comma-separated: tracks, trails, occlusion, depth, flow, colour, canonical, "
+    "visualization": [
+        ("what", str, "tracks,depth", "comma-separated: tracks, trails, occlusion, depth, flow, color, canonical, "
          "errors, pairs, all (these), page"),
         ("formats", str, "mp4", "comma-separated: mp4, gif, png (a folder of frames)"),
         ("out_dir", str, "", "folder of the results, instead of the run's"),
@@ -152,7 +152,7 @@ OPTIONS = {
         ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
         ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
         ("fps", float, 10.0, "frames a second of the videos and of the page"),
-        ("dense_interval", int, 0, "pixels between computed depths, colours and flow; 0: all on a GPU, else 96 along "
+        ("dense_interval", int, 0, "pixels between computed depths, colors and flow; 0: all on a GPU, else 96 along "
          "the longer side"),
         ("page_interval", int, 0, "page: pixels between its tracks; 0: 4 on a GPU, else 64 along the longer side"),
         ("page_query_stride", int, 5, "page: frames between those whose pixels have tracks"),

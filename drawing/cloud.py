@@ -1,4 +1,4 @@
-"""A cloud of coloured points that swings from side to side, seen without perspective.
+"""A cloud of colored points that swings from side to side, seen without perspective.
 
 Notation
     N        points
@@ -15,19 +15,19 @@ SWING = np.radians(40)  # to either side
 TILT = np.radians(15)   # seen a little from above
 
 
-def cloud_pictures(points: np.ndarray, colours: np.ndarray, size: tuple[int, int], count: int,
+def cloud_pictures(points: np.ndarray, colors: np.ndarray, size: tuple[int, int], count: int,
                    dot: int = 2) -> Iterator[np.ndarray]:
-    """`count` pictures `(H, W, 3)` of `size` (H, W), one swing there and back, of points `(N, 3)` in colours `(N, 3)`
+    """`count` pictures `(H, W, 3)` of `size` (H, W), one swing there and back, of points `(N, 3)` in colors `(N, 3)`
     uint8; each is a square of `dot` pixels, nearer ones in front."""
-    centre = np.median(points, axis=0)
-    centred = points - centre
-    reach = np.percentile(abs(centred), 99, axis=0).clip(1e-6)
+    center = np.median(points, axis=0)
+    centered = points - center
+    reach = np.percentile(abs(centered), 99, axis=0).clip(1e-6)
     wide = np.hypot(reach[0], reach[2] * np.sin(SWING))
     high = np.hypot(reach[1], reach[2] * np.sin(TILT))
     scale = 0.48 * min(size[1] / wide, size[0] / high) * 0.95
     for turn in SWING * np.sin(np.linspace(0, 2 * np.pi, count, endpoint=False)):
-        x, y, z = (centred @ _view(turn).T).T
-        yield _splat(x * scale + size[1] / 2, y * scale + size[0] / 2, z, colours, size, dot)
+        x, y, z = (centered @ _view(turn).T).T
+        yield _splat(x * scale + size[1] / 2, y * scale + size[0] / 2, z, colors, size, dot)
 
 
 def _view(turn: float) -> np.ndarray:
@@ -36,7 +36,7 @@ def _view(turn: float) -> np.ndarray:
     return np.array([[1, 0, 0], [0, ct, st], [0, -st, ct]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
 
-def _splat(x: np.ndarray, y: np.ndarray, z: np.ndarray, colours: np.ndarray, size: tuple[int, int],
+def _splat(x: np.ndarray, y: np.ndarray, z: np.ndarray, colors: np.ndarray, size: tuple[int, int],
            dot: int) -> np.ndarray:
     out = np.full((*size, 3), STRIP, np.uint8)
     order = np.argsort(-z)  # far points first: numpy keeps the last value written to a pixel
@@ -44,5 +44,5 @@ def _splat(x: np.ndarray, y: np.ndarray, z: np.ndarray, colours: np.ndarray, siz
     for dy in range(dot):
         for dx in range(dot):
             inside = (row + dy >= 0) & (row + dy < size[0]) & (column + dx >= 0) & (column + dx < size[1])
-            out[row[inside] + dy, column[inside] + dx] = colours[order[inside]]
+            out[row[inside] + dy, column[inside] + dx] = colors[order[inside]]
     return out

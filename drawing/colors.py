@@ -1,4 +1,4 @@
-"""Colours for positions, flow, depth, errors and scores, uint8 RGB. They read the same with any kind of colour vision;
+"""Colors for positions, flow, depth, errors and scores, uint8 RGB. They read the same with any kind of color vision;
 only the flow wheel, the field's standard, does not, and its pictures have arrows.
 
 Notation
@@ -8,7 +8,7 @@ Notation
 import cv2
 import numpy as np
 
-# A 3x3 patch over the frame, from Okabe and Ito's palette for all kinds of colour vision: left is blue, right is yellow
+# A 3x3 patch over the frame, from Okabe and Ito's palette for all kinds of color vision: left is blue, right is yellow
 # to red, the upper row is lighter than the lower one, and the middle is green.
 POSITIONS = np.array([[[86, 180, 233], [130, 215, 190], [245, 233, 90]],
                       [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
@@ -20,8 +20,8 @@ WHEEL = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (2
 WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 
 
-def position_colours(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A colour for each point `(N, 2)` of a frame of `size` (H, W), `(N, 3)`: neighbours are alike, corners are not."""
+def position_colors(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A color for each point `(N, 2)` of a frame of `size` (H, W), `(N, 3)`: neighbors are alike, corners are not."""
     place = ((points + 0.5) / np.array(size[::-1])).clip(0, 1) * 2
     column, row = (place.astype(int).clip(max=1)).T
     x, y = (place - np.stack([column, row], -1)).T[..., None]
@@ -29,7 +29,7 @@ def position_colours(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint((1 - y) * upper + y * lower).astype(np.uint8)
 
 
-def flow_colours(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
+def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
     """Flow `(H, W, 2)` pixels as `(H, W, 3)`: hue is direction, saturation length, white no motion. `longest`, the
     length of full saturation, is by default that of 98% of the flow; what is longer is darker."""
     length = np.hypot(flow[..., 0], flow[..., 1])
@@ -48,17 +48,17 @@ def full_saturation(flow: np.ndarray) -> float:
     return max(float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 98)), 0.1)
 
 
-def depth_colours(depth: np.ndarray, near: float, far: float) -> np.ndarray:
+def depth_colors(depth: np.ndarray, near: float, far: float) -> np.ndarray:
     """Depths `(H, W)` as `(H, W, 3)`: yellow is `near`, dark blue is `far`."""
     return _mapped(1 - _share(depth, near, far), cv2.COLORMAP_VIRIDIS)
 
 
-def error_colours(error: np.ndarray, largest: float | None = None) -> np.ndarray:
+def error_colors(error: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Errors `(H, W)` as `(H, W, 3)`, dark is 0; `largest` is by default the largest of them."""
     return _mapped(_share(error, 0, largest or float(error.max())), cv2.COLORMAP_INFERNO)
 
 
-def score_colours(scores: np.ndarray) -> np.ndarray:
+def score_colors(scores: np.ndarray) -> np.ndarray:
     """Scores in [0, 1] of any shape as `(..., 3)`: blue is 0, white 0.5, orange 1."""
     place = scores.clip(0, 1)[..., None] * 2
     lower, upper = (1 - place) * SCORES[0] + place * SCORES[1], (2 - place) * SCORES[1] + (place - 1) * SCORES[2]
@@ -69,12 +69,12 @@ def _share(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return ((values.astype(np.float32) - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
-def _mapped(values: np.ndarray, colour_map: int) -> np.ndarray:
-    return cv2.cvtColor(cv2.applyColorMap(np.rint(values * 255).astype(np.uint8), colour_map), cv2.COLOR_BGR2RGB)
+def _mapped(values: np.ndarray, color_map: int) -> np.ndarray:
+    return cv2.cvtColor(cv2.applyColorMap(np.rint(values * 255).astype(np.uint8), color_map), cv2.COLOR_BGR2RGB)
 
 
 def _wheel() -> np.ndarray:
-    """The wheel's colours `(55, 3)` in [0, 1]."""
+    """The wheel's colors `(55, 3)` in [0, 1]."""
     parts = []
     for k, steps in enumerate(WHEEL_STEPS):
         start, end = (np.array(WHEEL[i % 6], np.float32) / 255 for i in (k, k + 1))

@@ -1,4 +1,4 @@
-"""Text, and what explains colours and marks: the strip under every picture.
+"""Text, and what explains colors and marks: the strip under every picture.
 
 Notation
     strip    a dark band as wide as the picture, with the caption on its left and the legend on its right
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from drawing.colors import flow_colours, score_colours
+from drawing.colors import flow_colors, score_colors
 
 STRIP = (22, 24, 28)
 TEXT = (226, 229, 233)
@@ -20,7 +20,7 @@ HEIGHT, TEXT_SIZE, GAP, BAR = 34, 14, 10, (150, 12)  # pixels; BAR is (width, he
 
 @lru_cache(maxsize=512)
 def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
-    """A line of text on the strip's colour, `(h, w, 3)`."""
+    """A line of text on the strip's color, `(h, w, 3)`."""
     font = ImageFont.load_default(size)
     left, _, right, _ = font.getbbox(text or " ")
     picture = Image.new("RGB", (int(right - left) + 2, size + 8), STRIP)
@@ -29,7 +29,7 @@ def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
 
 
 def row(parts: list[np.ndarray], gap: int = GAP) -> np.ndarray:
-    """Pictures beside each other, centred vertically in a strip `(HEIGHT, w, 3)`."""
+    """Pictures beside each other, centered vertically in a strip `(HEIGHT, w, 3)`."""
     width = sum(part.shape[1] for part in parts) + gap * max(len(parts) - 1, 0)
     out, x = np.full((HEIGHT, width, 3), STRIP, np.uint8), 0
     for part in parts:
@@ -39,37 +39,37 @@ def row(parts: list[np.ndarray], gap: int = GAP) -> np.ndarray:
     return out
 
 
-def colour_bar(colours: Callable[[np.ndarray], np.ndarray], low: str, high: str, title: str) -> np.ndarray:
-    """A legend `title low [bar] high`; `colours` maps shares `(h, w)` in [0, 1] to `(h, w, 3)`."""
-    bar = colours(np.repeat(np.linspace(0, 1, BAR[0], dtype=np.float32)[None], BAR[1], 0))
+def color_bar(colors: Callable[[np.ndarray], np.ndarray], low: str, high: str, title: str) -> np.ndarray:
+    """A legend `title low [bar] high`; `colors` maps shares `(h, w)` in [0, 1] to `(h, w, 3)`."""
+    bar = colors(np.repeat(np.linspace(0, 1, BAR[0], dtype=np.float32)[None], BAR[1], 0))
     return row([text_picture(f"{title}   {low}"), bar, text_picture(high)], 7)
 
 
-def mark_legend(colour: tuple[int, int, int] = TEXT) -> np.ndarray:
+def mark_legend(color: tuple[int, int, int] = TEXT) -> np.ndarray:
     """A legend of the marks of points: a disc is visible, a ring occluded."""
     marks = []
     for thickness in (cv2.FILLED, 1):
         mark = np.full((14, 14, 3), STRIP, np.uint8)
-        cv2.circle(mark, (7 << 4, 7 << 4), 5 << 4, colour, thickness, cv2.LINE_AA, 4)
+        cv2.circle(mark, (7 << 4, 7 << 4), 5 << 4, color, thickness, cv2.LINE_AA, 4)
         marks.append(mark)
     return row([marks[0], text_picture("visible"), marks[1], text_picture("occluded")], 7)
 
 
 def point_legend(dense: bool = False, scored: bool = False) -> np.ndarray:
-    """The marks of points, or what stands for them where they are dense, and the colours of occlusion scores."""
+    """The marks of points, or what stands for them where they are dense, and the colors of occlusion scores."""
     marks = text_picture("occluded points are not drawn") if dense else mark_legend()
-    bar = [colour_bar(score_colours, "0", "1", "occlusion score")] if scored else []
+    bar = [color_bar(score_colors, "0", "1", "occlusion score")] if scored else []
     return row([marks, *bar], 2 * GAP)
 
 
 def flow_wheel(size: int) -> np.ndarray:
-    """The wheel of flow colours, `(size, size, 4)` with transparency outside it."""
+    """The wheel of flow colors, `(size, size, 4)` with transparency outside it."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     flow = np.stack(np.meshgrid(axis, axis), -1)
     radius = np.hypot(*np.moveaxis(flow, -1, 0))
     alpha = ((1 - radius) * size / 2 + 0.5).clip(0, 1)
-    colours = flow_colours(flow / np.maximum(radius, 1)[..., None], 1.0)
-    return np.concatenate([colours, np.rint(alpha * 255).astype(np.uint8)[..., None]], -1)
+    colors = flow_colors(flow / np.maximum(radius, 1)[..., None], 1.0)
+    return np.concatenate([colors, np.rint(alpha * 255).astype(np.uint8)[..., None]], -1)
 
 
 def flow_legend(longest: float) -> np.ndarray:
@@ -77,7 +77,7 @@ def flow_legend(longest: float) -> np.ndarray:
     wheel = flow_wheel(HEIGHT - 4).astype(np.float32)
     alpha = wheel[..., 3:] / 255
     flat = np.rint(alpha * wheel[..., :3] + (1 - alpha) * np.array(STRIP)).astype(np.uint8)
-    return row([text_picture("colour is direction"), flat, text_picture(f"rim: {longest:.3g} px a frame")], 7)
+    return row([text_picture("color is direction"), flat, text_picture(f"rim: {longest:.3g} px a frame")], 7)
 
 
 def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Videos of what has a value at every pixel: depth, flow, rendered colour, error.
+"""Videos of what has a value at every pixel: depth, flow, rendered color, error.
 
 Notation
     T, H, W  frames, height, width
@@ -10,43 +10,43 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from drawing.colors import depth_colours, error_colours, flow_colours, full_saturation
-from drawing.legend import colour_bar, flow_legend, text_picture, with_strip
+from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
+from drawing.legend import color_bar, flow_legend, text_picture, with_strip
 from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
 
 ARROWS = 24            # arrows along the longer side of a flow picture
 
 
 def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Depths `(T, h, w)` of frames of `size` (H, W), in one scale of colours."""
+    """Depths `(T, h, w)` of frames of `size` (H, W), in one scale of colors."""
     near, far = depth_range(depths)
-    legend = colour_bar(lambda share: depth_colours(share, 0, 1), f"{near:.2f}", f"{far:.2f}", "near")
+    legend = color_bar(lambda share: depth_colors(share, 0, 1), f"{near:.2f}", f"{far:.2f}", "near")
     for t, depth in enumerate(depths):
-        picture = depth_colours(fit(depth, picture_size(size)), near, far)
+        picture = depth_colors(fit(depth, picture_size(size)), near, far)
         yield with_strip(picture, frame_caption(t, len(depths)) + "   depth", legend)
 
 
 def depth_range(depths: np.ndarray) -> tuple[float, float]:
-    """Depths that the colours reach: all but the nearest and the farthest percent."""
+    """Depths that the colors reach: all but the nearest and the farthest percent."""
     near, far = np.percentile(depths.astype(np.float32), (1, 99))
     return float(near), float(far)
 
 
 def flow_pictures(flows: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Flows `(T - 1, h, w, 2)` in pixels from each frame of `size` (H, W) to the next: colours of one scale, arrows."""
+    """Flows `(T - 1, h, w, 2)` in pixels from each frame of `size` (H, W) to the next: colors of one scale, arrows."""
     longest, legend = full_saturation(flows), None
     for t, flow in enumerate(flows):
-        picture = flow_colours(fit(flow, picture_size(size)), longest)
+        picture = flow_colors(fit(flow, picture_size(size)), longest)
         legend = flow_legend(longest) if legend is None else legend
         _draw_arrows(picture, flow, longest)
         yield with_strip(picture, f"flow from frame {t} to {t + 1}", legend)
 
 
-def colour_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndarray]:
+def color_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndarray]:
     """Frames `(T, H, W, 3)` uint8 beside what the model renders of them `(T, h, w, 3)` in [0, 1]."""
     size = frames.shape[1:3]
-    for t, (frame, colours) in enumerate(zip(frames, rendered, strict=True)):
-        shown = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
+    for t, (frame, colors) in enumerate(zip(frames, rendered, strict=True)):
+        shown = np.rint(colors.clip(0, 1) * 255).astype(np.uint8)
         small = cv2.resize(frame, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
         error = ((shown.astype(np.float32) - small) ** 2).mean() / 255**2
         psnr = 10 * np.log10(1 / max(error, 1e-10))
@@ -55,16 +55,16 @@ def colour_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.nda
 
 
 def error_pictures(frames: np.ndarray, errors: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames `(T, H, W, 3)` uint8 beside the accumulated flow errors `(T, h, w)` in pixels, one scale of colours."""
+    """Frames `(T, H, W, 3)` uint8 beside the accumulated flow errors `(T, h, w)` in pixels, one scale of colors."""
     size, largest = frames.shape[1:3], error_scale(errors)
-    legend = colour_bar(lambda share: error_colours(share, 1), "0", f"{largest:.2f} px", "mean flow error")
+    legend = color_bar(lambda share: error_colors(share, 1), "0", f"{largest:.2f} px", "mean flow error")
     for t, (frame, error) in enumerate(zip(frames, errors, strict=True)):
-        shown = fit(error_colours(error, largest), picture_size(size), cv2.INTER_NEAREST)
+        shown = fit(error_colors(error, largest), picture_size(size), cv2.INTER_NEAREST)
         yield with_strip(beside([fit(frame, picture_size(size)), shown]), frame_caption(t, len(frames)), legend)
 
 
 def error_scale(errors: np.ndarray) -> float:
-    """The error that the lightest colour means: that of 99% of the cells."""
+    """The error that the lightest color means: that of 99% of the cells."""
     return max(float(np.percentile(errors, 99)), 1e-3)
 
 

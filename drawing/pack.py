@@ -6,7 +6,7 @@ Notation
 
 A packed block is one zlib stream of, in this order: x, y, visible, depth, score.
     x, y       position / quantum as int16; then the difference from the frame before, and of that the difference from
-               the left neighbour (both modulo 2^16); zigzag, so that small is small; all low bytes, then all high bytes
+               the left neighbor (both modulo 2^16); zigzag, so that small is small; all low bytes, then all high bytes
     visible    one bit each, the lowest bit of a byte first
     depth      uint8, 0 and 255 are the ends of the range; difference from the frame before (modulo 2^8)
     score      uint8, 255 is 1; difference from the frame before (modulo 2^8)

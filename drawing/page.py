@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import write_text
-from drawing.colors import depth_colours, error_colours, flow_colours, full_saturation
+from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
 from drawing.legend import flow_wheel
 from drawing.maps import depth_range, error_scale
 from drawing.pack import GridTracks, coarsest_quantum, pack
@@ -119,14 +119,14 @@ def _layers(data: PageData) -> dict[str, dict]:
     wheel = io.BytesIO()
     Image.fromarray(flow_wheel(96)).save(wheel, "PNG")
     out = {
-        "depth": {"images": [_webp(depth_colours(depth, near, far), 85) for depth in data.depths],
-                  "low": f"{near:.2f} near", "high": f"{far:.2f} far", "bar": _bar(lambda s: depth_colours(s, 0, 1))},
-        "flow": {"images": [_webp(flow_colours(flow, longest), 85) for flow in flows],
+        "depth": {"images": [_webp(depth_colors(depth, near, far), 85) for depth in data.depths],
+                  "low": f"{near:.2f} near", "high": f"{far:.2f} far", "bar": _bar(lambda s: depth_colors(s, 0, 1))},
+        "flow": {"images": [_webp(flow_colors(flow, longest), 85) for flow in flows],
                  "wheel": "data:image/png;base64," + _text(wheel.getvalue()), "high": f"rim: {longest:.3g} px a frame"}}
     if data.errors is not None:
         largest = error_scale(data.errors)
-        out["error"] = {"images": [_webp(error_colours(error, largest), 85) for error in data.errors],
-                        "low": "flow error  0", "high": f"{largest:.2f} px", "bar": _bar(lambda s: error_colours(s, 1)),
+        out["error"] = {"images": [_webp(error_colors(error, largest), 85) for error in data.errors],
+                        "low": "flow error  0", "high": f"{largest:.2f} px", "bar": _bar(lambda s: error_colors(s, 1)),
                         "smooth": False}
     return out
 
@@ -144,9 +144,9 @@ def _filled(meta: dict, items: dict[str, bytes]) -> str:
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
 
 
-def _bar(colours: Callable[[np.ndarray], np.ndarray]) -> list[str]:
-    """Sixteen colours from the low to the high end, as CSS."""
-    return ["#" + bytes(colour).hex() for colour in colours(np.linspace(0, 1, 16, dtype=np.float32)[None])[0]]
+def _bar(colors: Callable[[np.ndarray], np.ndarray]) -> list[str]:
+    """Sixteen colors from the low to the high end, as CSS."""
+    return ["#" + bytes(color).hex() for color in colors(np.linspace(0, 1, 16, dtype=np.float32)[None])[0]]
 
 
 def _scaled(frame: np.ndarray, scale: float) -> np.ndarray:

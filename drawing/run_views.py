@@ -130,9 +130,9 @@ class Views:
         return interval
 
     def renderings(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rendered colours `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, half precision."""
+        """Rendered colors `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, half precision."""
         pairs = self._each(self._rendered, "rendering", ids,
-                           lambda t: dense.colours_and_depths(self.tracker, t, self.interval))
+                           lambda t: dense.colors_and_depths(self.tracker, t, self.interval))
         return tuple(np.stack(arrays).astype(np.float16) for arrays in zip(*pairs, strict=True))
 
     def flows(self, ids: Sequence[int]) -> np.ndarray:
@@ -153,7 +153,7 @@ class Views:
         return error_map.mean().numpy()
 
     def canonical_cloud(self, frames: int = 6, points: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
-        """Canonical points `(N, 3)` that some frames show, and their frames' colours `(N, 3)` uint8."""
+        """Canonical points `(N, 3)` that some frames show, and their frames' colors `(N, 3)` uint8."""
         ids = np.unique(np.linspace(0, self.T - 1, frames).astype(int))
         interval = max(1, round((self.size[0] * self.size[1] * len(ids) / points) ** 0.5))
         pixels, _ = dense.grid_pixels(self.size, interval)

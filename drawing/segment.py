@@ -15,7 +15,7 @@ import numpy as np
 
 SAMPLES = 400           # subspaces that are tried
 BASIS = 4               # tracks that span one
-NEIGHBOURS = 13         # tracks that vote on the label of one
+NEIGHBORS = 13         # tracks that vote on the label of one
 FLOOR = 0.004           # share of the frame's longer side: closer tracks are background whatever the rest does
 
 
@@ -44,10 +44,10 @@ def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, 
 def _residuals(x: np.ndarray, members: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Residuals of all x, over the frames where they are visible, from the affine 3-d subspace that fits the tracks
     `members` `(M,)` best."""
-    centre = x[members].mean(0)
-    _, _, basis = np.linalg.svd(x[members] - centre, full_matrices=False)
-    inside = (x - centre) @ basis[: BASIS - 1].T @ basis[: BASIS - 1]
-    square = ((x - centre - inside) ** 2).reshape(*visible.shape, 2).sum(-1)  # (N, T)
+    center = x[members].mean(0)
+    _, _, basis = np.linalg.svd(x[members] - center, full_matrices=False)
+    inside = (x - center) @ basis[: BASIS - 1].T @ basis[: BASIS - 1]
+    square = ((x - center - inside) ** 2).reshape(*visible.shape, 2).sum(-1)  # (N, T)
     return np.sqrt((square * visible).sum(1) / visible.sum(1).clip(1))
 
 
@@ -62,8 +62,8 @@ def _gap(residual: np.ndarray) -> float:
 
 
 def _without_specks(foreground: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Each track gets the label of most of the `NEIGHBOURS` tracks nearest to its point `(N, 2)`, twice."""
-    count = min(NEIGHBOURS, len(points) - 1)
+    """Each track gets the label of most of the `NEIGHBORS` tracks nearest to its point `(N, 2)`, twice."""
+    count = min(NEIGHBORS, len(points) - 1)
     nearest = np.stack([np.argpartition(((points - point) ** 2).sum(-1), count)[:count] for point in points])
     for _ in range(2):
         foreground = foreground[nearest].mean(1) > 0.5

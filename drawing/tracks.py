@@ -38,7 +38,7 @@ def on_picture(points: np.ndarray, zoom: float) -> np.ndarray:
     return (points + 0.5) * zoom - 0.5
 
 
-def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colours: np.ndarray, zoom: float,
+def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colors: np.ndarray, zoom: float,
                 spacing: float = np.inf) -> None:
     """Mark points `(N, 2)`, in pixels of the frame, on its picture: a disc where visible `(N,)`, a ring where occluded.
 
@@ -47,18 +47,18 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
     radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
-    centres = on_picture(points, zoom)
+    centers = on_picture(points, zoom)
     if too_dense(spacing, zoom):
-        _draw_squares(picture, centres[inside & visible], colours[inside & visible], max(1, round(spacing * zoom)))
+        _draw_squares(picture, centers[inside & visible], colors[inside & visible], max(1, round(spacing * zoom)))
         return
     for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
-        colour = colours[n].tolist()
+        color = colors[n].tolist()
         if visible[n]:
-            _circle(picture, centres[n], radius + 1, DARK, cv2.FILLED)
-            _circle(picture, centres[n], radius, colour, cv2.FILLED)
+            _circle(picture, centers[n], radius + 1, DARK, cv2.FILLED)
+            _circle(picture, centers[n], radius, color, cv2.FILLED)
         else:
-            _circle(picture, centres[n], radius + 1, DARK, 3)
-            _circle(picture, centres[n], radius + 1, colour, 1)
+            _circle(picture, centers[n], radius + 1, DARK, 3)
+            _circle(picture, centers[n], radius + 1, color, 1)
 
 
 def too_dense(spacing: float, zoom: float) -> bool:
@@ -66,40 +66,40 @@ def too_dense(spacing: float, zoom: float) -> bool:
     return spacing * zoom < 8
 
 
-def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray,
+def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colors: np.ndarray,
                    query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
-    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colours `(N, 3)`, or in those
+    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colors `(N, 3)`, or in those
     of their occlusion scores `(N, T, 3)`. Query points `spacing` pixels apart."""
-    zoom, scored = picture_zoom(frames.shape[1:3]), colours.ndim == 3
+    zoom, scored = picture_zoom(frames.shape[1:3]), colors.ndim == 3
     legend = point_legend(too_dense(spacing, zoom), scored)
     for t, frame in enumerate(frames):
         picture = enlarge(frame, zoom)
-        draw_points(picture, tracks[:, t], visible[:, t], colours[:, t] if scored else colours, zoom, spacing)
+        draw_points(picture, tracks[:, t], visible[:, t], colors[:, t] if scored else colors, zoom, spacing)
         yield with_strip(picture, frame_caption(t, len(frames), query_frame), legend)
 
 
 def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, matches: np.ndarray, visible: np.ndarray,
-                  colours: np.ndarray, caption: str = "", lines: int = 0, spacing: float = np.inf) -> np.ndarray:
+                  colors: np.ndarray, caption: str = "", lines: int = 0, spacing: float = np.inf) -> np.ndarray:
     """Points `(N, 2)` of the first frame and where they are in the second `(N, 2)`, visible `(N,)` there or not, side
     by side, with lines between `lines` of them."""
     zoom = picture_zoom(frames[0].shape[:2])
     pictures = [enlarge(frame, zoom) for frame in frames]
-    draw_points(pictures[0], points, np.ones(len(points), bool), colours, zoom, spacing)
-    draw_points(pictures[1], matches, visible, colours, zoom, spacing)
+    draw_points(pictures[0], points, np.ones(len(points), bool), colors, zoom, spacing)
+    draw_points(pictures[1], matches, visible, colors, zoom, spacing)
     out = np.concatenate(pictures, axis=1)
     right = np.array([pictures[0].shape[1], 0])
     ends = np.stack([on_picture(points, zoom), on_picture(matches, zoom) + right], 1)  # (N, 2, 2)
     shown = np.flatnonzero(visible)
     joined = shown[np.linspace(0, len(shown) - 1, min(lines, len(shown))).astype(int)]
-    draw_paths(out, ends[joined], colours[joined])
+    draw_paths(out, ends[joined], colors[joined])
     return with_strip(out, caption, point_legend(too_dense(spacing, zoom))) if caption else out
 
 
-def draw_paths(picture: np.ndarray, paths: np.ndarray, colours: np.ndarray, thickness: int = 1) -> None:
-    """Lines through `(N, L, 2)` pixels of the picture, in colours `(N, 3)`."""
+def draw_paths(picture: np.ndarray, paths: np.ndarray, colors: np.ndarray, thickness: int = 1) -> None:
+    """Lines through `(N, L, 2)` pixels of the picture, in colors `(N, 3)`."""
     places = np.rint(paths.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
-    for path, colour in zip(places, colours.tolist(), strict=True):
-        cv2.polylines(picture, [path], False, colour, thickness, cv2.LINE_AA, SHIFT)
+    for path, color in zip(places, colors.tolist(), strict=True):
+        cv2.polylines(picture, [path], False, color, thickness, cv2.LINE_AA, SHIFT)
 
 
 def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
@@ -126,16 +126,16 @@ def grid_shape(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(len(range(interval // 2, side, interval)) for side in size)
 
 
-def _draw_squares(picture: np.ndarray, centres: np.ndarray, colours: np.ndarray, side: int) -> None:
+def _draw_squares(picture: np.ndarray, centers: np.ndarray, colors: np.ndarray, side: int) -> None:
     (H, W), frame = picture.shape[:2], picture.copy()
-    column, row = np.rint(centres - (side - 1) / 2).astype(int).T
+    column, row = np.rint(centers - (side - 1) / 2).astype(int).T
     for dy in range(side):
         for dx in range(side):
             place = (row + dy).clip(0, H - 1), (column + dx).clip(0, W - 1)
-            picture[place] = np.rint((1 - DENSE) * frame[place] + DENSE * colours)
+            picture[place] = np.rint((1 - DENSE) * frame[place] + DENSE * colors)
 
 
-def _circle(picture: np.ndarray, centre: np.ndarray, radius: float, colour: Sequence[int], thickness: int) -> None:
+def _circle(picture: np.ndarray, center: np.ndarray, radius: float, color: Sequence[int], thickness: int) -> None:
     scale = 1 << SHIFT
-    place = tuple(round(float(c) * scale) for c in centre)
-    cv2.circle(picture, place, round(radius * scale), colour, thickness, cv2.LINE_AA, SHIFT)
+    place = tuple(round(float(c) * scale) for c in center)
+    cv2.circle(picture, place, round(radius * scale), color, thickness, cv2.LINE_AA, SHIFT)

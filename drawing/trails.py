@@ -32,7 +32,7 @@ def background_step(points: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return out
 
 
-def stabilised_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int = TRAIL) -> np.ndarray:
+def stabilized_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int = TRAIL) -> np.ndarray:
     """Where tracks `(N, T, 2)` were in the frames up to t, carried into frame t by the background's motion:
     `(N, L, 2)`, the last is the point itself."""
     start = max(0, t - length)
@@ -44,28 +44,28 @@ def stabilised_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int
     return out
 
 
-def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colours: np.ndarray, steps: np.ndarray,
+def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colors: np.ndarray, steps: np.ndarray,
                    query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with trails of the foreground's tracks `(N, T, 2)`, visible `(N, T)`, in
-    colours `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points `spacing` pixels
+    colors `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points `spacing` pixels
     apart."""
     zoom = picture_zoom(frames.shape[1:3])
     legend = point_legend(too_dense(spacing, zoom))
     for t, frame in enumerate(frames):
         picture = np.rint(enlarge(frame, zoom) * DIMMED).astype(np.uint8)
         shown = visible[:, t]
-        _draw_trails(picture, on_picture(stabilised_trails(tracks[shown], steps, t), zoom), colours[shown])
-        draw_points(picture, tracks[:, t], shown, colours, zoom, spacing)
+        _draw_trails(picture, on_picture(stabilized_trails(tracks[shown], steps, t), zoom), colors[shown])
+        draw_points(picture, tracks[:, t], shown, colors, zoom, spacing)
         caption = frame_caption(t, len(frames), query_frame) + f"   paths of {TRAIL} frames, background held still"
         yield with_strip(picture, caption, legend)
 
 
-def _draw_trails(picture: np.ndarray, trails: np.ndarray, colours: np.ndarray) -> None:
+def _draw_trails(picture: np.ndarray, trails: np.ndarray, colors: np.ndarray) -> None:
     """Trails `(N, L, 2)` in pixels of the picture, from the oldest, faintest piece to the newest."""
     last = trails.shape[1] - 1
     for age in reversed(range(0, last, PIECE)):
         layer = picture.copy()
-        draw_paths(layer, trails[:, max(0, last - age - PIECE):last - age + 1], colours, 2)
+        draw_paths(layer, trails[:, max(0, last - age - PIECE):last - age + 1], colors, 2)
         cv2.addWeighted(layer, 1 - age / TRAIL, picture, age / TRAIL, 0, picture)
 
 

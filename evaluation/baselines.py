@@ -54,7 +54,7 @@ def check_adjacent_flow(store) -> None:
 
 
 def sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Flow (or colours) `(H, W, c)` at points `(n, 2)`, bilinear, `(n, c)`; outside the frame that of the nearest
+    """Flow (or colors) `(H, W, c)` at points `(n, 2)`, bilinear, `(n, c)`; outside the frame that of the nearest
     border pixel."""
     pixels, weights = corners(points, flow.shape[:2])
     return (weights[..., None] * flow.reshape(-1, flow.shape[2])[pixels]).sum(axis=1).astype(np.float32)

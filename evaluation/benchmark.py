@@ -24,7 +24,7 @@ from preprocessing.cli import main_parser
 from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
-TRAINING = ("data", "model", "optimisation")  # groups of options that a model depends on
+TRAINING = ("data", "model", "optimization")  # groups of options that a model depends on
 NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options of eval.py that change no result
 # options of `python -m preprocessing` that are about frames, and those that say where and how fast
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")

@@ -12,7 +12,7 @@ from common.files import atomic_path
 from evaluation.metrics import THRESHOLDS
 from evaluation.report import Table
 
-COLOURS = ("#0b5fa5", "#d1661c", "#3f8f4f", "#8a5aa8", "#7a7a7a", "#b03a48")
+COLORS = ("#0b5fa5", "#d1661c", "#3f8f4f", "#8a5aa8", "#7a7a7a", "#b03a48")
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 MAX_BARS = 40  # videos whose names fit under bars; of more, the sorted values are drawn
 
@@ -37,9 +37,9 @@ def draw_curves(figure: Figure, tables: list[Table]) -> None:
     """Position accuracy and Jaccard at each threshold, means over the videos."""
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, title in ((left, "pts_within", "position accuracy"), (right, "jaccard", "Jaccard")):
-        for colour, table in _coloured(tables):
+        for color, table in _colored(tables):
             mean = table.mean()
-            axes.plot(THRESHOLDS, [mean[f"{key}_{d}"] for d in THRESHOLDS], "o-", color=colour, label=_label(table))
+            axes.plot(THRESHOLDS, [mean[f"{key}_{d}"] for d in THRESHOLDS], "o-", color=color, label=_label(table))
         axes.set_xscale("log", base=2)
         axes.set_xticks(THRESHOLDS, [str(d) for d in THRESHOLDS])
         axes.set(xlabel="threshold (pixels at 256x256)", title=title, ylim=(0, 1))
@@ -53,13 +53,13 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
     axes = figure.subplots()
     score = {table.tracker: {n: r["metrics"]["average_jaccard"] for n, r in table.videos.items()} for table in tables}
     names = sorted({n for row in score.values() for n in row}, key=lambda n: -score[tables[0].tracker].get(n, -1))
-    for k, (colour, table) in enumerate(_coloured(tables)):
+    for k, (color, table) in enumerate(_colored(tables)):
         values = [score[table.tracker].get(name, np.nan) for name in names]
         if len(names) > MAX_BARS:
-            axes.plot(values, ".", color=colour, label=_label(table))
+            axes.plot(values, ".", color=color, label=_label(table))
         else:
             width = 0.8 / len(tables)
-            axes.bar(np.arange(len(names)) + (k - (len(tables) - 1) / 2) * width, values, width, color=colour,
+            axes.bar(np.arange(len(names)) + (k - (len(tables) - 1) / 2) * width, values, width, color=color,
                      label=_label(table))
     if len(names) > MAX_BARS:
         axes.set_xlabel(f"{len(names)} videos, sorted by {tables[0].tracker}")
@@ -75,7 +75,7 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
 def draw_since_query(figure: Figure, tables: list[Table]) -> None:
     """Error against the time since the query: a video's median over its points, then the mean over the videos."""
     axes = figure.subplots()
-    for colour, table in _coloured(tables):
+    for color, table in _colored(tables):
         values: dict[int, list[float]] = {}
         for record in table.videos.values():
             curve = record["error_since_query"]
@@ -83,7 +83,7 @@ def draw_since_query(figure: Figure, tables: list[Table]) -> None:
                 values.setdefault(frame, []).append(median)
         frames = sorted(values)
         axes.plot(frames, [max(np.mean(values[frame]), 0.01) for frame in frames], "-" if len(frames) > 20 else "o-",
-                  markersize=3, color=colour, label=_label(table))
+                  markersize=3, color=color, label=_label(table))
     _log_pixels(axes)
     axes.set(xlabel="frames since the query", ylabel="median error (pixels at 256x256)")
     axes.grid(alpha=0.3)
@@ -99,8 +99,8 @@ def _log_pixels(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _coloured(tables: list[Table]) -> list[tuple[str, Table]]:
-    return [(COLOURS[k % len(COLOURS)], table) for k, table in enumerate(tables)]
+def _colored(tables: list[Table]) -> list[tuple[str, Table]]:
+    return [(COLORS[k % len(COLORS)], table) for k, table in enumerate(tables)]
 
 
 def _label(table: Table) -> str:

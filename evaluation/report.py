@@ -205,7 +205,7 @@ def _published_lines(benchmark: str, options: Namespace) -> list[str]:
     if not rows:
         return ["", f"No published rows are known for {benchmark} in the query mode {options.query_mode}."]
     lines = ["", "## Published", "", "Percent. Each row as its source prints it; where two sources "
-             "differ, both are here. Optimised: fitted to each video. Feed-forward: trained on other videos."]
+             "differ, both are here. Optimized: fitted to each video. Feed-forward: trained on other videos."]
     if options.tapvid_size != 256:
         lines += ["", "These are at TAP-Vid's 256x256; the means above are not."]
     lines += ["", "| tracker | kind | AJ | delta_avg | OA | TC | source | note |", "|---|---|---|---|---|---|---|---|"]

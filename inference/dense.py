@@ -1,4 +1,4 @@
-"""What a trained model holds besides tracks: colours, depths and flow on a coarse grid, and the canonical volume.
+"""What a trained model holds besides tracks: colors, depths and flow on a coarse grid, and the canonical volume.
 
 Notation
     h, w     rows and columns of a grid of every `interval`-th pixel of a frame (`grid_pixels`)
@@ -29,11 +29,11 @@ def grid_pixels(size: tuple[int, int], interval: int) -> tuple[np.ndarray, tuple
 
 
 @torch.no_grad()
-def colours_and_depths(tracker: Tracker, t: int, interval: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rendered colours `(h, w, 3)` in [0, 1] and depths `(h, w)` of frame t."""
+def colors_and_depths(tracker: Tracker, t: int, interval: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rendered colors `(h, w, 3)` in [0, 1] and depths `(h, w)` of frame t."""
     pixels, shape = grid_pixels(tracker.size, interval)
     ids = torch.tensor([t], device=tracker.device)
-    parts = [tracker.model.colour_and_depth(p[None], ids) for p in _pieces(tracker, pixels)]
+    parts = [tracker.model.color_and_depth(p[None], ids) for p in _pieces(tracker, pixels)]
     rgb, depth = (torch.cat([part[k][0] for part in parts]).cpu().numpy() for k in (0, 1))
     return rgb.reshape(*shape, 3), depth.reshape(shape)
 
@@ -58,18 +58,18 @@ def canonical_points(tracker: Tracker, t: int, pixels: np.ndarray) -> np.ndarray
 @torch.no_grad()
 def render_canonical(tracker: Tracker, low: np.ndarray, high: np.ndarray, shape: tuple[int, int],
                      samples: int = 32) -> np.ndarray:
-    """The canonical volume between the corners `low` and `high` `(3,)`, seen along its third axis: colours
+    """The canonical volume between the corners `low` and `high` `(3,)`, seen along its third axis: colors
     `(h, w, 3)` in [0, 1]. A sample absorbs what one on a frame's ray does (OmniMotion, section 4.2)."""
     corner, far = (torch.from_numpy(np.asarray(c, np.float32)).to(tracker.device) for c in (low, high))
     sides = (shape[1], shape[0], samples)
     x, y, z = (corner[k] + (far[k] - corner[k]) * torch.linspace(0, 1, n, device=tracker.device)
                for k, n in enumerate(sides))
-    colours = []
+    colors = []
     for rows in y.split(max(1, tracker.chunk_size // len(x))):
         grid = torch.stack(torch.meshgrid(rows, x, z, indexing="ij"), -1)[..., [1, 0, 2]]  # (h', w, K, 3)
         rgb, weights = tracker.model.render(grid)
-        colours.append(composite(weights, rgb).cpu().numpy())
-    return np.concatenate(colours)
+        colors.append(composite(weights, rgb).cpu().numpy())
+    return np.concatenate(colors)
 
 
 def _pieces(tracker: Tracker, pixels: np.ndarray) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ Notation
     y         (M, 2) where the flow leads, pixels; from a point's last confirmed position. Nothing once flow that looks
               worse than the model was left, or a pair of frames is missing
     fb        forward-backward error: where a point is after the flow from a to b and back, pixels
-    look      mean distance of the WINDOW x WINDOW colours around a position from those around its query
+    look      mean distance of the WINDOW x WINDOW colors around a position from those around its query
     followed  (M, F) bool: the position is y, and the flow led there. Flow breaks where fb is more than MAX_FB, outside
               the frame, and where the model is APART from y and looks better. From there on the position is the
               model's, or y (adrift), until a stored correspondence ends there, in the frame, or at the other of the
@@ -84,9 +84,9 @@ def follow(query_points: np.ndarray, model: np.ndarray, shown: np.ndarray, store
     theirs among them, are `model` `(M, F, 2)`, and which it says are visible where `shown` `(M, F)` is."""
     start, every = query_points[:, 0].astype(np.int64) - first, np.arange(len(query_points))
     out = Followed(model.astype(np.float32), shown.copy(), *np.zeros((2, *shown.shape), bool))
-    own = np.empty((len(start), WINDOW ** 2, 3), np.float32)  # the colours around each query
+    own = np.empty((len(start), WINDOW ** 2, 3), np.float32)  # the colors around each query
     for t in np.unique(start):
-        own[start == t] = _colours(frames[first + t], query_points[start == t, :0:-1])
+        own[start == t] = _colors(frames[first + t], query_points[start == t, :0:-1])
     out.tracks[every, start], out.followed[every, start] = query_points[:, :0:-1], True
     adjacent = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1}
     for step in (1, -1):
@@ -175,13 +175,13 @@ def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _look(frame: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The look `(n,)` of points `(n, 2)` of a frame `(H, W, 3)`; `own` `(n, WINDOW^2, 3)`: the colours of their
+    """The look `(n,)` of points `(n, 2)` of a frame `(H, W, 3)`; `own` `(n, WINDOW^2, 3)`: the colors of their
     queries."""
-    return np.linalg.norm(_colours(frame, points) - own, axis=-1).mean(axis=-1)
+    return np.linalg.norm(_colors(frame, points) - own, axis=-1).mean(axis=-1)
 
 
-def _colours(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The colours `(n, WINDOW^2, 3)` around points `(n, 2)` of a frame `(H, W, 3)`."""
+def _colors(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The colors `(n, WINDOW^2, 3)` around points `(n, 2)` of a frame `(H, W, 3)`."""
     offset = (np.arange(WINDOW) - WINDOW // 2) * max(frame.shape[:2]) / 256
     window, out = np.stack(np.meshgrid(offset, offset), axis=-1).reshape(-1, 2), np.empty(
         (len(points), WINDOW ** 2, 3), np.float32)

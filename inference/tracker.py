@@ -100,17 +100,17 @@ class Tracker:
         return (self.correspond(grid, i, j) - grid).reshape(*self.size, 2)
 
     @torch.no_grad()
-    def colours_and_depths(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rendered colours `(n, H, W, 3)` in [0, 1] and depths `(n, H, W)` of frames `ids`."""
-        grid, colours, depths = torch.from_numpy(self._grid()), [], []
+    def colors_and_depths(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rendered colors `(n, H, W, 3)` in [0, 1] and depths `(n, H, W)` of frames `ids`."""
+        grid, colors, depths = torch.from_numpy(self._grid()), [], []
         for i in ids:
             frame = torch.tensor([i], device=self.device)
             with self.model.bound():
-                parts = [self.model.colour_and_depth(p[None].to(self.device), frame)
+                parts = [self.model.color_and_depth(p[None].to(self.device), frame)
                          for p in grid.split(self.chunk_size)]
-            colours.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
+            colors.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
             depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
-        return np.stack(colours), np.stack(depths)
+        return np.stack(colors), np.stack(depths)
 
     def _grid(self) -> np.ndarray:
         """All pixels of a frame, `(H * W, 2)`."""

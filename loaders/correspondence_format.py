@@ -127,7 +127,7 @@ def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) 
 
 
 def thinned(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int], parity: int) -> Block:
-    """A block with the stored pixels of one colour of a checkerboard only, x + y + parity even."""
+    """A block with the stored pixels of one color of a checkerboard only, x + y + parity even."""
     cycle, occlusion = flags(buffer, offset, size)
     pair = decode(buffer, offset, stored, size)
     chosen = (pair.pixels // size[1] + pair.pixels % size[1] + parity) % 2 == 0  # (n,)

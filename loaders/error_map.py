@@ -88,7 +88,7 @@ class ErrorMap:
         return self._with_uniform_share(smooth.view(T, -1)).view(T, h, w) * h * w
 
     def _with_uniform_share(self, weights: Tensor) -> Tensor:
-        """Normalised to sum 1 over the last dimension, mixed with the uniform distribution."""
+        """Normalized to sum 1 over the last dimension, mixed with the uniform distribution."""
         share = (weights + 1e-12) / (weights + 1e-12).sum(-1, keepdim=True)  # a map of zeros is uniform
         return (1 - self.uniform_share) * share + self.uniform_share / weights.shape[-1]
 

@@ -50,11 +50,11 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as `(H, W, 3)` uint8 RGB: greyscale is repeated, alpha dropped, 16 bits reduced to 8, and a
+    """An image file as `(H, W, 3)` uint8 RGB: grayscale is repeated, alpha dropped, 16 bits reduced to 8, and a
     camera's orientation tag applied. UserError if it cannot be decoded or is larger than the limit."""
     with _opened(path, path, "replace or remove it") as file:
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit greyscale
+        if image.mode.startswith("I"):  # 16-bit grayscale
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
         if image.mode == "F":  # whose range nobody knows
             raise UserError(f"{path} holds floating-point numbers: save the frames with 8 or 16 bits")
@@ -81,11 +81,11 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_levels(path: Path) -> np.ndarray:
-    """A greyscale image of 8 or 16 bits with its values as they are, `(H, W)` uint16. UserError as `read_image`."""
+    """A grayscale image of 8 or 16 bits with its values as they are, `(H, W)` uint16. UserError as `read_image`."""
     with _opened(path, path, "process the sequence again") as image:
         levels = np.asarray(image)
         if levels.ndim != 2 or levels.dtype.kind not in "ui":
-            raise UserError(f"{path} is not a greyscale image of whole numbers: process the sequence again")
+            raise UserError(f"{path} is not a grayscale image of whole numbers: process the sequence again")
         return levels.clip(0, 65535).astype(np.uint16)
 
 

@@ -31,7 +31,7 @@ class Batch:
     ids2: Tensor      # (B,) target frames
     pixels1: Tensor   # (B, N, 2) query points
     pixels2: Tensor   # (B, N, 2) where they are in the target frames
-    rgb1: Tensor      # (B, N, 3) colours at the query points, in [0, 1]
+    rgb1: Tensor      # (B, N, 3) colors at the query points, in [0, 1]
     weights: Tensor   # (B, N) weight of the flow loss, 0 where the correspondence cannot be trusted
 
 
@@ -52,13 +52,13 @@ class PairSampler:
 
     Random numbers are drawn on the CPU; what they select is looked up on `device`, without waiting for it. `resident`
     keeps every pair there that was used once.
-    `neighbour_weight` is the share given to each adjacent frame before normalisation (0.5 as published)."""
+    `neighbor_weight` is the share given to each adjacent frame before normalization (0.5 as published)."""
 
     def __init__(self, frames: np.ndarray, store, num_pairs: int, num_pts: int, generator: torch.Generator,
-                 neighbour_weight: float = 0.5, use_count_map: bool = True, random_share: float = 0.0,
+                 neighbor_weight: float = 0.5, use_count_map: bool = True, random_share: float = 0.0,
                  device: torch.device | str = "cpu", resident: bool = False):
         self.frames, self.store, self.generator = torch.from_numpy(frames).to(device), store, generator
-        self.num_pairs, self.num_pts, self.neighbour_weight = num_pairs, num_pts, neighbour_weight
+        self.num_pairs, self.num_pts, self.neighbor_weight = num_pairs, num_pts, neighbor_weight
         self.use_count_map, self.random_share = use_count_map, random_share
         self.device, self.resident, self._pairs = torch.device(device), resident, {}
         self.counts = torch.from_numpy(np.asarray(store.counts, dtype=np.float64))  # (T, T)
@@ -74,11 +74,11 @@ class PairSampler:
         self._pixel_weights, self._cdfs = {}, {}
 
     def pair_probabilities(self, max_interval: int) -> Tensor:
-        """P(j | i) `(T, T)`: by the number of valid correspondences, neighbours boosted; zero rows have no partner."""
+        """P(j | i) `(T, T)`: by the number of valid correspondences, neighbors boosted; zero rows have no partner."""
         reachable = (self.counts > 0) & (self.interval <= max_interval)
         weights = torch.where(reachable, self.counts, 0)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
-        weights = torch.where(reachable & (self.interval == 1), self.neighbour_weight, weights)
+        weights = torch.where(reachable & (self.interval == 1), self.neighbor_weight, weights)
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
     def draw_pairs(self, count: int, max_interval: int) -> Tensor:
@@ -188,7 +188,7 @@ class PairSampler:
         p = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (B, N, 2)
         pixels1, pixels2 = torch.where(flips[..., None], p + flow, p), torch.where(flips[..., None], p, p + flow)
         weights = torch.where(flips & ~cycle, 0, weights)  # a point that is hidden in frame j cannot be a query there
-        return Batch(*ids, pixels1, pixels2, bilinear_colours(self.frames, ids[0], pixels1), weights)
+        return Batch(*ids, pixels1, pixels2, bilinear_colors(self.frames, ids[0], pixels1), weights)
 
     def pixel_a_cell(self, i: int, error_map) -> tuple[int, Tensor, Tensor, Tensor]:
         """For a full evaluation of frame i: a partner frame j and, for each of the map's M = h * w cells, a random
@@ -244,8 +244,8 @@ def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> boo
     return needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
-def bilinear_colours(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-    """Colours in [0, 1] `(B, N, 3)` of uint8 frames `(T, H, W, 3)` `ids` `(B,)` at pixels `(B, N, 2)`, clamped to the
+def bilinear_colors(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
+    """Colors in [0, 1] `(B, N, 3)` of uint8 frames `(T, H, W, 3)` `ids` `(B,)` at pixels `(B, N, 2)`, clamped to the
     frame."""
     H, W = frames.shape[1:3]
     x, y = p[..., 0].clamp(0, W - 1), p[..., 1].clamp(0, H - 1)

@@ -2,7 +2,7 @@
 
 Notation
     T, H, W  frames, height, width
-    frame    (H, W, 3) uint8 RGB, pixel (x right, y down), centres at integers
+    frame    (H, W, 3) uint8 RGB, pixel (x right, y down), centers at integers
 """
 
 import hashlib

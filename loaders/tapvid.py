@@ -3,7 +3,7 @@
 Notation
     T, H, W  frames, height, width as the file has them
     N        ground-truth points
-    raster   (x, y) as shares of the frame's width and height, in [0, 1]; a pixel's centre is at half a pixel
+    raster   (x, y) as shares of the frame's width and height, in [0, 1]; a pixel's center is at half a pixel
 
 A TAP-Vid file is a pickled dict (DAVIS, RoboTAP) or list (RGB-Stacking, Kinetics) of videos; a video is a dict of
 `video` (T, H, W, 3) uint8 or T JPEG images, `points` (N, T, 2) raster, and `occluded` (N, T) bool.

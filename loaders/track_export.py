@@ -24,7 +24,7 @@ from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks, save_tracks
 
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
-VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # a pair that differs with any kind of colour vision
+VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # a pair that differs with any kind of color vision
 
 
 def check_format(path: Path) -> None:
@@ -73,7 +73,7 @@ def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None =
     Time+value Ascii; lines that begin with # are comments (Foundry, Nuke online help, "Importing Tracking Data",
     learn.foundry.com/nuke/10.5/content/comp_environment/tracking_stabilizing/importing_trackdata.html).
 
-    Nuke's origin is the frame's lower left corner and a pixel's centre lies at 0.5. Frame numbers are the video's,
+    Nuke's origin is the frame's lower left corner and a pixel's center lies at 0.5. Frame numbers are the video's,
     from 0. All frames are written, the occluded ones too; a comment names these."""
     H = tracks.frame_size[0]
     if path.exists() and (path.is_file() or any(not file.match("track_*.txt") for file in path.iterdir())):
@@ -99,12 +99,12 @@ def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None 
             recording.set_time("frame", sequence=t)
             if sequence is not None:
                 recording.log("video", rr.Image(sequence.frame(t)).compress(jpeg_quality=85))
-            colours = np.where(tracks.visible[:, t, None], VISIBLE, OCCLUDED).astype(np.uint8)
-            recording.log("video/tracks", rr.Points2D(tracks.tracks[:, t] + 0.5, colors=colours, radii=2.0))
+            colors = np.where(tracks.visible[:, t, None], VISIBLE, OCCLUDED).astype(np.uint8)
+            recording.log("video/tracks", rr.Points2D(tracks.tracks[:, t] + 0.5, colors=colors, radii=2.0))
             if tracks.depth is not None:
                 depth = tracks.depth[:, t, None] * tracks.frame_size[1] / 2
                 recording.log("space/points", rr.Points3D(np.concatenate([tracks.tracks[:, t], depth], 1),
-                                                          colors=colours, radii=1.0))
+                                                          colors=colors, radii=1.0))
         recording.disconnect()  # writes what is buffered
 
 

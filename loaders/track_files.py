@@ -2,7 +2,7 @@
 
 Notation
     N, T, M  ground-truth tracks, frames, query points
-    point    (x, y): pixels of the frame, x right, y down, centres at integers
+    point    (x, y): pixels of the frame, x right, y down, centers at integers
     query    (t, y, x): frame number and point, in TAP-Vid's order
     size     (H, W)
 """
@@ -153,7 +153,7 @@ def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
 
 def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
     """Points `(..., 2)` of frames of `size` in the same frames resized to `new_size`: the frames' outer edges, half a
-    pixel outside the outer centres, stay the edges."""
+    pixel outside the outer centers, stay the edges."""
     scale = np.array([new_size[1] / size[1], new_size[0] / size[0]])
     return ((points + 0.5) * scale - 0.5).astype(np.float32)
 

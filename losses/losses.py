@@ -5,7 +5,7 @@ Notation
     p, q     predicted and observed pixel positions                                 (B, N, 2)
     v        weight of an observation, 0 where there is none                        (B, N)
     z, w     sample depths (sorted) and compositing weights                         (..., K)
-Flow is in pixels, colours in [0, 1].
+Flow is in pixels, colors in [0, 1].
 """
 
 import torch
@@ -40,16 +40,16 @@ class Alone:
 ALONE = Alone()
 
 
-def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, normalise: bool = True,
+def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, normalize: bool = True,
                  whole: Alone = ALONE) -> Tensor:
     """Mean of the `counted` entries of `error` `(M,)` without the largest, as published (a trim at quantile 1).
 
-    `weight` `(M,)` multiplies the errors; `normalise` divides by the weights' sum instead of their number."""
+    `weight` `(M,)` multiplies the errors; `normalize` divides by the weights' sum instead of their number."""
     largest = error.detach().masked_fill(~counted, -torch.inf).amax() if len(error) else error.new_tensor(-torch.inf)
     kept = counted & (error < whole.max(largest))
     if weight is None:
         return (error * kept).sum() / whole.sum(kept.sum()).clamp(min=1)
-    if normalise:
+    if normalize:
         return (error * weight * kept).sum() / (whole.sum((weight * kept).sum()) + 1e-8)
     return (error * weight * kept).sum() / whole.sum(kept.sum()).clamp(min=1)
 
@@ -61,7 +61,7 @@ def flow_loss(p: Tensor, q: Tensor, v: Tensor, seen: Tensor, whole: Alone = ALON
 
 def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None, whole: Alone = ALONE) -> Tensor:
     """Mean absolute difference of the differences between consecutive points `(M, C)`, of which the first ones are
-    `seen` `(M,)`; for colours and flow.
+    `seen` `(M,)`; for colors and flow.
 
     Points are drawn at random, so that consecutive ones are random pairs: relative motion is compared, as published."""
     error = (a.diff(dim=0) - b.diff(dim=0)).abs().mean(-1)  # (M-1,)
@@ -69,7 +69,7 @@ def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None, w
 
 
 def rgb_loss(rendered: Tensor, observed: Tensor, seen: Tensor, whole: Alone = ALONE) -> Tensor:
-    """Mean squared colour error of the points `seen` `(M,)` of `(M, 3)`."""
+    """Mean squared color error of the points `seen` `(M,)` of `(M, 3)`."""
     return ((rendered - observed).square().mean(-1) * seen).sum() / whole.sum(seen.sum()).clamp(min=1)
 
 
@@ -99,8 +99,8 @@ def depth_prior_loss(depth: Tensor, prior: Tensor) -> Tensor:
     In each frame both are taken relative to their median, in units of their mean absolute deviation (Ranftl et al.,
     TPAMI 2022, section 5); deviations under 0.01 count as that, so that a flat rendering has bounded gradients."""
     def aligned(d: Tensor) -> Tensor:
-        centred = d - d.median(dim=-1, keepdim=True).values
-        return centred / centred.abs().mean(dim=-1, keepdim=True).clamp(min=0.01)
+        centered = d - d.median(dim=-1, keepdim=True).values
+        return centered / centered.abs().mean(dim=-1, keepdim=True).clamp(min=0.01)
 
     return (aligned(depth) - aligned(prior)).abs().mean()
 

@@ -22,7 +22,7 @@ def own_step(s: float, num_iters: int) -> int:
 
 
 def loss_weights(s: float, distortion_start: float = 40_000) -> dict[str, float]:
-    """Weights of the loss terms at published step `s`; colours, flow gradient and distortion are warmed up. Distortion
+    """Weights of the loss terms at published step `s`; colors, flow gradient and distortion are warmed up. Distortion
     is left out while it has none: it need not be computed."""
     def ramp(start: float, length: float, top: float) -> float:
         return min(max((s - start) / length, 0.0), top)

@@ -1,9 +1,9 @@
-"""Canonical colour and density field (OmniMotion, section 4.2; DESIGN.md section 5).
+"""Canonical color and density field (OmniMotion, section 4.2; DESIGN.md section 5).
 
 Notation
     u        canonical point; c(u) its contraction to the ball of radius 2   (M, 3)
     e        periodic code of c(u); "periodic" has 66 columns, "nerf" has 63  (M, D)
-    rgb      colour in [0, 1]                                                (M, 3)
+    rgb      color in [0, 1]                                                (M, 3)
     sigma    density >= 0                                                    (M,)
 """
 
@@ -32,7 +32,7 @@ class CanonicalField(nn.Module):
         self.net = GaborNet(code_columns(encoding), width, 4, num_layers, alpha=3.0)
         if encoding != "none":
             for filter_ in self.net.filters:
-                initialise_for_code(filter_, 3.0 / (num_layers + 1), encoding=encoding)
+                initialize_for_code(filter_, 3.0 / (num_layers + 1), encoding=encoding)
 
     def code(self, u: Tensor) -> Tensor:
         """What the network sees of canonical points `(M, 3)`: `(M, D)`."""
@@ -55,11 +55,11 @@ def field_code(c: Tensor, encoding: str) -> Tensor:
 
 
 @torch.no_grad()
-def initialise_for_code(filter_: nn.Module, alpha: float, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF,
+def initialize_for_code(filter_: nn.Module, alpha: float, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF,
                         encoding: str = "periodic") -> None:
-    """Centre, width and frequency of the filters for a periodic code; docs/encoding.md has the measurements.
+    """Center, width and frequency of the filters for a periodic code; docs/encoding.md has the measurements.
 
-    Centres are codes of points of the volume: a random centre of [-1, 1]^66 is far from every code. Squared distances
+    Centers are codes of points of the volume: a random center of [-1, 1]^66 is far from every code. Squared distances
     grow with the number of inputs, so gamma shrinks by it and by `gamma_scale`. The code already carries frequencies
     up to 2^10: weights fall as 2^(-falloff k) with the octave k, else the highest octaves make the density so rough
     that its gradient drowns the flow's and the deformation diverges. The argument of the sine varies by about one

@@ -49,7 +49,7 @@ def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device
 def _check_grid_options(options: Namespace) -> None:
     """UserError for options that have no meaning where grids take the place of MLPs."""
     wrong = [f"--{name} {getattr(options, name)}" for name, allowed in (
-        ("optimiser", ("adam",)), ("use_affine", (1,)), ("mlp_backend", ("auto", "torch")))
+        ("optimizer", ("adam",)), ("use_affine", (1,)), ("mlp_backend", ("auto", "torch")))
         if getattr(options, name) not in allowed]
     if wrong:
         raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
@@ -126,12 +126,12 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         model_from_state(asdict(config), state)
 
 
-def new_optimisers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
+def new_optimizers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
     """"adam" alone, as published, or with "muon" beside it for the hidden matrices of the invertible network.
 
     Groups have OmniMotion's learning-rate names; the time latent is left out once it is frozen."""
     deform, matrices = list(model.deform.parameters()), []
-    if options.optimiser == "muon":
+    if options.optimizer == "muon":
         matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]  # not those of (s, o), affine coefficients
         chosen = set(map(id, matrices))
         deform = [p for p in deform if id(p) not in chosen]

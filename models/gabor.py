@@ -2,7 +2,7 @@
 
 Notation
     v        input                                                     (M, D)
-    mu, gamma  centre (F, D) and inverse squared width (F,) of each of F filters
+    mu, gamma  center (F, D) and inverse squared width (F,) of each of F filters
     g_i(v)   = sin(A_i v + b_i) * exp(-gamma_i |v - mu_i|^2 / 2)        (M, F)
     h_0 = g_0(v),  h_i = g_i(v) * (W_i h_{i-1} + c_i),  out = V h_L + d
 """
@@ -17,7 +17,7 @@ from models.kernels.fused_gabor import gabor
 
 
 class GaborFilter(nn.Module):
-    """One layer of F Gabor filters on D inputs; initialised as published unless the caller re-initialises it."""
+    """One layer of F Gabor filters on D inputs; initialized as published unless the caller re-initializes it."""
 
     def __init__(self, in_dim: int, num_filters: int, weight_scale: float, alpha: float):
         super().__init__()

@@ -130,14 +130,14 @@ class GridNetwork(nn.Module):
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def vertices(self) -> Tensor:
-        """Where the finest level's vertices are, `(R, R, 2)` (x, y) in normalised coordinates."""
+        """Where the finest level's vertices are, `(R, R, 2)` (x, y) in normalized coordinates."""
         side = torch.linspace(-1, 1, self.layers.sides[-1][0])
         y, x = torch.meshgrid(side, side, indexing="ij")
         return torch.stack([x, y], dim=-1) * EXTENT
 
     @torch.no_grad()
     def start_at(self, displacement: Tensor) -> None:
-        """Displace the vertices of every frame and layer by `(T, S, R, R, 2)`, normalised. Only a new network's grids,
+        """Displace the vertices of every frame and layer by `(T, S, R, R, 2)`, normalized. Only a new network's grids,
         which are zero, are then what is given."""
         self.layers.values[-1].copy_(displacement.movedim(-1, 1).flatten(1, 2) / self.layers.scales[-1])
 

@@ -1,9 +1,9 @@
-"""Canonical field of grids: colours and densities interpolated, not computed by a network (Fridovich-Keil et al.,
+"""Canonical field of grids: colors and densities interpolated, not computed by a network (Fridovich-Keil et al.,
 "Plenoxels", CVPR 2022; Sun et al., "Direct Voxel Grid Optimization", CVPR 2022).
 
 Notation
     u        canonical point; c(u) contracts each coordinate by itself: itself inside [-1, 1], then 2 - 1 / |u|
-    level    a grid (4, D, R, R): colour logits and density at R x R x D vertices over c(u) in +-EXTENT
+    level    a grid (4, D, R, R): color logits and density at R x R x D vertices over c(u) in +-EXTENT
 """
 
 import torch
@@ -22,12 +22,12 @@ EMPTY, SHOWN = 3.0, 1.5  # taken from densities where a place is known to be emp
 
 
 class GridField(nn.Module):
-    """Sum of all levels at a canonical point -> colour by a sigmoid, density by OPACITY times a softplus."""
+    """Sum of all levels at a canonical point -> color by a sigmoid, density by OPACITY times a softplus."""
 
     def __init__(self, depth_range: tuple[float, float] = (0.0, 2.0)):
         super().__init__()
         near, far = depth_range
-        self.register_buffer("centre", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
+        self.register_buffer("center", torch.tensor([0, 0, (near + far) / 2]), persistent=False)
         self.register_buffer("scale", torch.tensor([1, 1, (far - near) / 2]), persistent=False)
         self.register_buffer("extent", torch.tensor(EXTENT), persistent=False)
         self.levels = nn.ParameterList(
@@ -43,7 +43,7 @@ class GridField(nn.Module):
 
     def place(self, u: Tensor) -> Tensor:
         """Where canonical points `(..., 3)` are in the grids, which span [-1, 1]."""
-        return contract_each((u - self.centre) / self.scale) / self.extent
+        return contract_each((u - self.center) / self.scale) / self.extent
 
     def vertices_of(self, u: Tensor) -> Tensor:
         """x and y `(..., 2)` of canonical points `(..., 3)` as places among the finest level's vertices, in

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.activation_checkpoint import recomputed, recomputed_in_pieces
 from models.canonical_field import CanonicalField
-from models.coords import denormalise_pixels, normalise_pixels
+from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridMaps, GridNetwork
 from models.grid_field import GridField
 from models.invertible import FrameMaps, InvertibleNetwork
@@ -62,7 +62,7 @@ class PairPrediction:
     canonical: Tensor    # u
     target: Tensor       # x2
     weights: Tensor      # w with the samples whose mapped depth leaves the range taken out
-    rgb: Tensor          # (B, N, 3) rendered colour at p1, in [0, 1]
+    rgb: Tensor          # (B, N, 3) rendered color at p1, in [0, 1]
     pixels: Tensor       # (B, N, 2) predicted p2
 
 
@@ -123,11 +123,11 @@ class OmniMotion(nn.Module):
             jitter = torch.rand(shape[0], 1, len(z), device=z.device, generator=jitter)
         if jitter is not None:
             z = jitter_depths(z, jitter)  # (B, 1, K)
-        xy = normalise_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
+        xy = normalize_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
         return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
 
     def render(self, canonical: Tensor, near_share: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Colours `(..., K, 3)` and compositing weights `(..., K)` of canonical samples `(..., K, 3)`.
+        """Colors `(..., K, 3)` and compositing weights `(..., K)` of canonical samples `(..., K, 3)`.
 
         The nearest `near_share` of the samples is transparent (OmniMotion's remedy for a wrong surface order)."""
         rgb, sigma = self._field(canonical)
@@ -142,7 +142,7 @@ class OmniMotion(nn.Module):
         return recomputed_in_pieces(self.piece) if self.piece else recomputed
 
     def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
-        """The field's colours and densities; in pieces whose activations are not kept at inference, and in training
+        """The field's colors and densities; in pieces whose activations are not kept at inference, and in training
         if there are many points."""
         points = canonical.reshape(-1, 3)
         if torch.is_grad_enabled() and len(points) <= self.recompute_above:
@@ -166,7 +166,7 @@ class OmniMotion(nn.Module):
         rendered = composite(weights, rgb)
         depth = target[..., 2]
         weights = weights * ((depth >= self.config.min_depth) & (depth <= self.config.max_depth))
-        pixels = denormalise_pixels(composite(weights, target)[..., :2], self.size)
+        pixels = denormalize_pixels(composite(weights, target)[..., :2], self.size)
         return PairPrediction(local[..., 2], local, canonical, target, weights, rendered, pixels)
 
     def scene_flow(self, local: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class OmniMotion(nn.Module):
     def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor) -> tuple[Tensor, Tensor]:
         """Second half of `correspond`: canonical samples `(B, N, K, 3)`, composited by their weights, in `ids2`."""
         x2 = composite(weights, self.maps(ids2).to_local(u.flatten(1, 2)).view_as(u))
-        return denormalise_pixels(x2[..., :2], self.size), x2[..., 2]
+        return denormalize_pixels(x2[..., :2], self.size), x2[..., 2]
 
     def occlusion_score(self, p2: Tensor, depth: Tensor, ids2: Tensor) -> Tensor:
         """How much of the light is absorbed in front of depth `(B, N)` at pixels `(B, N, 2)` of frames `ids2`:
@@ -207,8 +207,8 @@ class OmniMotion(nn.Module):
         in_front = x2[..., 2] < depth[..., None] - 1.1 * self.sample_spacing
         return (weights * in_front).sum(-1)
 
-    def colour_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rendered colours `(B, N, 3)` and depths `(B, N)` at pixels `(B, N, 2)` of frames `(B,)`."""
+    def color_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rendered colors `(B, N, 3)` and depths `(B, N)` at pixels `(B, N, 2)` of frames `(B,)`."""
         x = self.lift(pixels)
         rgb, weights = self.render(self.maps(ids).rays_to_canonical(x))
         return composite(weights, rgb), (weights * x[..., 2]).sum(-1)

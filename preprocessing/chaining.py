@@ -23,7 +23,7 @@ from common.geometry import bilinear, pixel_grid, similarity
 from loaders.correspondence_format import DensePair
 
 RULES = ("trusted", "published")
-COLOUR_TH = 0.3  # largest distance of rgb in [0, 1]
+COLOR_TH = 0.3  # largest distance of rgb in [0, 1]
 TRUSTED = 0.5    # pixels: largest forward-backward error of a link
 AGREE = 3.0      # pixels between a chain and direct flow up to which direct flow, which does not drift, is taken
 
@@ -98,7 +98,7 @@ def _trusted(flow: Tensor, alive: Tensor, a: int, b: int, direct: Callable, grid
 
 
 class _Look:
-    """How the points of frame i look: whether they look alike elsewhere, by features and by colour."""
+    """How the points of frame i look: whether they look alike elsewhere, by features and by color."""
 
     def __init__(self, i: int, frame: Callable, features: Callable, feature_th: float, device: str):
         self.frame, self.features, self.feature_th, self.device = frame, features, feature_th, device
@@ -111,7 +111,7 @@ class _Look:
     def same(self, j: int, p: Tensor, flow: Tensor) -> Tensor:
         """Whether points p `(n, 2)` look alike at p + flow of frame j: `(n,)` bool."""
         q, (frame_j, features_j) = p + flow, self._of(j)
-        colour_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
-        colour_j = bilinear(frame_j, q) / 255
+        color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
+        color_j = bilinear(frame_j, q) / 255
         alike = similarity(self.features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
-        return alike & ((colour_i - colour_j).norm(dim=-1) < COLOUR_TH)
+        return alike & ((color_i - color_j).norm(dim=-1) < COLOR_TH)

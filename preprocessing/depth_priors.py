@@ -55,7 +55,7 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
         low, high = value_range(sign * maps[t][0] for t in tqdm(range(len(sequence)), desc="depth"))
         (folder / "meta.json").unlink(missing_ok=True)  # from here on the old priors are gone
         for t, frame in enumerate(sequence.names):
-            save_npy(depth_path(sequence, frame), normalised(sign * maps[t][0], low, high))
+            save_npy(depth_path(sequence, frame), normalized(sign * maps[t][0], low, high))
     finally:
         shutil.rmtree(raw, ignore_errors=True)
     hashes = dict(zip(sequence.names, sequence.hashes(), strict=True))
@@ -70,7 +70,7 @@ def value_range(maps) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def normalised(d: np.ndarray, low: float, high: float) -> np.ndarray:
+def normalized(d: np.ndarray, low: float, high: float) -> np.ndarray:
     """Depths `(H, W)` scaled and shifted so that [low, high] is RANGE, clamped to it, float16."""
     share = (d - low) / max(high - low, 1e-12)
     return (RANGE[0] + (RANGE[1] - RANGE[0]) * share.clip(0, 1)).astype(np.float16)

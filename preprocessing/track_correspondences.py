@@ -96,12 +96,12 @@ def correspondences(tracks: np.ndarray, visible: np.ndarray, i: int, j: int,
                     size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Tracks `(N, T, 2)`, `(N, T)` as the flow from frame i to j `(H, W, 2)` and where there is one `(H, W)` bool.
 
-    Of several tracks at one pixel the one nearest to its centre counts; the first, if they are equally near."""
+    Of several tracks at one pixel the one nearest to its center counts; the first, if they are equally near."""
     H, W = size
     pixel = np.rint(tracks[:, i]).astype(np.int64)  # (N, 2)
     rows = np.flatnonzero(visible[:, i] & visible[:, j] & (pixel >= 0).all(-1) & (pixel < (W, H)).all(-1))
-    off_centre = np.abs(tracks[rows, i] - pixel[rows]).sum(-1)
-    rows = rows[np.argsort(off_centre, kind="stable")]
+    off_center = np.abs(tracks[rows, i] - pixel[rows]).sum(-1)
+    rows = rows[np.argsort(off_center, kind="stable")]
     flat, first = np.unique(pixel[rows, 1] * W + pixel[rows, 0], return_index=True)
     flow, valid = np.zeros((H * W, 2), np.float32), np.zeros(H * W, bool)
     flow[flat] = tracks[rows[first], j] - tracks[rows[first], i]

@@ -107,7 +107,7 @@ def test_reports_say_what_was_done(done):
     assert float(rows[0]["average_jaccard"]) == model["videos"]["easy"]["metrics"]["average_jaccard"]
     text = (results / "results.md").read_text()
     assert "| model | 2 of 5 |" in text and "cannot be compared" in text
-    assert "| OmniMotion | optimised | 52.8 | 66.9 | 87.1 |" in text
+    assert "| OmniMotion | optimized | 52.8 | 66.9 | 87.1 |" in text
     for name in ("curves", "videos", "since_query"):
         with Image.open(results / f"{name}.png") as image:
             assert image.width > 800 and np.asarray(image.convert("L")).std() > 10
@@ -235,7 +235,7 @@ def test_published_rows_are_figures_with_a_source():
     assert len(rows) == len({tuple(row.values()) for row in rows}) > 50
     for row in rows:
         assert row["benchmark"] in ("davis", "rgb_stacking", "kinetics", "robotap")
-        assert row["query_mode"] in ("first", "strided") and row["kind"] in ("optimised", "feed-forward")
+        assert row["query_mode"] in ("first", "strided") and row["kind"] in ("optimized", "feed-forward")
         assert row["source"] and row["AJ"] + row["delta_avg"]
         assert all(0 < float(row[key]) < 100 for key in ("AJ", "delta_avg", "OA", "TC") if row[key])
     (best,) = [row for row in published_rows("tapvid_davis", "strided") if row["tracker"] == "OmniMotion (RAFT input)"]

@@ -138,7 +138,7 @@ def test_the_last_ones_are_kept_and_a_new_run_does_not_go_on_from_an_old_one(sma
 
 
 def test_state_of_another_backend_is_refused_in_one_line(small_sequence, tmp_path):
-    """tiny-cuda-nn keeps all weights of a layer in one vector, and so do the optimiser's moments."""
+    """tiny-cuda-nn keeps all weights of a layer in one vector, and so do the optimizer's moments."""
     trainer = Trainer(options(small_sequence, tmp_path))
     trainer.train_step()
     state = trainer._state()

@@ -27,7 +27,7 @@ def with_depth(small_sequence, tmp_path_factory):
 
 
 def rendered(trainer, t=4):
-    return Tracker(trainer.model).colours_and_depths([t])[1][0]
+    return Tracker(trainer.model).colors_and_depths([t])[1][0]
 
 
 def test_the_loss_ignores_scale_and_shift_of_each_frame():

@@ -31,7 +31,7 @@ class Slides:
 
 
 class Built(OmniMotion):
-    """A canonical volume of coloured boxes (x range, z, colour) instead of networks."""
+    """A canonical volume of colored boxes (x range, z, color) instead of networks."""
 
     def __init__(self, boxes, speed):
         super().__init__(ModelConfig(T, *SIZE, num_samples_ray=21, coupling_width=16, affine_width=16, affine_layers=2,
@@ -43,10 +43,10 @@ class Built(OmniMotion):
 
     def _field(self, u):
         sigma, rgb = torch.zeros(u.shape[:-1]), torch.zeros(*u.shape[:-1], 3)
-        for (low, high), z, colour in self.boxes:
+        for (low, high), z, color in self.boxes:
             inside = (u[..., 0] >= low) & (u[..., 0] < high) & ((u[..., 2] - z).abs() < HALF)
             sigma = torch.where(inside, 20.0, sigma)
-            rgb = torch.where(inside[..., None], torch.tensor(colour), rgb)
+            rgb = torch.where(inside[..., None], torch.tensor(color), rgb)
         return rgb, sigma
 
 

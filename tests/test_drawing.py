@@ -1,15 +1,15 @@
-"""What drawings say: where, which colour, and visible or occluded."""
+"""What drawings say: where, which color, and visible or occluded."""
 
 import numpy as np
 import pytest
 
 from drawing.cloud import cloud_pictures
-from drawing.colors import depth_colours, flow_colours, position_colours, score_colours
-from drawing.legend import HEIGHT, colour_bar, flow_wheel, point_legend, with_strip
-from drawing.maps import beside, colour_pictures, error_pictures, flow_pictures
+from drawing.colors import depth_colors, flow_colors, position_colors, score_colors
+from drawing.legend import HEIGHT, color_bar, flow_wheel, point_legend, with_strip
+from drawing.maps import beside, color_pictures, error_pictures, flow_pictures
 from drawing.segment import foreground_tracks
 from drawing.tracks import draw_points, match_picture, picture_zoom, point_grid, track_pictures
-from drawing.trails import background_step, stabilised_trails, trail_pictures
+from drawing.trails import background_step, stabilized_trails, trail_pictures
 
 RED = np.array([[255, 0, 0]], np.uint8)
 
@@ -19,8 +19,8 @@ def test_visible_is_a_disc_and_occluded_a_ring():
     for visible in (True, False):
         pictures[visible] = np.full((400, 400, 3), 128, np.uint8)
         draw_points(pictures[visible], np.array([[50.0, 30.0]]), np.array([visible]), RED, zoom=4)
-    centre = round((30 + 0.5) * 4 - 0.5), round((50 + 0.5) * 4 - 0.5)
-    assert pictures[True][centre].tolist() == [255, 0, 0] and pictures[False][centre].tolist() == [128] * 3
+    center = round((30 + 0.5) * 4 - 0.5), round((50 + 0.5) * 4 - 0.5)
+    assert pictures[True][center].tolist() == [255, 0, 0] and pictures[False][center].tolist() == [128] * 3
     for picture in pictures.values():
         y, x = np.nonzero((picture != 128).any(-1))
         assert abs(y.mean() - 121.5) < 0.6 and abs(x.mean() - 201.5) < 0.6 and len(y) > 20
@@ -51,13 +51,13 @@ def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
         assert picture[place, place].tolist() == [255, 0, 0]
 
 
-def test_colours_tell_places_directions_and_depths_apart():
-    corners = position_colours(np.array([[0, 0], [99, 0], [0, 99], [99, 99]], np.float32), (100, 100)).astype(int)
+def test_colors_tell_places_directions_and_depths_apart():
+    corners = position_colors(np.array([[0, 0], [99, 0], [0, 99], [99, 99]], np.float32), (100, 100)).astype(int)
     assert min(abs(a - b).sum() for i, a in enumerate(corners) for b in corners[:i]) > 150
     flow = np.array([[[0, 0], [5, 0], [-5, 0], [0, 5]]], np.float32)
-    still, right, left, down = flow_colours(flow)[0].astype(int)
+    still, right, left, down = flow_colors(flow)[0].astype(int)
     assert still.min() == 255 and min(abs(right - left).sum(), abs(right - down).sum()) > 150
-    near, far = depth_colours(np.array([[0.0, 2.0]]), 0.0, 2.0)[0].astype(int)
+    near, far = depth_colors(np.array([[0.0, 2.0]]), 0.0, 2.0)[0].astype(int)
     assert near[0] > near[2] and far[2] > far[0]
 
 
@@ -74,19 +74,19 @@ BLINDNESS = {"deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_stay_apart_without_red_or_green_cones(kind):
-    corners = position_colours(np.array([[0, 0], [99, 0], [0, 99], [99, 99]], np.float32), (100, 100))
+def test_colors_stay_apart_without_red_or_green_cones(kind):
+    corners = position_colors(np.array([[0, 0], [99, 0], [0, 99], [99, 99]], np.float32), (100, 100))
     share = np.linspace(0, 1, 4, dtype=np.float32)[None]
-    maps = {"corners": corners, "depth": depth_colours(share, 0, 1)[0], "score": score_colours(share[0, [0, 3]])}
-    for name, colours in maps.items():
-        seen = ((colours / 255) ** 2.2 @ np.array(BLINDNESS[kind]).T).clip(0, 1) ** (1 / 2.2) * 255
+    maps = {"corners": corners, "depth": depth_colors(share, 0, 1)[0], "score": score_colors(share[0, [0, 3]])}
+    for name, colors in maps.items():
+        seen = ((colors / 255) ** 2.2 @ np.array(BLINDNESS[kind]).T).clip(0, 1) ** (1 / 2.2) * 255
         apart = min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])
         assert apart > 60, name
 
 
-def test_flow_has_middleburys_colours():
+def test_flow_has_middleburys_colors():
     flow = np.array([[[1, 0], [0, 1], [-1, 0], [0, 0]]], np.float32)
-    right, down, left, still = flow_colours(flow, 1.0)[0].astype(int)
+    right, down, left, still = flow_colors(flow, 1.0)[0].astype(int)
     assert right.tolist() == [255, 0, 0] and still.tolist() == [255, 255, 255]
     assert down[0] > 200 and down[1] > 200 and down[2] < 60  # yellow
     assert left[2] > 200 and left[0] < 60                    # cyan to blue
@@ -108,7 +108,7 @@ def scene(T=20):
 def test_what_moves_apart_from_the_background_is_foreground():
     tracks, moving = scene()
     found = foreground_tracks(tracks, np.ones(tracks.shape[:2], bool), (150, 200))
-    # the labels are smoothed over neighbours in the image, and wall points lie between those of the block
+    # the labels are smoothed over neighbors in the image, and wall points lie between those of the block
     assert (found & moving).sum() / (found | moving).sum() > 0.7
     still = foreground_tracks(tracks[~moving], np.ones((150, 20), bool), (150, 200))
     assert not still.any() and not foreground_tracks(tracks[:3], np.ones((3, 20), bool), (150, 200)).any()
@@ -117,7 +117,7 @@ def test_what_moves_apart_from_the_background_is_foreground():
 def test_a_point_of_the_background_has_no_trail():
     tracks, moving = scene()
     steps = np.array([background_step(tracks[~moving, t], tracks[~moving, t + 1]) for t in range(19)])
-    trails = stabilised_trails(tracks, steps, 19, 10)
+    trails = stabilized_trails(tracks, steps, 19, 10)
     assert trails.shape == (190, 11, 2) and np.allclose(trails[:, -1], tracks[:, 19])
     lengths = np.linalg.norm(np.diff(trails, axis=1), axis=-1).sum(1)
     assert np.median(lengths[moving]) > 5 * np.median(lengths[~moving])
@@ -137,7 +137,7 @@ def test_pictures_have_sensible_sizes_and_legends_fit(size):
     zoom = picture_zoom(size)
     assert max(size) * zoom <= 1921 and (min(size) * zoom >= 480 or max(size) * (zoom + 1) > 1920)
     picture = np.zeros((round(size[0] * zoom), round(size[1] * zoom), 3), np.uint8)
-    bar = colour_bar(lambda share: depth_colours(share, 0, 1), "0.00", "2.00", "near")
+    bar = color_bar(lambda share: depth_colors(share, 0, 1), "0.00", "2.00", "near")
     for legend in (None, point_legend(), point_legend(scored=True), point_legend(True, True), bar):
         out = with_strip(picture, "frame 12 / 81   query frame", legend)
         assert out.shape[1] == picture.shape[1] and out.shape[0] - picture.shape[0] in (HEIGHT, 2 * HEIGHT)
@@ -148,7 +148,7 @@ def test_pictures_have_sensible_sizes_and_legends_fit(size):
 def test_maps_have_a_picture_a_frame():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (2, 30, 40, 3), np.uint8)
-    assert len(list(colour_pictures(frames, rng.random((2, 15, 20, 3)).astype(np.float16)))) == 2
+    assert len(list(color_pictures(frames, rng.random((2, 15, 20, 3)).astype(np.float16)))) == 2
     assert len(list(error_pictures(frames, np.zeros((2, 4, 5), np.float32)))) == 2
     assert len(list(flow_pictures(np.zeros((1, 15, 20, 2), np.float32), (30, 40)))) == 1
     picture = match_picture(tuple(frames), np.array([[5.0, 5]]), np.array([[30.0, 20]]), np.array([True]), RED, "a", 1)
@@ -157,6 +157,6 @@ def test_maps_have_a_picture_a_frame():
 
 def test_nearer_points_of_a_cloud_are_in_front():
     points = np.array([[0, 0, 0], [0, 0, 1], [1, 1, 0.5], [-1, -1, 0.5]], float)
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 255]], np.uint8)
-    first = next(cloud_pictures(points, colours, (101, 101), 4, 9))
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 255]], np.uint8)
+    first = next(cloud_pictures(points, colors, (101, 101), 4, 9))
     assert (first == [255, 0, 0]).all(-1).any()

@@ -141,7 +141,7 @@ def bad(kind, trained, small_sequence, tmp_path):
         "annotation of another length": ("eval", *run, "--annotations", annotations),
         "query after the last frame": ("eval", *run, "--queries", tmp_path / "q.csv"),
         "unknown option in the config": ("train", "--config", tmp_path / "c.txt", "--data_dir", small_sequence),
-        "unknown option": ("viz", *run, "--colour", "red"),
+        "unknown option": ("viz", *run, "--color", "red"),
         "value of a wrong type": ("train", "--num_pairs", "many"),
         "checkpoint of another length": ("eval", *run, "--num_imgs", 5, "--annotations", annotations),
         "training on a checkpoint of another length": ("train", *run, *QUICK, "--num_imgs", 5),
@@ -163,7 +163,7 @@ def bad(kind, trained, small_sequence, tmp_path):
 
 @pytest.mark.parametrize("kind,words", [
     ("annotation of another length", "has 5 frames, the sequence 8"), ("query after the last frame", "row 0"),
-    ("unknown option in the config", "num_itres"), ("unknown option", "--colour"),
+    ("unknown option in the config", "num_itres"), ("unknown option", "--color"),
     ("value of a wrong type", "many"), ("checkpoint of another length", "trained on 8 frames, the sequence has 5"),
     ("training on a checkpoint of another length", "trained on 8 frames, the sequence has 5"),
     ("a checkpoint of something else", "not a checkpoint"), ("store for other frames", "other frames: 1 changed"),

@@ -23,16 +23,16 @@ def parameters(trainer):
 
 
 def with_a_broken_frame(trainer, frame=3):
-    """Colours of one frame that are not numbers: every pair that starts in it has a faulty loss."""
+    """Colors of one frame that are not numbers: every pair that starts in it has a faulty loss."""
     frames = trainer.sampler.frames.float()
     frames[frame] = torch.nan
     trainer.sampler.frames = frames
     return trainer
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
-def test_a_faulty_step_changes_nothing_and_is_reported(optimiser, small_sequence, tmp_path, caplog):
-    trainer = Trainer(options(small_sequence, tmp_path, "--optimiser", optimiser))
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_faulty_step_changes_nothing_and_is_reported(optimizer, small_sequence, tmp_path, caplog):
+    trainer = Trainer(options(small_sequence, tmp_path, "--optimizer", optimizer))
     for _ in range(3):
         trainer.train_step()
     with_a_broken_frame(trainer)

@@ -160,7 +160,7 @@ def test_flow_that_breaks_again_goes_back_to_the_model():
 
 @pytest.mark.parametrize("change,visible", [(0, True), (2, False), (60, False)])
 def test_what_looks_as_before_is_visible_though_the_model_hides_it(change, visible):
-    """Colours change by one a frame while the model shows the point, and by `change` after that."""
+    """Colors change by one a frame while the model shows the point, and by `change` after that."""
     queries, shown = np.array([[1, 10, 12]], np.float32), np.ones((1, T), bool)
     shown[0, 4:6] = False
     frames = BLACK + np.arange(T, dtype=np.uint8)[:, None, None, None]

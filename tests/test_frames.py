@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def picture():
-    """A smooth coloured picture `(48, 80, 3)` uint8 RGB that no rotation or mirroring maps to itself."""
+    """A smooth colored picture `(48, 80, 3)` uint8 RGB that no rotation or mirroring maps to itself."""
     y, x = np.mgrid[:48, :80].astype(np.float32)
     return np.stack([40 + 2 * x, 60 + 3 * y, 120 + x - y], axis=-1).astype(np.uint8)
 
@@ -32,16 +32,16 @@ def picture():
     ("16 bits.png", lambda rgb: rgb[..., ::-1].astype(np.uint16) * 257),
     ("rgba.png", lambda rgb: np.dstack([rgb[..., ::-1], np.full(rgb.shape[:2], 90, np.uint8)])),
     ("rgba 16 bits.png", lambda rgb: np.dstack([rgb[..., ::-1], np.full(rgb.shape[:2], 90)]).astype(np.uint16) * 257)])
-def test_depth_and_transparency_leave_the_colours(name, make, picture, tmp_path):
+def test_depth_and_transparency_leave_the_colors(name, make, picture, tmp_path):
     cv2.imwrite(str(tmp_path / name), make(picture))
     assert np.array_equal(read_image(tmp_path / name), picture)
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey 16 bits.png", "grey 16 bits.tif"])
+@pytest.mark.parametrize("name", ["gray.png", "gray 16 bits.png", "gray 16 bits.tif"])
 def test_grey_is_repeated(name, picture, tmp_path):
-    grey = picture[..., 0]
-    cv2.imwrite(str(tmp_path / name), grey.astype(np.uint16) * 257 if "16" in name else grey)
-    assert np.array_equal(read_image(tmp_path / name), np.repeat(grey[..., None], 3, axis=-1))
+    gray = picture[..., 0]
+    cv2.imwrite(str(tmp_path / name), gray.astype(np.uint16) * 257 if "16" in name else gray)
+    assert np.array_equal(read_image(tmp_path / name), np.repeat(gray[..., None], 3, axis=-1))
 
 
 def test_a_cameras_orientation_is_applied_and_floats_are_refused(picture, tmp_path):

@@ -17,7 +17,7 @@ from models.omnimotion import ModelConfig, OmniMotion
 
 
 def random_network(num_frames: int, spread: float = 0.15, num_levels: int = 3, num_layers: int = 2) -> GridNetwork:
-    """Displacements of neighbouring vertices differ by about `spread` of a cell."""
+    """Displacements of neighboring vertices differ by about `spread` of a cell."""
     torch.manual_seed(0)
     network = GridNetwork(num_frames, num_levels=num_levels, num_layers=num_layers)
     for p in network.parameters():
@@ -235,7 +235,7 @@ def test_long_clips_have_slower_grids_too(num_frames, counts):
     assert moment_counts(num_frames) == counts
 
 
-@pytest.mark.parametrize("wrong", [["--optimiser", "muon"], ["--use_affine", "0"], ["--mlp_backend", "triton"]])
+@pytest.mark.parametrize("wrong", [["--optimizer", "muon"], ["--use_affine", "0"], ["--mlp_backend", "triton"]])
 def test_options_of_mlps_are_refused(wrong):
     options = parse("train", ["--config", "configs/fast.txt", *wrong])
     with pytest.raises(UserError, match="--deform grid has no MLPs for " + " ".join(wrong)):

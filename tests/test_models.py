@@ -11,7 +11,7 @@ from torch import nn
 
 from inference.tracker import Tracker
 from models.canonical_field import CanonicalField
-from models.coords import contract, denormalise_pixels, normalise_pixels
+from models.coords import contract, denormalize_pixels, normalize_pixels
 from models.encoding import periodic_encoding, periodic_encoding_plain
 from models.gabor import GaborNet
 from models.hash_grid import HashGrid
@@ -217,7 +217,7 @@ def test_fused_gabor_network_equals_the_plain_one(M, D, width, layers):
 
 
 def test_filters_on_the_code_are_alive():
-    """As many of them as on raw coordinates, where the published initialisation leaves 29% (docs/encoding.md)."""
+    """As many of them as on raw coordinates, where the published initialization leaves 29% (docs/encoding.md)."""
     torch.manual_seed(0)
     field = CanonicalField(128)
     u = torch.rand(2000, 3) * 2 - 1
@@ -236,8 +236,8 @@ def test_contraction_reaches_all_of_space():
 
 def test_pixels_and_coordinates():
     p = torch.rand(50, 2) * 40
-    assert torch.allclose(denormalise_pixels(normalise_pixels(p, (24, 32)), (24, 32)), p, atol=1e-5)
-    corners = normalise_pixels(torch.tensor([[0.0, 0.0], [31.0, 23.0]]), (24, 32))
+    assert torch.allclose(denormalize_pixels(normalize_pixels(p, (24, 32)), (24, 32)), p, atol=1e-5)
+    corners = normalize_pixels(torch.tensor([[0.0, 0.0], [31.0, 23.0]]), (24, 32))
     assert torch.equal(corners, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
 
 
@@ -288,5 +288,5 @@ def test_chunks_do_not_change_dense_results():
     model = small_model()
     a, b = (Tracker(model, chunk_size=n) for n in (50, 10_000))
     assert abs(a.flow(0, 3) - b.flow(0, 3)).max() < 1e-3
-    for one, other in zip(a.colours_and_depths([1, 2]), b.colours_and_depths([1, 2]), strict=True):
+    for one, other in zip(a.colors_and_depths([1, 2]), b.colors_and_depths([1, 2]), strict=True):
         assert abs(one - other).max() < 1e-4

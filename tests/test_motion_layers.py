@@ -9,7 +9,7 @@ import torch
 from common.errors import UserError
 from configs.options import parse
 from loaders.correspondence_format import STEPS, DensePair, StoredPair
-from models.coords import denormalise_pixels, normalise_pixels
+from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridNetwork
 from models.grid_field import GridField
 from models.omnimotion import ModelConfig, OmniMotion
@@ -23,9 +23,9 @@ H, W, T = 96, 128, 9
 class Moving:
     """Correspondences of a background that follows similarities and a square that moves against it."""
 
-    def __init__(self, background, square, size=(H, W), num_frames=T, centre=(60, 50)):
+    def __init__(self, background, square, size=(H, W), num_frames=T, center=(60, 50)):
         self.num_frames, self.size, self.background, self.square = num_frames, size, background, square
-        self.centre = np.array(centre)
+        self.center = np.array(center)
         self.counts, self.stored = 1 - np.eye(num_frames, dtype=int), "all"
 
     def place(self, t, p):
@@ -43,7 +43,7 @@ class Moving:
         H, W = self.size
         p = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(float)
         home = p - np.asarray(self.square) * i
-        inside = (np.abs(home - self.centre) < 16).all(-1)
+        inside = (np.abs(home - self.center) < 16).all(-1)
         to = np.where(inside[..., None], home + np.asarray(self.square) * j, self.place(j, self.back(i, p))[0])
         believed = ((to >= 0) & (to <= [W - 1, H - 1])).all(-1)
         return DensePair((to - p).astype(np.float32), believed, believed, ~believed)
@@ -82,8 +82,8 @@ def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
     for t in range(T):
         expected = scene.place(T // 2, scene.back(t, p))[0] - p
         assert np.abs(far[t] - expected).max() < 0.3, t
-        centre = np.array([60, 50]) + np.array(scene.square) * t  # of the square
-        vertex = np.unravel_index(np.linalg.norm(p - centre, axis=-1).argmin(), p.shape[:2])
+        center = np.array([60, 50]) + np.array(scene.square) * t  # of the square
+        vertex = np.unravel_index(np.linalg.norm(p - center, axis=-1).argmin(), p.shape[:2])
         moved = np.array(scene.square) * (T // 2 - t)
         if abs(t - T // 2) >= 2:  # it is apart from the background by more than 3/256 of the frame
             assert np.abs(near[t][vertex] - moved).max() < 0.5, t
@@ -91,28 +91,28 @@ def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
 
 
 def test_what_crosses_the_picture_has_a_layer_in_front():
-    scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], centre=(10, 50)), vertices()
+    scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], center=(10, 50)), vertices()
     M = crossing_motion(scene)
     assert M.shape == (T - 1, 3, 3)
     front, near, far = layers_of_motion(scene, p, M).swapaxes(0, 1)
     two = layers_of_motion(scene, p).swapaxes(0, 1)
     assert np.array_equal(near, two[0]) and np.array_equal(far, two[1])
     for t in range(T):
-        centre = scene.centre + np.array(scene.square) * t
-        vertex = np.unravel_index(np.linalg.norm(p - centre, axis=-1).argmin(), p.shape[:2])
+        center = scene.center + np.array(scene.square) * t
+        vertex = np.unravel_index(np.linalg.norm(p - center, axis=-1).argmin(), p.shape[:2])
         assert np.abs(front[t][vertex] - np.array(scene.square) * (T // 2 - t)).max() < 1.5, t
 
 
-@pytest.mark.parametrize("square,centre", [
+@pytest.mark.parametrize("square,center", [
     ([-2.0, 1.0], (60, 50)),  # too slow
     ([13.0, -1.0], (90, 50)),  # gone too soon
 ])
-def test_what_does_not_cross_the_picture_has_none(square, centre):
-    assert crossing_motion(Moving((0.004, 0.003, np.array([1.5, -0.5])), square, centre=centre)) is None
+def test_what_does_not_cross_the_picture_has_none(square, center):
+    assert crossing_motion(Moving((0.004, 0.003, np.array([1.5, -0.5])), square, center=center)) is None
 
 
 def test_where_nothing_is_seen_of_it_it_goes_on():
-    scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, centre=(150, 50))  # is seen from frame 2 on
+    scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, center=(150, 50))  # is seen from frame 2 on
     M = crossing_motion(scene)
     assert np.allclose(M[:, :2, 2], [-13, 0], atol=0.3)
     assert np.array_equal(M[0, :2, :2], np.eye(2)) and np.array_equal(M[-1, :2, :2], np.eye(2))
@@ -169,8 +169,8 @@ def test_frames_of_a_row_or_a_column(size):
 
 
 def test_no_layer_starts_with_folds():
-    """Two neighbours that change places: a displacement that is only averaged nearby folds."""
-    scene, p = Moving((0.0, 0.0, np.zeros(2)), [-9.0, 0.0], centre=(70, 50)), vertices(65)
+    """Two neighbors that change places: a displacement that is only averaged nearby folds."""
+    scene, p = Moving((0.0, 0.0, np.zeros(2)), [-9.0, 0.0], center=(70, 50)), vertices(65)
     near = layers_of_motion(scene, p)[:, 0]
     x, y = np.diff(p + near, axis=2)[:, :-1], np.diff(p + near, axis=1)[:, :, :-1]
     assert (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).min() > 0
@@ -265,9 +265,9 @@ def started(scene, crossing=None, samples=16):
     model = OmniMotion(ModelConfig(scene.num_frames, *scene.size, deform="grid", field="grid",
                                    num_samples_ray=samples, grid_layers=2 if crossing is None else 3))
     at = model.deform.vertices()
-    pixels = denormalise_pixels(at, scene.size)
+    pixels = denormalize_pixels(at, scene.size)
     moved = torch.from_numpy(layers_of_motion(scene, pixels.numpy(), crossing))
-    model.deform.start_at(normalise_pixels(pixels + moved, scene.size) - at)
+    model.deform.start_at(normalize_pixels(pixels + moved, scene.size) - at)
     return model, layer_votes(model, scene)
 
 
@@ -276,13 +276,13 @@ def depths(model, scene, t):
     H, W = scene.size
     pixels = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).reshape(1, -1, 2)
     with torch.no_grad():
-        return model.colour_and_depth(torch.from_numpy(pixels).float(), torch.tensor([t]))[1].view(H, W).numpy()
+        return model.color_and_depth(torch.from_numpy(pixels).float(), torch.tensor([t]))[1].view(H, W).numpy()
 
 
 def in_and_around(scene, t, margin):
     """Pixels `(H, W)` of frame t that are well inside the square, and those well outside it and its borders."""
     y, x = np.indices(scene.size)
-    far = np.abs(np.stack([x, y], -1) - scene.centre - np.array(scene.square) * t).max(-1)
+    far = np.abs(np.stack([x, y], -1) - scene.center - np.array(scene.square) * t).max(-1)
     outside = far > 16 + margin
     outside[:, :12] = outside[:, -12:] = outside[:12] = outside[-12:] = False
     return far < 16 - margin, outside
@@ -304,7 +304,7 @@ def test_before_the_first_step_what_moves_is_in_front_in_every_frame(size, store
 
 
 def test_what_crosses_the_picture_is_in_front_of_all_else_before_the_first_step():
-    scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], centre=(10, 50))
+    scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], center=(10, 50))
     model, votes = started(scene, crossing_motion(scene))
     model.field.start_at(torch.from_numpy(votes))
     for t in (1, 3, T - 2):

@@ -20,11 +20,11 @@ def test_steps_like_pytorchs(fast, monkeypatch):
     one = Muon(ours, lr=0.01)
     two = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
-        for params, optimiser in ((ours, one), (theirs, two)):
+        for params, optimizer in ((ours, one), (theirs, two)):
             torch.manual_seed(step)
             for p in params:
                 p.grad = torch.randn_like(p)
-            optimiser.step()
+            optimizer.step()
     for a, b, s in zip(ours, theirs, start, strict=True):
         assert (a - b).norm() < 0.02 * (b - s).norm()  # bfloat16
     one.load_state_dict(two.state_dict() | {"param_groups": one.state_dict()["param_groups"]})  # the same states

@@ -18,7 +18,7 @@ from drawing.run_views import Views
 from eval import evaluate
 from loaders.track_files import load_tracks
 from training.trainer import Trainer
-from viz import visualise
+from viz import visualize
 
 NAME = 'x<img src=q onerror=alert(1)>&"'  # of the sequence folder
 QUICK = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 --affine_layers 3 "
@@ -90,14 +90,14 @@ def run(small_sequence, tmp_path_factory):
     for _ in range(10):
         trainer.train_step()
     trainer.save()
-    visualise(parse("viz", [*arguments, "--what", "page", "--page_interval", "4", "--page_query_stride", "3",
+    visualize(parse("viz", [*arguments, "--what", "page", "--page_interval", "4", "--page_query_stride", "3",
                             "--dense_interval", "4", "--out_dir", str(folder)]))
     return arguments, folder / "page.html"
 
 
 def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("drawing.page.MOST_FRAMES", 4)
-    visualise(parse("viz", [*run[0], "--what", "page", "--page_interval", "8", "--dense_interval", "8",
+    visualize(parse("viz", [*run[0], "--what", "page", "--page_interval", "8", "--dense_interval", "8",
                             "--out_dir", str(tmp_path)]))
     text = (tmp_path / "page.html").read_text()
     meta = json.loads(re.search(r'id="meta">(.*?)</script>', text).group(1))
@@ -195,7 +195,7 @@ def test_a_click_shows_the_track_that_eval_writes(open_page, run, tmp_path):
     assert abs(shown - truth.tracks[0]).max() <= 0.0626  # half of 1/8 pixel
     assert [row["visible"] == "1" for row in rows] == truth.visible[0].tolist()
     assert abs(np.array([float(row["occlusion_score"]) for row in rows]) - truth.occlusion_score[0]).max() < 0.003
-    page.wait_for_timeout(100)  # the mark has the track's colour, where the track is; it has a cross in its query frame
+    page.wait_for_timeout(100)  # the mark has the track's color, where the track is; it has a cross in its query frame
     x, y = page.evaluate("stage.toScreen(state.selection[0].x[3], state.selection[0].y[3])")
     pixel = page.evaluate("([x, y]) => [...stage.context.getImageData(x - 3, y + 2, 1, 1).data]", [x, y])
     assert pixel == [255, 176, 0, 255]

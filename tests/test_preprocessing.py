@@ -153,7 +153,7 @@ def test_flow_depends_on_the_pictures_alone():
         assert all(np.array_equal(a, b) for a, b in zip(found, reference, strict=True))
 
 
-def test_sift_recognises_the_same_point():
+def test_sift_recognizes_the_same_point():
     image = textured(1)
     moved = np.roll(image, (8, 12), axis=(0, 1))
     a, b = (torch.from_numpy(DenseSift()(im)).float() for im in (image, moved))

@@ -13,7 +13,7 @@ from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.sequence import open_sequence
 from preprocessing.cli import main
-from preprocessing.depth_priors import normalised, value_range
+from preprocessing.depth_priors import normalized, value_range
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -127,7 +127,7 @@ def test_disparity_is_the_librarys_own(kind, models):
 def test_one_scale_and_shift_serve_the_video():
     maps = [np.linspace(t, t + 10, 5000, dtype=np.float32).reshape(50, 100) for t in (0, 5)]
     low, high = value_range(maps)
-    z = [normalised(m, low, high) for m in maps]
+    z = [normalized(m, low, high) for m in maps]
     assert z[0].min() == 0 and z[1].max() == 2 and z[0].dtype == np.float16
     assert z[1][20, 0] - z[0][20, 0] == pytest.approx(2 * 5 / (high - low), abs=2e-3)
 

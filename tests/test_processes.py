@@ -26,7 +26,7 @@ def gradients(state):
 
 def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
     """The same pairs are drawn and split; the same error map is evaluated, each process half of the frames. All losses
-    take part, and parameters hardly move, so that the gradients of all steps can be compared. They differ by the colour
+    take part, and parameters hardly move, so that the gradients of all steps can be compared. They differ by the color
     and flow gradients between the last point of one half and the first of the other, 1 of 128."""
     states = []
     for name, command in (("one", None), ("two", TORCHRUN)):

@@ -37,9 +37,9 @@ def test_correspondences_and_occlusion(published):
 
 
 @torch.no_grad()
-def test_colours_depths_and_points(published):
+def test_colors_depths_and_points(published):
     model, ref = published
-    rgb, depth = model.colour_and_depth(ref["px1"], ref["ids1"])
+    rgb, depth = model.color_and_depth(ref["px1"], ref["ids1"])
     close(rgb, ref["rgb"], 1e-4)
     close(depth[..., None], ref["depth"], 1e-4)
     x = ref["x_local"].flatten(1, 2)

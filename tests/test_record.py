@@ -13,7 +13,7 @@ from training.run_metadata import as_config
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["--mask_near", "--lr_deform", "3e-5", "--optimiser", "muon", "--preprocessing=", "--ray"],
+    [], ["--mask_near", "--lr_deform", "3e-5", "--optimizer", "muon", "--preprocessing=", "--ray"],
     ["--data_dir", "my clips/a #1 = 'x'; [b]: %s", "--expname", "tab\there", "--preprocessing=--flow dis --chain"],
     ["--data_dir", '"quoted" # name'],
 ])
@@ -32,7 +32,7 @@ def test_what_no_config_file_can_hold_is_refused():
 
 def test_args_txt_gives_the_same_run(small_sequence, tmp_path):
     """From another save_dir, with every other option from the file; versions.json says what made it."""
-    first = start(small_sequence, tmp_path / "a", "--num_iters", 8, "--optimiser", "muon", "--seed", 7,
+    first = start(small_sequence, tmp_path / "a", "--num_iters", 8, "--optimizer", "muon", "--seed", 7,
                   "--expname", "x y")
     assert finished(first)[0] == 0
     folder = tmp_path / "a" / "x y_small"

@@ -13,7 +13,7 @@ from preprocessing.synthetic import render as renderer
 from preprocessing.synthetic.layers import Ellipsoid, Outline, Shear, Sheet
 from preprocessing.synthetic.render import front, inside, render, render_scene, sample_tracks, stratify
 from preprocessing.synthetic.scenes import RECIPES, build_layers, rodrigues
-from preprocessing.synthetic.textures import dead_leaves, fibres, solid
+from preprocessing.synthetic.textures import dead_leaves, fibers, solid
 
 SIZE, T = (128, 160), 12
 
@@ -25,23 +25,23 @@ def rendered(request):
     return request.param, layers, *render_scene(request.param, SIZE, T, 3, 200)
 
 
-def colours(frames, points, offset=(0.0, 0.0)):
-    """Colour of every frame at its points + offset, `(N, T, 3)`."""
+def colors(frames, points, offset=(0.0, 0.0)):
+    """Color of every frame at its points + offset, `(N, T, 3)`."""
     maps = (points + np.float32(offset)).astype(np.float32)
     return np.stack([cv2.remap(frame.astype(np.float32), maps[:, t, :1], maps[:, t, 1:], cv2.INTER_LINEAR,
                                borderMode=cv2.BORDER_REPLICATE)[:, 0] for t, frame in enumerate(frames)], 1)
 
 
-def test_visible_points_keep_their_colour(rendered):
+def test_visible_points_keep_their_color(rendered):
     _, layers, frames, truth, _ = rendered
     clear = ~truth.occluded & np.stack(  # a pixel at an outline mixes two layers
         [front(layers, truth.points[:, t].astype(float), t, margin=1.5) >= 0 for t in range(T)], 1)
-    seen = np.where(clear[..., None], colours(frames, truth.points), np.nan)[clear.sum(axis=1) > 2]
+    seen = np.where(clear[..., None], colors(frames, truth.points), np.nan)[clear.sum(axis=1) > 2]
     reference = np.full((len(truth.points), 1, 3), np.nan, np.float32)
     reference[clear.sum(axis=1) > 2, 0] = np.nanmedian(seen, axis=1)
 
     def error(offset):
-        distance = np.abs(colours(frames, truth.points, offset) - reference).mean(-1)
+        distance = np.abs(colors(frames, truth.points, offset) - reference).mean(-1)
         return distance[clear & np.isfinite(distance)]
 
     here = error((0, 0))
@@ -119,19 +119,19 @@ def test_masks_are_the_layers_above_the_ground(rendered):
 def test_textures_have_no_flat_areas(rendered):
     frames = rendered[2]
     for frame in frames[::5]:
-        grey = frame.mean(axis=-1).astype(np.float32)
-        mean = cv2.blur(grey, (9, 9))
-        spread = np.sqrt(np.maximum(cv2.blur(grey ** 2, (9, 9)) - mean ** 2, 0))
+        gray = frame.mean(axis=-1).astype(np.float32)
+        mean = cv2.blur(gray, (9, 9))
+        spread = np.sqrt(np.maximum(cv2.blur(gray ** 2, (9, 9)) - mean ** 2, 0))
         assert np.percentile(spread, 1) > 3
 
 
 @pytest.mark.parametrize("paint", [lambda rng: dead_leaves((150, 220), rng, "forest", 20.0),
-                                   lambda rng: fibres((150, 220), rng, "bark")])
+                                   lambda rng: fibers((150, 220), rng, "bark")])
 def test_textures_do_not_repeat(paint):
-    grey = paint(np.random.default_rng(0)).mean(axis=-1)
-    grey = grey - cv2.GaussianBlur(grey, (0, 0), 8)
+    gray = paint(np.random.default_rng(0)).mean(axis=-1)
+    gray = gray - cv2.GaussianBlur(gray, (0, 0), 8)
     padded = np.zeros((512, 512))
-    padded[:150, :220] = grey
+    padded[:150, :220] = gray
     weight = np.zeros((512, 512))
     weight[:150, :220] = 1
     correlation = np.fft.irfft2(np.abs(np.fft.rfft2(padded)) ** 2)
@@ -169,7 +169,7 @@ def test_sheet_by_hand():
     m = np.array([[3.0, 4.0]])
     assert np.allclose(sheet.project(m, 0)[0], [[3, 4]]) and np.allclose(sheet.project(m, 1)[0], [[22, 26]])
     assert np.allclose(sheet.look_up(np.array([[22.0, 26.0]]), 1)[0], m)
-    assert np.allclose(sheet.colour(m[None]), texture[9, 8])
+    assert np.allclose(sheet.color(m[None]), texture[9, 8])
 
 
 def test_a_shift_by_whole_pixels_shifts_the_picture():
@@ -225,7 +225,7 @@ def test_volume_is_interpolated_linearly():
     grid = np.stack(np.meshgrid(*[np.linspace(-10, 10, 21)] * 3, indexing="ij"), -1).astype(np.float32)
     ball = Ellipsoid(np.zeros((1, 2, 3)), np.zeros((1, 3, 3)), np.full(3, 10.0), grid)
     m = np.random.default_rng(0).uniform(-10, 10, (50, 3))
-    assert np.abs(ball.colour(m) - m).max() < 0.02
+    assert np.abs(ball.color(m) - m).max() < 0.02
 
 
 def test_outline_of_a_circle():

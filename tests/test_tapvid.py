@@ -47,7 +47,7 @@ def read_all(path):
 
 
 def test_raster_points_become_pixels(tmp_path):
-    """In raster coordinates the frame's edges are 0 and 1; its outer pixels' centres are half a pixel inside."""
+    """In raster coordinates the frame's edges are 0 and 1; its outer pixels' centers are half a pixel inside."""
     points = np.zeros((N, T, 2), np.float32)
     points[0], points[1], points[2] = (0, 0), (1, 1), (0.5 / W, 2.5 / H)
     video = read_all(write(tmp_path / "a.pkl", {"bear": example(points=points)}))["bear"]

@@ -173,8 +173,8 @@ def test_missing_parameters_are_named(stand_in):
 
 
 @pytest.mark.parametrize("width,kind", [(32, "FullyFusedMLP"), (48, "CutlassMLP"), (256, "CutlassMLP")])
-def test_kind_and_initialisation_of_coupling_mlps(stand_in, width, kind):
-    """Fully fused where it can be; initialised as nn.Linear, from PyTorch's seed."""
+def test_kind_and_initialization_of_coupling_mlps(stand_in, width, kind):
+    """Fully fused where it can be; initialized as nn.Linear, from PyTorch's seed."""
     torch.manual_seed(1)
     net = tcnn.TcnnMlp(width, width, 2, 2)
     assert net.network.config["otype"] == kind

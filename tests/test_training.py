@@ -11,7 +11,7 @@ from common.errors import UserError
 from configs.options import parse
 from loaders.correspondences import open_correspondences
 from loaders.error_map import ErrorMap
-from loaders.pair_sampler import PairSampler, bilinear_colours
+from loaders.pair_sampler import PairSampler, bilinear_colors
 from loaders.sequence import open_sequence
 from losses import schedules
 from losses.losses import distortion_loss
@@ -192,17 +192,17 @@ def test_a_batch_is_what_the_store_says(sampler, resident):
         assert set(map(tuple, drawn)) <= known
         for point, weight in zip(map(tuple, drawn), batch.weights[b].tolist(), strict=True):
             assert weight == pytest.approx(1 / abs(i - j)) or (weight == 0 and not cycle[point])
-        inside = (batch.pixels1[b] == batch.pixels1[b].round()).all(-1)  # at pixels the colour is the frame's
+        inside = (batch.pixels1[b] == batch.pixels1[b].round()).all(-1)  # at pixels the color is the frame's
         x, y = batch.pixels1[b][inside].long().unbind(-1)
         ok = (x >= 0) & (x < 64) & (y >= 0) & (y < 64)
         assert torch.allclose(batch.rgb1[b][inside][ok], sampler.frames[i, y[ok], x[ok]] / 255, atol=1e-6)
-    assert torch.equal(batch.rgb1, bilinear_colours(sampler.frames, batch.ids1, batch.pixels1))
+    assert torch.equal(batch.rgb1, bilinear_colors(sampler.frames, batch.ids1, batch.pixels1))
 
 
-def test_colours_between_pixels():
+def test_colors_between_pixels():
     frames = torch.arange(48, dtype=torch.uint8).view(2, 2, 4, 3)
     p = torch.tensor([[0.0, 0.0], [3.0, 1.0], [0.5, 0.5], [-9.0, 40.0]])
-    at = bilinear_colours(frames, torch.tensor([1, 0]), torch.stack([p, p])) * 255
+    at = bilinear_colors(frames, torch.tensor([1, 0]), torch.stack([p, p])) * 255
     assert torch.allclose(at[1, :, 0], torch.tensor([0.0, 21.0, 7.5, 12.0])) and torch.allclose(at[0], at[1] + 24)
 
 
@@ -259,7 +259,7 @@ def test_sixty_steps_of_grids_too(small_sequence, tmp_path):
 
 
 @pytest.mark.parametrize("more", [
-    [], ["--optimiser", "muon", "--mask_near"], [*GRIDS, "--deform_start", "20000"],
+    [], ["--optimizer", "muon", "--mask_near"], [*GRIDS, "--deform_start", "20000"],
     ["--error_map", "last", "--error_map_cell", "2", "--error_map_random", "0.5", "--grad_clip", "1"]])
 def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
     """Stopped before and after the first error map (step 12), the freezing (step 24), and the start of the maps."""
@@ -281,7 +281,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_pat
     assert torch.equal(whole.error_map.sums, last.error_map.sums)
 
 
-@pytest.mark.parametrize("more", [[], GRIDS, ["--optimiser", "muon"]])
+@pytest.mark.parametrize("more", [[], GRIDS, ["--optimizer", "muon"]])
 def test_maps_start_to_learn_at_deform_start(more, small_sequence, tmp_path):
     """At published step 5,000 of 100,000, the third of 60 steps; until then the field learns alone."""
     trainer = Trainer(options(small_sequence, tmp_path, *more, "--deform_start", "5000", "--lrate_warmup_steps", "0"))
@@ -364,7 +364,7 @@ def test_a_checkpoint_of_another_length_is_refused(small_sequence, tmp_path):
 
 @pytest.mark.parametrize("more,words", [
     (["--num_samples_ray", "9"], "num_samples_ray 8, now it is 9"), (["--error_map_cell", "4"], "error_map_cell"),
-    (["--optimiser", "muon"], "optimiser")])
+    (["--optimizer", "muon"], "optimizer")])
 def test_other_settings_on_resume_are_refused(more, words, small_sequence, tmp_path):
     Trainer(options(small_sequence, tmp_path)).save()
     with pytest.raises(UserError, match=words):

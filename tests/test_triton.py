@@ -73,7 +73,7 @@ def stack(x, chains, coordinates, layer, inverse):
 
 
 def truncated(v):
-    """To bf16 as Triton's interpreter does it, towards zero (a GPU rounds to the nearest)."""
+    """To bf16 as Triton's interpreter does it, toward zero (a GPU rounds to the nearest)."""
     return (v.contiguous().view(torch.int32) & -65536).view(torch.float32)
 
 

@@ -3,7 +3,7 @@
 Notation
     B, C      pairs, feature channels
     h, w, l   grid of the features, level: the features of b are averaged over 2^l x 2^l cells
-    r, S      radius of the lookup, S = 2r + 2 whole positions a side around a centre
+    r, S      radius of the lookup, S = 2r + 2 whole positions a side around a center
     p         where each grid cell of a is in b, (B, 2, h, w) in grid steps
 Value of offset (dx, dy) at level l: <features of a, features of b at p / 2^l + (dx, dy)> / sqrt(C), bilinear, with 0
 outside. All offsets are whole, so the bilinear weights are those of p's fraction: look up S x S positions, blend once.
@@ -28,16 +28,16 @@ class Lookup:
 
     def __call__(self, p: Tensor) -> Tensor:
         B, _, h, w = p.shape
-        centre = p.flatten(2).transpose(1, 2)  # (B, h w, 2)
-        out = [self._blend(centre / 2 ** level, level) for level in range(LEVELS)]
+        center = p.flatten(2).transpose(1, 2)  # (B, h w, 2)
+        out = [self._blend(center / 2 ** level, level) for level in range(LEVELS)]
         return torch.cat(out, dim=-1).transpose(1, 2).reshape(B, -1, h, w)
 
-    def _blend(self, centre: Tensor, level: int) -> Tensor:
-        """Values around centres `(B, h w, 2)` of a level, `(B, h w, (2r+1)^2)`."""
-        corner = centre.floor()
-        fx, fy = (centre - corner)[..., None, None, :].unbind(-1)  # (B, h w, 1, 1) each
+    def _blend(self, center: Tensor, level: int) -> Tensor:
+        """Values around centers `(B, h w, 2)` of a level, `(B, h w, (2r+1)^2)`."""
+        corner = center.floor()
+        fx, fy = (center - corner)[..., None, None, :].unbind(-1)  # (B, h w, 1, 1) each
         H, W = self.levels[level].shape[-2:]
-        steps = torch.arange(-self.radius, self.radius + 2, device=centre.device)
+        steps = torch.arange(-self.radius, self.radius + 2, device=center.device)
         x = corner[..., 0, None].long() + steps  # (B, h w, S)
         y = corner[..., 1, None].long() + steps
         inside = (((x >= 0) & (x < W))[..., :, None] & ((y >= 0) & (y < H))[..., None, :])  # (B, h w, S, S)

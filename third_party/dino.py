@@ -3,7 +3,7 @@
 Notation
     P        side of a patch: 16 for DINO, 14 for DINOv2
     h, w     grid of patches
-The image is resized to ((h - 1) P + 1, (w - 1) P + 1) and padded by about half a patch, so that the centres of the
+The image is resized to ((h - 1) P + 1, (w - 1) P + 1) and padded by about half a patch, so that the centers of the
 corner patches lie on the corner pixels.
 """
 
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)  # of OmniMotion's DINO
 
 
 class DinoFeatures:
-    """`image -> features`: `(H, W, 3)` uint8 to the last layer's normalised patch tokens `(h, w, c)` float16.
+    """`image -> features`: `(H, W, 3)` uint8 to the last layer's normalized patch tokens `(h, w, c)` float16.
 
     name: a model of the hub or a folder of one; side: shorter side of the image that is described (OmniMotion: 480).
     threshold: 0.5, OmniMotion's for DINO; for DINOv2 and for chains it has not been measured. Safe to call from several

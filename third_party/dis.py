@@ -33,7 +33,7 @@ class DisFlow:
         zoom = min(self.max_zoom, self.side / min(H, W))
         height, width = max(round(H * zoom), 16), max(round(W * zoom), 16)  # DIS needs room for its patches
         with _without_ipp():
-            a, b = (self._grey(image, width, height) for image in (image_a, image_b))
+            a, b = (self._gray(image, width, height) for image in (image_a, image_b))
             flow = self._search().calc(a, b, None)
             if (height, width) == (H, W):
                 return flow
@@ -41,10 +41,10 @@ class DisFlow:
         return flow * np.array([W / width, H / height], np.float32)
 
     @staticmethod
-    def _grey(image: np.ndarray, width: int, height: int) -> np.ndarray:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    def _gray(image: np.ndarray, width: int, height: int) -> np.ndarray:
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         shrinks = width < image.shape[1]
-        return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
     @staticmethod
     def _search() -> cv2.DISOpticalFlow:

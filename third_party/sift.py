@@ -12,7 +12,7 @@ BINS, BIN_SIZE = 3, 5
 
 
 class DenseSift:
-    """`image -> features`: `(H, W, 3)` uint8 to L2-normalised `(h, w, 72)` float16, corner features on corner pixels.
+    """`image -> features`: `(H, W, 3)` uint8 to L2-normalized `(h, w, 72)` float16, corner features on corner pixels.
 
     threshold: cosine similarity above which two features may show the same point. OmniMotion's 0.5 is DINO's; RootSIFT
     is non-negative, so that even random places of the bear clip at 256x256 are similar by 0.75 in the median. There, of
@@ -28,13 +28,13 @@ class DenseSift:
         H, W = image.shape[:2]
         zoom = min(1.0, SIDE / min(H, W))
         h, w = (max(round((n - 1) * zoom / STRIDE), 1) + 1 for n in (H, W))
-        grey = torch.from_numpy(image).float().mean(dim=-1)[None, None] / 255  # (1, 1, H, W)
+        gray = torch.from_numpy(image).float().mean(dim=-1)[None, None] / 255  # (1, 1, H, W)
         size = ((h - 1) * STRIDE + 1, (w - 1) * STRIDE + 1)
-        grey = F.interpolate(grey, size=size, mode="bilinear", align_corners=True, antialias=False)
-        margin = (BINS - 1) * BIN_SIZE // 2  # kornia describes the centre of an odd grid of odd bins
-        grey = F.pad(grey, (margin,) * 4, mode="replicate")
+        gray = F.interpolate(gray, size=size, mode="bilinear", align_corners=True, antialias=False)
+        margin = (BINS - 1) * BIN_SIZE // 2  # kornia describes the center of an odd grid of odd bins
+        gray = F.pad(gray, (margin,) * 4, mode="replicate")
         with torch.inference_mode():
-            features = _descriptor()(grey)[0]  # (72, h, w)
+            features = _descriptor()(gray)[0]  # (72, h, w)
         return features.permute(1, 2, 0).half().numpy()
 
 

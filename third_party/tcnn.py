@@ -64,7 +64,7 @@ def split_params(params: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
 
 class _AsPyTorch(nn.Module):
     """A tiny-cuda-nn module whose state dict is its PyTorch twin's, names and values, so that a checkpoint of either
-    loads into the other. Not so an optimiser's state: it has one vector here and an array a layer there."""
+    loads into the other. Not so an optimizer's state: it has one vector here and an array a layer there."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -118,7 +118,7 @@ class TcnnHashLatent(_AsPyTorch):
 
 class TcnnMlp(_AsPyTorch):
     """MLP with LeakyReLUs, `(..., in_dim)` -> `(..., out_dim)` float32, as `tcnn.Network`: the twin of an
-    `nn.Sequential` of Linear layers whose biases are 0, initialised like it.
+    `nn.Sequential` of Linear layers whose biases are 0, initialized like it.
 
     Products and results are float16, so that a result has 11 significant bits. Padding inputs are 1, so that a first
     layer whose inputs are no multiple of 16 does have a bias."""

@@ -6,7 +6,7 @@ Notation
     missed   |x - q| is more than `MISS` of the frame's longer side
     hidden   not missed, but more than half of the light at q is absorbed in front of z: the model has another
              surface before one that is seen there. Many of these late in a run: a wrong surface order
-    twice    missed, though the model shows the same opaque colour at p and at q. Where points of adjacent frames are
+    twice    missed, though the model shows the same opaque color at p and at q. Where points of adjacent frames are
              mapped well and those of distant frames are at two places of the canonical volume, an object is in it twice
 """
 
@@ -22,7 +22,7 @@ from models.omnimotion import OmniMotion
 
 log = logging.getLogger("train")
 MISS = 0.03          # of the longer side
-SAME_COLOUR = 0.1    # largest difference of the mean over channels
+SAME_COLOR = 0.1    # largest difference of the mean over channels
 OPAQUE = 0.5
 PAIRS, POINTS = 16, 200  # looked at of adjacent and of distant frames: pairs, points a pair
 MANY = 0.15          # share of points from which on there is a warning
@@ -48,7 +48,7 @@ class Shares:
                        "--mask_near, another --seed (python -m benchmarks.seeds), or a depth prior (--init_depth)")
         if self.near_missed < FITTED and self.twice > MANY:
             out.append(f"an object is in the canonical volume twice: {self.twice:.0%} of the points that distant "
-                       "frames have in common are at two places of it, of the same colour. Try another --seed, a "
+                       "frames have in common are at two places of it, of the same color. Try another --seed, a "
                        "larger --start_interval, or longer correspondences (preprocessing --chain, --features dino)")
         return out
 
@@ -62,13 +62,13 @@ def point_outcomes(model: OmniMotion, i: int, j: int, p: torch.Tensor, q: torch.
     error = (x[0] - q).norm(dim=-1)
     missed = error > MISS * max(model.size)
     hidden = ~missed & (model.occlusion_score(q[None], z, ids[1])[0] > 0.5)
-    rgb, opacity = zip(*(colour_and_opacity(model, points, t) for points, t in ((p, ids[0]), (q, ids[1]))), strict=True)
-    alike = ((rgb[0] - rgb[1]).abs().mean(-1) < SAME_COLOUR) & (torch.minimum(*opacity) > OPAQUE)
+    rgb, opacity = zip(*(color_and_opacity(model, points, t) for points, t in ((p, ids[0]), (q, ids[1]))), strict=True)
+    alike = ((rgb[0] - rgb[1]).abs().mean(-1) < SAME_COLOR) & (torch.minimum(*opacity) > OPAQUE)
     return torch.stack([missed.float(), hidden.float(), (missed & alike).float(), error])
 
 
-def colour_and_opacity(model: OmniMotion, pixels: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rendered colours `(N, 3)` and absorbed light `(N,)` at pixels `(N, 2)` of frame `t` `(1,)`."""
+def color_and_opacity(model: OmniMotion, pixels: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rendered colors `(N, 3)` and absorbed light `(N,)` at pixels `(N, 2)` of frame `t` `(1,)`."""
     rgb, weights = model.render(model.maps(t).rays_to_canonical(model.lift(pixels[None])))
     return (weights[..., None] * rgb).sum(-2)[0], weights.sum(-1)[0]
 

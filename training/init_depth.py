@@ -19,7 +19,7 @@ LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # by the kind of field
 
 def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:
     """Train the field alone until the light of frame `frame` is absorbed near depths `prior` `(H, W)`, in the model's
-    range (0 nearest): the weight of the sample that is nearest to the prior is maximised (as in DS-NeRF, Deng et al.,
+    range (0 nearest): the weight of the sample that is nearest to the prior is maximized (as in DS-NeRF, Deng et al.,
     CVPR 2022, with one sample for the surface). `generator` draws pixels."""
     H, W = model.size
     device = next(model.parameters()).device
@@ -31,12 +31,12 @@ def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Ge
     with torch.no_grad():
         x = model.lift(pixels[None])  # (1, M, K, 3)
         u = model.maps(torch.tensor([frame], device=device)).to_canonical(x.flatten(1, 2)).view_as(x)[0]
-    optimiser = torch.optim.Adam(model.field.parameters(), LEARNING_RATES[model.config.field])
+    optimizer = torch.optim.Adam(model.field.parameters(), LEARNING_RATES[model.config.field])
     for _ in range(STEPS):
         rows = torch.randint(PIXELS, (BATCH,), generator=generator).to(device)
         w = model.render(u[rows])[1]  # (BATCH, K)
         loss = -(w.gather(-1, surface[rows]) + 1e-3).log().mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evaluation.baselines import corners
-from models.coords import denormalise_pixels, normalise_pixels
+from models.coords import denormalize_pixels, normalize_pixels
 from models.omnimotion import OmniMotion
 
 RASTER = 128    # pixels of a frame that vote, along the longer side, at most
@@ -60,7 +60,7 @@ def layer_votes(model: OmniMotion, store) -> np.ndarray:
 
 def _raster(size: tuple[int, int]) -> np.ndarray:
     """Pixels `(n, 2)` int64, every stride-th. The stride is odd: a store that keeps half of the pixels, as the squares
-    of one colour of a checkerboard, has half of these."""
+    of one color of a checkerboard, has half of these."""
     stride = -(-max(size) // RASTER) | 1
     y, x = (np.arange(min(stride // 2, (n - 1) // 2), n, stride) for n in size)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
@@ -83,9 +83,9 @@ def _ends(pair, p: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
     """M_t,s(p) of pixels `(B, n, 2)` of B frames, in the middle of each layer: `(B, S, n, 3)`."""
-    (B, n), c, S, device = p.shape[:2], model.config, model.config.grid_layers, model.field.centre.device
+    (B, n), c, S, device = p.shape[:2], model.config, model.config.grid_layers, model.field.center.device
     z = c.min_depth + (torch.arange(S, device=device) + 0.5) * ((c.max_depth - c.min_depth) / S)
-    xy = normalise_pixels(torch.from_numpy(p).float().to(device), model.size)
+    xy = normalize_pixels(torch.from_numpy(p).float().to(device), model.size)
     x = torch.cat([xy[:, None].expand(B, S, n, 2), z[:, None, None].expand(B, S, n, 1)], dim=-1)
     ids = torch.as_tensor(frames, device=device)
     return model.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x)
@@ -93,7 +93,7 @@ def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
 
 def _plane(u: Tensor, size: tuple[int, int]) -> Tensor:
     """Canonical x and y in pixels of the middle frame."""
-    return denormalise_pixels(u[..., :2], size)
+    return denormalize_pixels(u[..., :2], size)
 
 
 def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

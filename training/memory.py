@@ -3,7 +3,7 @@
 Notation
     n        samples of a step: pairs x points x samples on a ray
     base     what is there before the first step: the process with the frames, or what is allocated on the GPU
-    state    what parameters will need besides themselves: gradients, the optimiser's moments, the last good state
+    state    what parameters will need besides themselves: gradients, the optimizer's moments, the last good state
     peak(n)  the most that a forward and a backward pass hold, nearly a straight line: two small passes are measured
 
 A pass of the model as it is, is measured, so that any backend and any setting is counted as it is.
@@ -79,7 +79,7 @@ def measure(trainer) -> Estimate:
     finally:
         model.recompute_above, model.piece, model.field_piece = settings
     slope = (peaks[1] - peaks[0]) / (points[1] - points[0])
-    moments = 1 if options.optimiser == "muon" else 2
+    moments = 1 if options.optimizer == "muon" else 2
     good = sum(v.numel() for v in model.state_dict().values()) + moments * parameters
     return Estimate(base_bytes(device), 4 * (parameters * (1 + moments) + good),
                     int(peaks[1] + slope * (options.num_pts - points[1])))

@@ -55,7 +55,7 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
 
 def crossing_motion(store) -> np.ndarray | None:
     """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if nothing crosses the picture. Before and after what is seen
-    of it, its centre goes on as at first and at last."""
+    of it, its center goes on as at first and at last."""
     T, side, (p, stride) = store.num_frames, max(store.size), _raster(store.size)
     run, far, best = [], np.zeros(2), (0.0, [])  # parts of frames in a row, and how far they go against the background
     for t in range(T - 1):
@@ -68,14 +68,14 @@ def crossing_motion(store) -> np.ndarray | None:
     out = np.tile(np.eye(3), (T - 1, 1, 1))
     for t, (M, _, _) in run:
         out[t, :2] = M
-    out[:run[0][0], :2, 2], out[run[-1][0] + 1:, :2, 2] = (_apply(M, centre) - centre for _, (M, _, centre) in (
+    out[:run[0][0], :2, 2], out[run[-1][0] + 1:, :2, 2] = (_apply(M, center) - center for _, (M, _, center) in (
         run[0], run[-1]))
     return out
 
 
 def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple | None:
     """The similarity `(2, 3)` from frame t to the next that most of what is faster than `speed` (pixels, against the
-    background) follows, how far that goes against the background `(2,)`, and its centre `(2,)`; None if there is too
+    background) follows, how far that goes against the background `(2,)`, and its center `(2,)`; None if there is too
     little of it."""
     if not store.counts[t, t + 1]:
         return None
@@ -125,10 +125,10 @@ def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | 
     a pair counts a quarter. None for too few."""
     if len(p) < FEW:
         return None
-    centre = p.mean(axis=0, dtype=np.float64)
-    (x, y), one, none = (p - centre).T.astype(np.float64), np.ones(len(p)), np.zeros(len(p))
+    center = p.mean(axis=0, dtype=np.float64)
+    (x, y), one, none = (p - center).T.astype(np.float64), np.ones(len(p)), np.zeros(len(p))
     A = np.stack([np.stack([x, -y, one, none], axis=-1), np.stack([y, x, none, one], axis=-1)])  # (2, n, 4)
-    target, S = (q - centre).T.astype(np.float64), start  # (2, n)
+    target, S = (q - center).T.astype(np.float64), start  # (2, n)
     for k in range(ROUNDS):
         r = np.linalg.norm(_apply(S, p) - q, axis=-1) if S is not None else one
         weights = 1 / np.maximum(r, 0.01) if start is None and k < ROUNDS / 2 else (1 + (r / scale) ** 2) ** -2
@@ -136,7 +136,7 @@ def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | 
         a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", B, A) + 1e-9 * np.eye(4),
                                        np.einsum("dnc,dn->c", B, target))
         R = np.array([[a, -b], [b, a]])
-        S = np.concatenate([R, (shift + centre - R @ centre)[:, None]], axis=1)
+        S = np.concatenate([R, (shift + center - R @ center)[:, None]], axis=1)
     return S
 
 

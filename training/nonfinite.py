@@ -91,14 +91,14 @@ class FaultGuard:
         return Fault(int(step), {name: value for name, value in zip(TERMS, terms, strict=True) if value != 0}, norm,
                      broken or pairs, not broken)
 
-    def keep(self, step: int, model: nn.Module, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+    def keep(self, step: int, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         """Remember this state as the last good one."""
         self.good = copied({"step": step, "model": model.state_dict(),
-                            "optimizers": {name: o.state_dict() for name, o in optimisers.items()}})
+                            "optimizers": {name: o.state_dict() for name, o in optimizers.items()}})
 
-    def go_back(self, model: nn.Module, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+    def go_back(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         """Return to the last good state, with half the learning rates."""
-        restore(self.good, model, optimisers)
+        restore(self.good, model, optimizers)
         self.lr_scale, self.returns = self.lr_scale / 2, self.returns + 1
         self.counts.zero_()
         log.warning("%d steps were skipped: back to the parameters of step %d, learning rates x %g from now on", LIMIT,
@@ -116,11 +116,11 @@ class FaultGuard:
         self.good = copied(state["good"], device)
 
 
-def restore(state: dict, model: nn.Module, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+def restore(state: dict, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
     """Parameters and moments as `FaultGuard.keep` kept them."""
     model.load_state_dict(state["model"])
-    for name, optimiser in optimisers.items():
-        optimiser.load_state_dict(copied(state["optimizers"][name]))  # it would keep the very tensors
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(copied(state["optimizers"][name]))  # it would keep the very tensors
 
 
 def copied(value, device: torch.device | None = None):
@@ -132,25 +132,25 @@ def copied(value, device: torch.device | None = None):
     return [copied(item, device) for item in value] if isinstance(value, list) else value
 
 
-def step_where(finite: Tensor, optimiser: torch.optim.Optimizer) -> None:
-    """`optimiser.step()` if `finite` (0-d bool) is true; else parameters and moments stay, without looking at it."""
-    if optimiser.defaults.get("fused") and all(group["fused"] for group in optimiser.param_groups):  # it can do that
-        optimiser.grad_scale, optimiser.found_inf = None, (~finite).float()
-        optimiser.step()
+def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` if `finite` (0-d bool) is true; else parameters and moments stay, without looking at it."""
+    if optimizer.defaults.get("fused") and all(group["fused"] for group in optimizer.param_groups):  # it can do that
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
         return
-    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    before = [(p.detach().clone(), {k: v.clone() for k, v in optimiser.state[p].items()}) for p in parameters]
-    optimiser.step()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    before = [(p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items()}) for p in parameters]
+    optimizer.step()
     for p, (value, moments) in zip(parameters, before, strict=True):
         p.data.copy_(torch.where(finite, p.data, value))
-        for name, moment in optimiser.state[p].items():
+        for name, moment in optimizer.state[p].items():
             moment.copy_(torch.where(finite, moment, moments.get(name, torch.zeros_like(moment))))
 
 
-def fits(state: dict, optimiser: torch.optim.Optimizer) -> bool:
-    """Whether an optimiser's saved state is of parameters of the same number and shapes."""
-    groups = zip(state["param_groups"], optimiser.param_groups, strict=False)
-    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimiser.param_groups]:
+def fits(state: dict, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's saved state is of parameters of the same number and shapes."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=False)
+    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
         return False
     pairs = [(key, p) for old, new in groups for key, p in zip(old["params"], new["params"], strict=True)]
     return all(moment.shape == p.shape for key, p in pairs for moment in state["state"].get(key, {}).values()

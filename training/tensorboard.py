@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from common.files import write_bytes
-from drawing.colors import depth_colours, error_colours, flow_colours, full_saturation, position_colours
-from drawing.legend import colour_bar, flow_legend, row, with_strip
+from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation, position_colors
+from drawing.legend import color_bar, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
 from drawing.tracks import match_picture
 
@@ -40,24 +40,24 @@ class Board:
                 self.writer.add_scalar(f"weight_rms/{name}", rms, step)
 
     def pictures(self, step: int, ids: list[int], frames: np.ndarray, points: np.ndarray, matches: np.ndarray,
-                 flow: np.ndarray, depths: np.ndarray, colours: np.ndarray, errors: np.ndarray) -> None:
-        """Matches of two frames, the flow between them, and of each: frame, rendered colours, depth, error map.
+                 flow: np.ndarray, depths: np.ndarray, colors: np.ndarray, errors: np.ndarray) -> None:
+        """Matches of two frames, the flow between them, and of each: frame, rendered colors, depth, error map.
 
         ids: the two frames' numbers; frames `(2, H, W, 3)` uint8; points `(N, 2)` of the first frame and where they are
         in the second; on a grid of the frame: flow `(h, w, 2)` pixels from the first to the second, depths `(2, h, w)`,
-        colours `(2, h, w, 3)` in [0, 1]; errors `(2, h', w')` pixels."""
+        colors `(2, h, w, 3)` in [0, 1]; errors `(2, h', w')` pixels."""
         size = frames.shape[1:3]
         (near, far), largest, longest = depth_range(depths), error_scale(errors), full_saturation(flow)
-        legend = row([colour_bar(lambda s: depth_colours(s, 0, 1), f"{near:.2f}", f"{far:.2f}", "near"),
-                      colour_bar(lambda s: error_colours(s, 1), "0", f"{largest:.2f} px", "flow error")], 24)
+        legend = row([color_bar(lambda s: depth_colors(s, 0, 1), f"{near:.2f}", f"{far:.2f}", "near"),
+                      color_bar(lambda s: error_colors(s, 1), "0", f"{largest:.2f} px", "flow error")], 24)
         views = {
             "matches": match_picture(tuple(frames), points, matches, np.ones(len(points), bool),
-                                     position_colours(points, size), f"frame {ids[0]} | frame {ids[1]}"),
-            "flow": with_strip(fit(flow_colours(flow, longest), picture_size(size)), f"frame {ids[0]} to {ids[1]}",
+                                     position_colors(points, size), f"frame {ids[0]} | frame {ids[1]}"),
+            "flow": with_strip(fit(flow_colors(flow, longest), picture_size(size)), f"frame {ids[0]} to {ids[1]}",
                                flow_legend(longest))}
         for k, i in enumerate(ids):
-            rendered = np.rint(colours[k].clip(0, 1) * 255).astype(np.uint8)
-            maps = (frames[k], rendered, depth_colours(depths[k], near, far), error_colours(errors[k], largest))
+            rendered = np.rint(colors[k].clip(0, 1) * 255).astype(np.uint8)
+            maps = (frames[k], rendered, depth_colors(depths[k], near, far), error_colors(errors[k], largest))
             views[f"frame_{i}"] = with_strip(beside(fit(m, picture_size(size)) for m in maps),
                                              f"frame {i} | rendered | depth | error", legend)
         for name, view in views.items():

@@ -32,12 +32,12 @@ from loaders.pair_sampler import PairSampler, fits_on
 from loaders.sequence import open_sequence
 from losses import schedules
 from losses.losses import depth_prior_loss, smoothness_loss
-from models.coords import denormalise_pixels, normalise_pixels
+from models.coords import denormalize_pixels, normalize_pixels
 from models.factory import (
     checkpoint_num_frames,
     model_from_checkpoint,
     new_model,
-    new_optimisers,
+    new_optimizers,
     pick_device,
 )
 from models.omnimotion import ModelConfig
@@ -55,7 +55,7 @@ NEAR_SHARE, NEAR_STEPS = 0.2, 4_000  # of --mask_near: share of the samples, pub
 
 
 class Trainer:
-    """One video's model, optimiser, sampler and error map. `step` counts the steps taken; `processes` share each."""
+    """One video's model, optimizer, sampler and error map. `step` counts the steps taken; `processes` share each."""
 
     def __init__(self, options: Namespace, processes: Processes | None = None):
         self.options, self.device, self.dir = options, pick_device(options.device), run_dir(options)
@@ -72,7 +72,7 @@ class Trainer:
         self.error_map = ErrorMap(T, size, options.error_map_cell, options.error_map, options.error_map_uniform,
                                   self.device)
         self.sampler = PairSampler(
-            frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbour_weight,
+            frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbor_weight,
             bool(options.use_count_map), options.error_map_random, self.device,
             fits_on(self.device, options.resident, store, frames))
         self.step, self.gradient_norm = 0, torch.zeros((), device=self.device)
@@ -80,7 +80,7 @@ class Trainer:
         if options.compile:
             self.forward = compiled_forward(options.compile, self.device, self.processes)
         self.faults = FaultGuard(self.device, self.processes.first)
-        self._new_optimisers()
+        self._new_optimizers()
         self._start_from_checkpoint()
         self.processes.agree(self.step, "the step of their newest checkpoint")
         if options.w_depth or options.init_depth:
@@ -89,7 +89,7 @@ class Trainer:
             self._start()
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
         if self.faults.good is None:
-            self.faults.keep(self.step, self.model, self.optimisers)
+            self.faults.keep(self.step, self.model, self.optimizers)
 
     def _start(self) -> None:
         """What a new model is told of the video before its first step."""
@@ -118,16 +118,16 @@ class Trainer:
         if found != self.model.config.grid_layers:
             torch.manual_seed(self.options.seed)  # as if it had been the first
             self.model = new_model(self.options, T, size, self.device, found)
-            self._new_optimisers()
+            self._new_optimizers()
         vertices = self.model.deform.vertices()  # (R, R, 2)
-        at = denormalise_pixels(vertices, size)
+        at = denormalize_pixels(vertices, size)
         moved = torch.from_numpy(layers_of_motion(store, at.numpy(), crossing))  # (T, S, R, R, 2)
-        self.model.deform.start_at((normalise_pixels(at + moved, size) - vertices).to(self.device))
+        self.model.deform.start_at((normalize_pixels(at + moved, size) - vertices).to(self.device))
         if self.options.field == "grid":
             self.model.field.start_at(torch.from_numpy(layer_votes(self.model, store)))
 
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimisation step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
+        """One optimization step; returns the loss terms (0-d) and the mean flow error in pixels (0-d)."""
         o, s = self.options, schedules.published_step(self.step, self.options.num_iters)
         self._scheduled_events(s)
         farthest = schedules.max_interval(s, o.start_interval, len(self.sequence))
@@ -180,8 +180,8 @@ class Trainer:
         """Change the parameters by the gradient of `total`, with the learning rates of published step `s`, unless it
         is not finite; whether it is (0-d bool). Terms, and "total" among them, become those of all processes."""
         o = self.options
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         total.backward()
         terms["total"] = total.detach().clone()  # a compiled step's belongs to the next one
         parameters = [p for group in self.parameter_groups().values() for p in group["params"] if p.grad is not None]
@@ -196,11 +196,11 @@ class Trainer:
                                     sum(part.detach().flatten(1).sum(1) for part in parts))
         factor = self.faults.lr_scale * schedules.learning_rate_factor(
             s, o.lrate_decay_steps, o.lrate_decay_factor, o.lrate_warmup_steps)
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
                 held = group["name"] != "color" and s < o.deform_start  # all that maps depend on
                 group["lr"] = 0.0 if held else self.base_lr[group["name"]] * factor
-            step_where(finite, optimiser)
+            step_where(finite, optimizer)
         return finite
 
     def _look_at_faults(self) -> None:
@@ -208,17 +208,17 @@ class Trainer:
         state is saved, if nothing helps."""
         bad, good_steps = self.faults.look()
         if bad >= LIMIT and self.faults.returns < RETURNS:
-            self.faults.go_back(self.model, self.optimisers)
+            self.faults.go_back(self.model, self.optimizers)
         elif bad >= LIMIT:
             self._give_up()
         elif good_steps >= FORGET and self.step % GOOD_EVERY == 0:
-            self.faults.keep(self.step, self.model, self.optimisers)
+            self.faults.keep(self.step, self.model, self.optimizers)
 
     def _give_up(self) -> None:
         """UserError after the last good state and a report are saved."""
         guard = self.faults
         good = guard.good["step"]
-        guard.go_back(self.model, self.optimisers)
+        guard.go_back(self.model, self.optimizers)
         report = {"step": self.step, "good_step": good, "returns": guard.returns - 1, "lr_scale": guard.lr_scale,
                   "faults": guard.faults, "options": vars(self.options)}
         guard.returns = 0
@@ -230,20 +230,20 @@ class Trainer:
                         f"last good parameters (of step {good}) are saved; the same command goes on from them")
 
     def _smoothness(self, local: Tensor, ids: Tensor) -> Tensor:
-        """OmniMotion's smoothness loss on a quarter of the points of the frames that have two neighbours."""
+        """OmniMotion's smoothness loss on a quarter of the points of the frames that have two neighbors."""
         inner = (ids >= 1) & (ids < len(self.sequence) - 1)
         flows = local.new_zeros(2, 0, 3)
         if inner.any():
             flows = self.model.scene_flow(local[inner][:, : self.options.num_pts // 4], ids[inner])
         return smoothness_loss(*flows, self.processes)
 
-    def _new_optimisers(self) -> None:
-        self.optimisers = new_optimisers(self.model, self.options)
+    def _new_optimizers(self) -> None:
+        self.optimizers = new_optimizers(self.model, self.options)
         self.base_lr = {name: group["lr"] for name, group in self.parameter_groups().items()}
 
     def parameter_groups(self) -> dict[str, dict]:
-        """The optimisers' groups by name; their "lr" is the current one."""
-        return {group["name"]: group for optimiser in self.optimisers.values() for group in optimiser.param_groups}
+        """The optimizers' groups by name; their "lr" is the current one."""
+        return {group["name"]: group for optimizer in self.optimizers.values() for group in optimizer.param_groups}
 
     @property
     def samples_per_step(self) -> int:
@@ -251,15 +251,15 @@ class Trainer:
         return self.options.num_pairs * self.options.num_pts * self.options.num_samples_ray
 
     def _freeze(self) -> None:
-        """Fix the time latents; the optimisers keep their moments of everything else."""
-        before = self.optimisers
+        """Fix the time latents; the optimizers keep their moments of everything else."""
+        before = self.optimizers
         self.model.time_latent.freeze()
-        self._new_optimisers()
-        for name, optimiser in self.optimisers.items():
+        self._new_optimizers()
+        for name, optimizer in self.optimizers.items():
             moments = before[name].state
-            for group in optimiser.param_groups:
-                optimiser.state.update({p: moments[p] for p in group["params"] if p in moments})
-        self.faults.keep(self.step, self.model, self.optimisers)  # an older state would not fit
+            for group in optimizer.param_groups:
+                optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
+        self.faults.keep(self.step, self.model, self.optimizers)  # an older state would not fit
         log.info("step %d: time latents frozen", self.step)
 
     @torch.no_grad()
@@ -299,7 +299,7 @@ class Trainer:
         cuda = self.device.type == "cuda"
         return {
             "step": self.step, "config": asdict(self.model.config), "model": self.model.state_dict(),
-            "optimizers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "faults": self.faults.state_dict(),
             "error_map": self.error_map.state_dict(),
             "sampler": self.sampler.state_dict(),
@@ -336,7 +336,7 @@ class Trainer:
             check_frames(checkpoint, self.sequence.size, self.hashes, path)
             self._check_config(checkpoint["config"], path)
         self.model = model_from_checkpoint(checkpoint, self.sequence.size, self.options, self.device)
-        self._new_optimisers()
+        self._new_optimizers()
         if not found:  # somebody's model as a start: a new run of its own
             log.info("starting from the model in %s", path)
             return
@@ -346,16 +346,16 @@ class Trainer:
     def _go_on(self, checkpoint: dict, path: Path) -> None:
         """Take over all but the model from a checkpoint of this run. UserError if it does not fit the options."""
         self.step = checkpoint["step"]
-        if checkpoint["optimizers"].keys() != self.optimisers.keys():
-            raise UserError(f"{path} was made with another --optimiser ({' and '.join(checkpoint['optimizers'])}): "
+        if checkpoint["optimizers"].keys() != self.optimizers.keys():
+            raise UserError(f"{path} was made with another --optimizer ({' and '.join(checkpoint['optimizers'])}): "
                             "give the same, or --no_reload to start again")
-        for name, optimiser in self.optimisers.items():
-            if not fits(checkpoint["optimizers"][name], optimiser):
+        for name, optimizer in self.optimizers.items():
+            if not fits(checkpoint["optimizers"][name], optimizer):
                 raise UserError(
-                    f"{path} was made with --mlp_backend {checkpoint['options'].get('mlp_backend')}, whose optimiser's "
+                    f"{path} was made with --mlp_backend {checkpoint['options'].get('mlp_backend')}, whose optimizer's "
                     f"state --mlp_backend {self.options.mlp_backend} cannot take over: give the same, or start a new "
                     "run from its model with --ckpt_path and another --expname")
-            optimiser.load_state_dict(checkpoint["optimizers"][name])
+            optimizer.load_state_dict(checkpoint["optimizers"][name])
         if checkpoint["error_map"]["sums"].shape != self.error_map.sums.shape:
             raise UserError(f"{path} was made with another --error_map_cell: give the same, or --no_reload")
         self.error_map.load_state_dict(checkpoint["error_map"])

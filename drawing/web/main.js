@@ -70,7 +70,7 @@ function showPlaying() {
 async function pick(x, y, add) {
   const track = await nearestTrack(state.frame, x, y);
   const others = add ? state.selection.filter((other) => other.id !== track.id) : [];
-  track.colour = PALETTE[others.length % PALETTE.length];
+  track.color = PALETTE[others.length % PALETTE.length];
   const frame = meta.frames[track.query];
   const far = track.distance > meta.interval ? ` The nearest stored track is ${track.distance.toFixed(0)} px away.` : "";
   select([...others, track], others.length ? `${others.length + 1} tracks.${far}` :
@@ -82,14 +82,14 @@ async function pick(x, y, add) {
 async function bundle(box) {
   const {total, tracks} = await tracksInBox(state.frame, box, BUNDLE);
   for (const track of tracks) {
-    track.colour = placeColour((track.x[state.frame] - box.left) / (box.right - box.left),
+    track.color = placeColor((track.x[state.frame] - box.left) / (box.right - box.left),
       (track.y[state.frame] - box.top) / (box.bottom - box.top));
   }
   select(tracks, total === 0 ? "" : tracks.length < total ? `${tracks.length} of ${total} tracks in the box.` :
     `${total} ${total === 1 ? "track" : "tracks"} in the box.`);
 }
 
-function placeColour(x, y) { // blue to yellow across, light to dark down, green in the middle
+function placeColor(x, y) { // blue to yellow across, light to dark down, green in the middle
   const grid = [[[86, 180, 233], [130, 215, 190], [245, 233, 90]], [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
     [[0, 110, 230], [150, 80, 175], [213, 84, 0]]];
   const u = Math.min(1.999, Math.max(0, 2 * x)), v = Math.min(1.999, Math.max(0, 2 * y));
@@ -129,15 +129,15 @@ function showNow() {
     rows.push(["Visible now", `${seen} of ${selection.length}`], ["Mean depth", mean.toFixed(3)]);
     selection.slice(0, selection.length > PALETTE.length ? 0 : undefined).forEach((track) => {
       rows.push([`x ${track.x[t].toFixed(1)}, y ${track.y[t].toFixed(1)}`, `depth ${track.depth[t].toFixed(3)}`,
-        `state ${track.visible[t] ? "visible" : ""}`, track.colour]);
+        `state ${track.visible[t] ? "visible" : ""}`, track.color]);
     });
   }
-  $("now").replaceChildren(...rows.flatMap(([name, value, style, colour]) => {
+  $("now").replaceChildren(...rows.flatMap(([name, value, style, color]) => {
     const dt = document.createElement("dt"), dd = document.createElement("dd");
     dt.textContent = name;
     dd.textContent = value;
     dd.className = style || "";
-    dd.style.color = colour || "";
+    dd.style.color = color || "";
     return [dt, dd];
   }));
 }
@@ -198,7 +198,7 @@ function setLayer(name) {
       bar.style.background = `linear-gradient(90deg, ${layer.bar.join(",")})`;
       parts.push(bar);
     } else {
-      parts.push(Object.assign(new Image(), {src: layer.wheel, alt: "colour wheel: hue is direction"}));
+      parts.push(Object.assign(new Image(), {src: layer.wheel, alt: "color wheel: hue is direction"}));
     }
     parts.push(Object.assign(document.createElement("span"), {textContent: layer.high}));
     $("legend").replaceChildren(...parts);

@@ -8,7 +8,7 @@ const SHADOW = "rgba(0, 0, 0, .6)";
 class Stage {
   constructor(canvas, state, events) {
     Object.assign(this, {canvas, state, events, context: canvas.getContext("2d"), zoom: 1, box: null, hover: null});
-    this.centre = {x: meta.width / 2, y: meta.height / 2}; // of the view, in pixels from the video's upper left corner
+    this.center = {x: meta.width / 2, y: meta.height / 2}; // of the view, in pixels from the video's upper left corner
     this.pointers = new Map();
     new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("pointerdown", (e) => this.down(e));
@@ -35,14 +35,14 @@ class Stage {
     return this.zoom * Math.min(this.width / meta.width, this.height / meta.height);
   }
 
-  toScreen(x, y) { // centres of pixels are at whole numbers
-    return [(x + 0.5 - this.centre.x) * this.scale + this.width / 2,
-      (y + 0.5 - this.centre.y) * this.scale + this.height / 2];
+  toScreen(x, y) { // centers of pixels are at whole numbers
+    return [(x + 0.5 - this.center.x) * this.scale + this.width / 2,
+      (y + 0.5 - this.center.y) * this.scale + this.height / 2];
   }
 
   toVideo(left, top) {
-    return [(left - this.width / 2) / this.scale + this.centre.x - 0.5,
-      (top - this.height / 2) / this.scale + this.centre.y - 0.5];
+    return [(left - this.width / 2) / this.scale + this.center.x - 0.5,
+      (top - this.height / 2) / this.scale + this.center.y - 0.5];
   }
 
   inside(x, y) {
@@ -60,8 +60,8 @@ class Stage {
       const half = Math.min(side / 2, side / 2 / this.zoom);
       return Math.min(side - half, Math.max(half, value));
     };
-    this.centre.x = limit(x + 0.5 - (left - this.width / 2) / this.scale, meta.width);
-    this.centre.y = limit(y + 0.5 - (top - this.height / 2) / this.scale, meta.height);
+    this.center.x = limit(x + 0.5 - (left - this.width / 2) / this.scale, meta.width);
+    this.center.y = limit(y + 0.5 - (top - this.height / 2) / this.scale, meta.height);
     this.events.redraw();
   }
 
@@ -140,7 +140,7 @@ class Stage {
     if (state.layer !== "video") this.image(`${state.layer}-${state.frame}`, state.mix, state.smooth);
     const many = state.selection.length > 12;
     for (const track of state.selection) this.path(track, many);
-    if (state.preview) this.path({...state.preview, colour: "#ffffff"}, true, 0.75);
+    if (state.preview) this.path({...state.preview, color: "#ffffff"}, true, 0.75);
     for (const track of state.selection) this.mark(track, many);
     if (this.box) this.drawBox();
   }
@@ -186,7 +186,7 @@ class Stage {
         c.lineWidth = (future ? width * 0.5 : width) + 2.4;
         c.stroke(line);
       }
-      c.strokeStyle = track.colour;
+      c.strokeStyle = track.color;
       c.lineWidth = future ? width * 0.5 : width;
       c.stroke(line);
     });
@@ -204,13 +204,13 @@ class Stage {
     if (track.visible[frame]) {
       c.strokeStyle = many ? SHADOW : "#000"; // half of it lies under the disc
       c.stroke();
-      c.fillStyle = track.colour;
+      c.fillStyle = track.color;
       c.fill();
     } else {
       c.strokeStyle = SHADOW;
       c.lineWidth = many ? 2.4 : 4;
       c.stroke();
-      c.strokeStyle = track.colour;
+      c.strokeStyle = track.color;
       c.lineWidth = many ? 1 : 2;
       c.stroke();
     }

@@ -80,7 +80,7 @@ class Timeline {
     const edge = (t) => Math.round(Math.min(right, Math.max(this.left, this.at(t - 0.5))));
     c.fillStyle = INK.line;
     c.fillRect(this.left, top + STRIP / 2 - 1, right - this.left, 2);
-    c.fillStyle = selection.length === 1 ? selection[0].colour : INK.bright;
+    c.fillStyle = selection.length === 1 ? selection[0].color : INK.bright;
     for (let t = 0; t < meta.count; t++) {
       c.globalAlpha = share(t);
       c.fillRect(edge(t), top, (meta.count > 1 ? edge(t + 1) : right) - edge(t), STRIP);
@@ -120,7 +120,7 @@ class Timeline {
     c.globalAlpha = selection.length > 12 ? 0.35 : 1;
     c.lineWidth = selection.length > 12 ? 1 : 1.8;
     for (const track of selection) {
-      c.strokeStyle = track.colour;
+      c.strokeStyle = track.color;
       c.beginPath();
       values(track).forEach((v, t) => c.lineTo(this.at(t), y(v)));
       c.stroke();

@@ -2,7 +2,7 @@
 
 Notation
     T        frames; t is a frame number
-    p        point of the frame (..., 2), pixels, x right, y down, centres at integers
+    p        point of the frame (..., 2), pixels, x right, y down, centers at integers
     q        point in the plane of a layer (..., 2), pixels at the layer's reference scale
     m        material point: the same number for the same speck of paint in all frames; (..., 2) of a Sheet, (..., 3) of
              an Ellipsoid
@@ -34,7 +34,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Shear:
-    """A travelling wave that moves one coordinate by a function of the other; undone exactly by its negative."""
+    """A traveling wave that moves one coordinate by a function of the other; undone exactly by its negative."""
     axis: int          # the coordinate that moves
     amplitude: float   # pixels
     wavelength: float  # pixels
@@ -70,13 +70,13 @@ class Sheet:
             m = shear(m, t, 1)
         return to_frame(self.affine[t], m), np.ones(m.shape[:-1], bool)
 
-    def colour(self, m: np.ndarray) -> np.ndarray:
+    def color(self, m: np.ndarray) -> np.ndarray:
         """RGB `(h, w, 3)` at material points `(h, w, 2)`."""
         texel = ((m - self.origin) * self.density).astype(np.float32)
         return cv2.remap(self.texture, texel[..., 0], texel[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
     def reach(self, t: int) -> tuple[np.ndarray, float]:
-        """Centre `(2,)` and radius in frame t of a circle that holds the layer."""
+        """Center `(2,)` and radius in frame t of a circle that holds the layer."""
         if self.outline is None:
             return np.zeros(2), np.inf
         radius = max(self.outline.axes) * (1 + sum(abs(a) for _, a, _ in self.outline.ripples))
@@ -112,7 +112,7 @@ class Ellipsoid:
         normal = (m / self.axes ** 2) @ self.rotation[t].T
         return to_frame(self.affine[t], (m @ self.rotation[t].T)[..., :2]), normal[..., 2] < 0
 
-    def colour(self, m: np.ndarray) -> np.ndarray:
+    def color(self, m: np.ndarray) -> np.ndarray:
         """RGB `(..., 3)` at surface points `(..., 3)`, interpolated linearly in the volume."""
         n = len(self.volume)
         voxel = ((m / self.axes.max() + 1) * (n - 1) / 2).clip(0, n - 1.001)
@@ -126,7 +126,7 @@ class Ellipsoid:
         return out
 
     def reach(self, t: int) -> tuple[np.ndarray, float]:
-        """Centre `(2,)` and radius in frame t of a circle that holds the layer."""
+        """Center `(2,)` and radius in frame t of a circle that holds the layer."""
         return self.affine[t, :, 2], self.axes.max() * np.linalg.norm(self.affine[t, :, 0])
 
 

@@ -79,7 +79,7 @@ def render_scene(scene: str, size: tuple[int, int], num_frames: int, seed: int, 
 
 
 def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frame t `(H, W, 3)` uint8 and the ids of the layers in front at the pixels' centres `(H, W)`."""
+    """Frame t `(H, W, 3)` uint8 and the ids of the layers in front at the pixels' centers `(H, W)`."""
     H, W = size
     offset = (SAMPLES - 1) / 2
     grid = np.stack(np.meshgrid(np.arange(W * SAMPLES), np.arange(H * SAMPLES)), -1)
@@ -91,10 +91,10 @@ def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.
         if edge.size == 0:
             continue
         cover = (edge * SAMPLES + 0.5).clip(0, 1)[..., None].astype(np.float32)
-        picture[rows, columns] += cover * (layer.colour(material) - picture[rows, columns])
+        picture[rows, columns] += cover * (layer.color(material) - picture[rows, columns])
     frame = cv2.resize(picture, (W, H), interpolation=cv2.INTER_AREA)
-    centres = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(np.float64)
-    return np.rint(frame).clip(0, 255).astype(np.uint8), front(layers, centres, t)
+    centers = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(np.float64)
+    return np.rint(frame).clip(0, 255).astype(np.uint8), front(layers, centers, t)
 
 
 def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.ndarray:
@@ -158,8 +158,8 @@ def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:
 
 def _window(layer, size: tuple[int, int], t: int) -> tuple[slice, slice]:
     """Rows and columns of the fine grid that the layer can touch."""
-    centre, radius = layer.reach(t)
-    low, high = np.nan_to_num(centre - radius - 2), centre + radius + 3
+    center, radius = layer.reach(t)
+    low, high = np.nan_to_num(center - radius - 2), center + radius + 3
     limit = np.array(size[::-1])
     low = np.clip(low, 0, limit).astype(int) * SAMPLES
     high = np.minimum(high, limit).clip(0).astype(int) * SAMPLES

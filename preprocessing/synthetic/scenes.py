@@ -3,10 +3,10 @@
 Notation
     s        shorter side of the frame, pixels; lengths below are shares of it unless said otherwise
     time     t / (T - 1), from 0 to 1: a clip of any length shows the whole story
-    path     (T, 2) centre of a layer relative to the centre of the frame, before the camera moves
+    path     (T, 2) center of a layer relative to the center of the frame, before the camera moves
     Z        depth of a layer; the ground has 1, and a layer moves 1 / Z times as much when the camera pans
 
-An encounter is an object (radius r) and a wider trunk (half width w) on its nearer side. The trunk's centre is at
+An encounter is an object (radius r) and a wider trunk (half width w) on its nearer side. The trunk's center is at
 S way(time) from the object's, with S = 1.1 (r + w), so that the object is free at both ends of the clip
 (way = +-1), and hidden where |S way| < w - r. A trunk that crosses has S = 1.1 (0.5 + w): it comes in on one side of
 a square frame and leaves on the other within the first 70% of the clip, and hides everything once.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocessing.synthetic.layers import Ellipsoid, Outline, Shear, Sheet, to_plane
-from preprocessing.synthetic.textures import PALETTES, dead_leaves, fibres, solid
+from preprocessing.synthetic.textures import PALETTES, dead_leaves, fibers, solid
 
 CROSSING = 0.35  # time at which a crossing trunk is over its object
 DENSITY = 1.4  # texels a pixel: the zoom never shows a texel larger than a pixel
@@ -75,10 +75,10 @@ class _Stage:
 
     def affine(self, path: np.ndarray, depth: float, turn: np.ndarray | float = 0.0) -> np.ndarray:
         """Plane of a layer -> frame `(T, 2, 3)` for a path `(T, 2)` and the layer's own turn in radians."""
-        centre = (np.array(self.size[::-1]) - 1) / 2
+        center = (np.array(self.size[::-1]) - 1) / 2
         camera = self.zoom[:, None, None] * rotation(self.roll)  # (T, 2, 2)
         way = self.s * self.flip * (path - self.pan / depth)     # (T, 2)
-        shift = np.einsum("tij,tj->ti", camera, way) + centre
+        shift = np.einsum("tij,tj->ti", camera, way) + center
         return np.concatenate([camera @ rotation(turn + 0 * self.time), shift[..., None]], -1)
 
     def path(self, start: tuple[float, float], move: tuple[float, float]) -> np.ndarray:
@@ -110,7 +110,7 @@ class _Stage:
             for axis, share, length, speed in ((0, 1.0, 0.55, 0.9), (1, 0.9, 0.45, -0.8), (0, 0.4, 0.3, 0.6)))
         travel = self.recipe.travel
         affine = self.affine(self.path((-0.2, 0.27), (travel, -0.3 * travel)), 0.85, 0.15 * np.sin(3 * self.time))
-        return self.cut_out(affine, self._outline(0.23, 0.16), fibres, palette, shears)
+        return self.cut_out(affine, self._outline(0.23, 0.16), fibers, palette, shears)
 
     def solid(self, palette: str) -> Ellipsoid:
         """An ellipsoid that turns part of its surface away while it drifts."""
@@ -139,7 +139,7 @@ class _Stage:
         hidden = self.cut_out(self.affine(path, 0.85, 0.15 * self.time), self._outline(r, r, 0.03),
                               dead_leaves, palette)
         nearer = self.cut_out(self.affine(trunk_path, 0.8, 0.06 * np.sin(2 * self.time)),
-                              self._outline(1.05 * w, longer * w, 0.02), fibres, "bark")
+                              self._outline(1.05 * w, longer * w, 0.02), fibers, "bark")
         return [hidden, nearer]
 
     def _outline(self, a: float, b: float, ripple: float = 0.05) -> Outline:

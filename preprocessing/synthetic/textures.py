@@ -2,7 +2,7 @@
 
 Notation
     slope    amplitude of the noise falls as frequency^-slope; 1 in two dimensions is what photographs have
-    palette  (k, 3) RGB colours, 0..255
+    palette  (k, 3) RGB colors, 0..255
     texture  (h, w, 3) float32 RGB, 0..255; a volume is (n, n, n, 3)
 
 Surfaces seen from above are dead leaves (Lee, Mumford and Huang, IJCV 2001): shapes of all sizes that hide each other.
@@ -38,36 +38,36 @@ def noise(shape: tuple[int, ...], rng: np.random.Generator, slope: float,
 def dead_leaves(shape: tuple[int, int], rng: np.random.Generator, palette: str, largest: float) -> np.ndarray:
     """A texture `(h, w, 3)` of overlapping leaves with radii from 2.5 to `largest` texels, small ones on top."""
     h, w = shape
-    colours = np.array(PALETTES[palette], np.float32)
+    colors = np.array(PALETTES[palette], np.float32)
     out = np.empty((h, w, 3), np.float32)
-    out[:] = colours[0]
+    out[:] = colors[0]
     low, high = 2.5, max(largest, 4.0)
     count = int(1.6 * h * w / (np.pi * low * high)) + 40
     u = rng.random(count)
     radii = 1 / np.sqrt(low ** -2 + u * (high ** -2 - low ** -2))  # density r^-3: the same picture at every scale
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     for radius in np.sort(radii)[::-1]:
-        colour = colours[rng.integers(len(colours))] * rng.uniform(0.75, 1.25) + rng.normal(0, 8, 3)
+        color = colors[rng.integers(len(colors))] * rng.uniform(0.75, 1.25) + rng.normal(0, 8, 3)
         outline = 1 + 0.25 * rng.normal() * np.cos(2 * angles) + 0.1 * rng.normal() * np.cos(3 * angles + 1)
         leaf = radius * outline * np.stack([np.cos(angles), rng.uniform(0.4, 1) * np.sin(angles)])  # (2, 20)
         turn = rng.uniform(0, 2 * np.pi)
         c, s = np.cos(turn), np.sin(turn)
         points = (np.array([[c, -s], [s, c]]) @ leaf).T + rng.random(2) * (w, h)
-        cv2.fillPoly(out, [np.rint(points * 16).astype(np.int32)], colour.tolist(), cv2.LINE_AA, 4)
+        cv2.fillPoly(out, [np.rint(points * 16).astype(np.int32)], color.tolist(), cv2.LINE_AA, 4)
     return weather(out, rng)
 
 
-def fibres(shape: tuple[int, int], rng: np.random.Generator, palette: str) -> np.ndarray:
+def fibers(shape: tuple[int, int], rng: np.random.Generator, palette: str) -> np.ndarray:
     """A texture `(h, w, 3)` of long ridges and cracks, like bark or cloth."""
     band = noise(shape, rng, 1.0, (2.2, 1.0))
     crack = np.abs(noise(shape, rng, 0.9, (2.8, 1.0)))
-    return weather(_colours(band, crack, palette), rng)
+    return weather(_colors(band, crack, palette), rng)
 
 
 def solid(side: int, rng: np.random.Generator, palette: str) -> np.ndarray:
     """A volume `(side, side, side, 3)` of veined stone, to carve an object from."""
     shape = (side, side, side)
-    out = _colours(noise(shape, rng, 1.9), np.abs(noise(shape, rng, 1.9)), palette)
+    out = _colors(noise(shape, rng, 1.9), np.abs(noise(shape, rng, 1.9)), palette)
     out *= np.exp(0.28 * noise(shape, rng, 1.1))[..., None]
     return out.clip(8, 247)
 
@@ -80,12 +80,12 @@ def weather(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(texture * light + 6 * tint, (0, 0), 0.7).clip(8, 247)
 
 
-def _colours(band: np.ndarray, crack: np.ndarray, palette: str) -> np.ndarray:
-    """Patches of the palette's colours by `band`, split by dark lines where `crack` is near 0."""
-    colours = np.array(PALETTES[palette], np.float32)
-    k = len(colours)
+def _colors(band: np.ndarray, crack: np.ndarray, palette: str) -> np.ndarray:
+    """Patches of the palette's colors by `band`, split by dark lines where `crack` is near 0."""
+    colors = np.array(PALETTES[palette], np.float32)
+    k = len(colors)
     edges = np.quantile(band[..., ::2], np.arange(1, k) / k)
-    knots = np.repeat(edges, 2) + np.tile([-0.05, 0.05], k - 1)  # a step from colour to colour at each edge
-    values = np.concatenate([colours[:1], np.repeat(colours[1:-1], 2, axis=0), colours[-1:]])
+    knots = np.repeat(edges, 2) + np.tile([-0.05, 0.05], k - 1)  # a step from color to color at each edge
+    values = np.concatenate([colors[:1], np.repeat(colors[1:-1], 2, axis=0), colors[-1:]])
     out = np.stack([np.interp(band, knots, values[:, c]) for c in range(3)], -1).astype(np.float32)
     return out * (1 - 0.55 * np.exp(-(crack / 0.07) ** 2))[..., None]

@@ -167,7 +167,7 @@ def frames_and_store(folder: Path) -> dict:
 
 
 def last_checkpoint(folder: Path) -> dict:
-    """Everything that the run's last checkpoint holds: parameters, optimisers, error map, sampler, generators."""
+    """Everything that the run's last checkpoint holds: parameters, optimizers, error map, sampler, generators."""
     path = max(folder.glob("out/*/model_*.pth"), key=lambda path: int(path.stem[6:]))
     parts = ("step", "model", "optimizers", "error_map", "sampler", "generators")
     content = load_checkpoint(path)
