@@ -1,4 +1,4 @@
-"""The bytes of the correspondence store (DESIGN.md section 3).
+"""The bytes of the correspondence store (docs/method.md).
 
 Notation
     T, H, W  frames, height, width

@@ -1,4 +1,4 @@
-"""Correspondence stores: what preprocessing found between the frames of a sequence (DESIGN.md section 3).
+"""Correspondence stores: what preprocessing found between the frames of a sequence (docs/method.md).
 
 Notation
     T, H, W  frames, height, width

@@ -1,4 +1,4 @@
-"""Where the flow error is large: error maps for hard mining (DESIGN.md section 5).
+"""Where the flow error is large: error maps for hard mining (docs/method.md).
 
 Notation
     T, h, w  frames, and rows and columns of square cells of `cell` pixels a side

@@ -1,4 +1,4 @@
-"""Which pairs of frames and which pixels a step sees (OmniMotion, section 4.3 and supplement; DESIGN.md section 5).
+"""Which pairs of frames and which pixels a step sees (OmniMotion, section 4.3 and supplement; docs/method.md).
 
 Notation
     T, B, N  frames, pairs a batch, points a pair

@@ -1,4 +1,4 @@
-"""A sequence folder's frames and masks (DESIGN.md section 3).
+"""A sequence folder's frames and masks (docs/method.md).
 
 Notation
     T, H, W  frames, height, width

@@ -1,4 +1,4 @@
-"""Ground-truth tracks, query points and predicted tracks as files (DESIGN.md section 3).
+"""Ground-truth tracks, query points and predicted tracks as files (docs/method.md).
 
 Notation
     N, T, M  ground-truth tracks, frames, query points

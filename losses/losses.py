@@ -1,4 +1,4 @@
-"""The losses of one batch (OmniMotion, section 4.3 and supplement; DESIGN.md section 5), one small function each.
+"""The losses of one batch (OmniMotion, section 4.3 and supplement; docs/method.md), one small function each.
 
 Notation
     B, N, K  pairs of frames, points a pair, samples a ray

@@ -1,4 +1,4 @@
-"""Schedules as shares of the run (DESIGN.md section 5).
+"""Schedules as shares of the run (docs/method.md).
 
 Notation
     step     0-based step of this run of `num_iters` steps

@@ -1,4 +1,4 @@
-"""Canonical color and density field (OmniMotion, section 4.2; DESIGN.md section 5).
+"""Canonical color and density field (OmniMotion, section 4.2; docs/method.md).
 
 Notation
     u        canonical point; c(u) its contraction to the ball of radius 2   (M, 3)

@@ -1,4 +1,4 @@
-"""Invertible network: local volume of frame i <-> canonical volume (OmniMotion, section 4.1; DESIGN.md section 5).
+"""Invertible network: local volume of frame i <-> canonical volume (OmniMotion, section 4.1; docs/method.md).
 
 Notation
     B        frames in the batch, M points of each                    x: (B, M, 3)

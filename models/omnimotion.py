@@ -1,4 +1,4 @@
-"""The whole representation of one video (OmniMotion, section 4; DESIGN.md section 5).
+"""The whole representation of one video (OmniMotion, section 4; docs/method.md).
 
 Notation
     B, N, K  pairs of frames, pixels a pair, samples a ray

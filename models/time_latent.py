@@ -1,4 +1,4 @@
-"""Latent code of each frame (DESIGN.md section 5; OmniMotion, section 4.1).
+"""Latent code of each frame (docs/method.md; OmniMotion, section 4.1).
 
 Notation
     T        number of frames; frame i = 0..T-1 has time t_i = (i + 1) / T     (T, 1)

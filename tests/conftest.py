@@ -1,4 +1,4 @@
-"""Fixtures that lie beside the project and are never committed to it (DESIGN.md section 7)."""
+"""Fixtures that lie beside the project (../shared) and are never committed to it; tests that use them skip without."""
 
 import json
 import os

@@ -5,7 +5,7 @@ Notation
     N        ground-truth points
     id       number of the layer that is in front, 0 for the ground   (H, W)
 
-Writes seq/color, seq/mask (what moves on the ground), seq/annotations.npz (DESIGN.md section 3, without query points:
+Writes seq/color, seq/mask (what moves on the ground), seq/annotations.npz (docs/method.md, without query points:
 they are sampled for the query mode, as in TAP-Vid) and seq/synthetic.json, how the sequence was made.
 """
 
