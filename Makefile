@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 VIDEO ?=
 
-.PHONY: demo test lint bench ablation faults clean
+.PHONY: demo test lint bench ablation results faults clean
 
 demo: $(VENV)/installed
 	PY=$(PY) VIDEO="$(VIDEO)" bash scripts/demo.sh
@@ -21,6 +21,9 @@ bench: $(VENV)/installed
 
 ablation: $(VENV)/installed
 	$(PY) -m benchmarks.ablation
+
+results: $(VENV)/installed
+	$(PY) -m benchmarks.results
 
 faults: $(VENV)/installed
 	$(PY) -m tests.robustness.faults

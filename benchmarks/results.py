@@ -1,0 +1,100 @@
+"""Write the tables of README.md and docs/*.md from docs/results/*.json: python -m benchmarks.results (make results)
+
+A page marks the place of the table docs/results/NAME.json, and everything between the marks is replaced:
+
+    <!-- results: NAME -->
+    <!-- /results -->
+
+A JSON file holds
+    title    one line above the table; may be empty
+    columns  names of the columns
+    rows     lists of cells, each a string, a number or null (an empty cell)
+    digits   decimals of floating-point numbers, one for all columns or a list with one for each; 3 if absent
+    command  the command that measured the numbers; may be empty
+    commit   the commit on which it ran; may be empty
+"""
+
+import argparse
+import logging
+import re
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import read_json, write_text
+from configs.options import run
+
+log = logging.getLogger("results")
+ROOT = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- /results -->", re.DOTALL)
+OPENING = "<!-- results:"
+
+
+def pages(root: Path) -> list[Path]:
+    """README.md and the pages of docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def render_page(page: Path, results: Path) -> str:
+    """The text of a page with its marked tables written anew from the folder `results`.
+
+    UserError if a mark is not closed, or its JSON file is missing or malformed."""
+    text = page.read_text(encoding="utf-8")
+    rendered, count = MARKED.subn(lambda match: _marked_table(results / f"{match[1]}.json"), text)
+    if count != text.count(OPENING):
+        raise UserError(f"{page}: a mark '{OPENING} NAME -->' has no '<!-- /results -->' after it: add it")
+    return rendered
+
+
+def markdown(result: dict) -> str:
+    """The title, the table and the command of a result as Markdown."""
+    columns = result["columns"]
+    digits = result.get("digits", 3)
+    if isinstance(digits, int):
+        digits = [digits] * len(columns)
+    lines = [_row(columns), "|---" * len(columns) + "|"]
+    for cells in result["rows"]:
+        lines.append(_row([_cell(cell, places) for cell, places in zip(cells, digits, strict=True)]))
+    if result.get("title"):
+        lines = [result["title"], "", *lines]
+    if result.get("command"):
+        commit = f" (commit {result['commit']})" if result.get("commit") else ""
+        lines += ["", f"Measured by `{result['command']}`{commit}."]
+    return "\n".join(lines)
+
+
+def _marked_table(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no file {path}: add it, or remove the mark that names it")
+    try:
+        table = markdown(read_json(path, "correct it"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a table ({error}): its rows need a cell for each of `columns`") from error
+    return f"{OPENING} {path.stem} -->\n{table}\n<!-- /results -->"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: str | float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
+    args = parser.parse_args()
+    stale = [page for page in pages(ROOT) if render_page(page, ROOT / "docs/results") != page.read_text("utf-8")]
+    for page in stale:
+        if not args.check:
+            write_text(page, render_page(page, ROOT / "docs/results"))
+        log.info("%s %s", page.relative_to(ROOT), "is out of date: run `make results`" if args.check else "written")
+    if args.check and stale:
+        parser.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)
