@@ -19,7 +19,7 @@ from preprocessing.flow import ModelOptions
 from preprocessing.pipeline import Method, build_store
 from third_party.correlation import AllPairs, OnDemand
 from third_party.raft import RAFT
-from third_party.raft_flow import RaftFlow, RaftOptions, load_raft, published_names
+from third_party.raft_flow import RaftFlow, RaftOptions, load_raft, princeton_names
 
 # The network
 
@@ -146,7 +146,7 @@ def test_torchvision_and_princeton_files_load(size, tmp_path):
         torch.save(content, tmp_path / name)
         loaded = load_raft(tmp_path / name)
         assert loaded.size == size and all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
-    assert published_names(files["torchvision"]).keys() == state.keys()
+    assert princeton_names(files["torchvision"]).keys() == state.keys()
 
 
 def test_bad_weights_are_one_line(tmp_path):

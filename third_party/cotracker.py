@@ -1,8 +1,7 @@
-"""CoTracker (Karaev et al., ECCV 2024; CoTracker3, 2024): its published predictor, through torch.hub.
+"""CoTracker3's offline predictor (Karaev et al., ECCV 2024; CoTracker3, 2024), loaded with torch.hub.
 
-The predictor is its authors' code, from a local checkout or fetched from GitHub, and is run as it is: whoever can
-write there can do here what the user can. Its weights are loaded by us, from a file that was checked, and as tensors
-only.
+Security: the predictor is its authors' code, from a local checkout or from GitHub. It runs with all rights of the user.
+Its weights are loaded here, with `weights_only=True`, from a file whose checksum is verified when it is downloaded.
 """
 
 from pathlib import Path
@@ -13,15 +12,15 @@ import torch
 from common.errors import UserError
 from third_party.torch_files import tensors_by_name
 
-REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"
+REPOSITORY = "facebookresearch/co-tracker"
+ENTRY = "cotracker3_offline"  # function of the repository's hubconf.py
 
 
 class CoTracker:
-    """`(video, queries) -> (tracks, visible)` of the offline predictor.
+    """`(video, queries) -> (tracks, visible)`.
 
-    checkout: a local checkout of the repository; None: torch.hub fetches and trusts it.
-    weights: the entry's published file.
-    UserError if either cannot be had or they do not fit each other."""
+    weights: file of the predictor's weights. checkout: local checkout of the repository; None: torch.hub downloads the
+    repository and runs it. UserError if the code or the weights cannot be loaded."""
 
     def __init__(self, weights: Path, checkout: Path | None = None, device: str = "cpu"):
         if checkout is not None and not (checkout / "hubconf.py").is_file():
@@ -30,15 +29,16 @@ class CoTracker:
         try:
             self.predictor = torch.hub.load(str(checkout or REPOSITORY), ENTRY, pretrained=False, **source)
             self.predictor.model.load_state_dict(tensors_by_name(weights))
-        except Exception as error:  # other people's code, a network, a file
+        except Exception as error:  # the repository's code, the network and the file may raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"CoTracker cannot be loaded from {checkout or REPOSITORY} with {weights} ({reason}): give "
                             "a local checkout (--cotracker DIR), its requirements and its weights") from error
-        self.predictor, self.device = self.predictor.to(device).eval(), device
+        self.predictor = self.predictor.to(device).eval()
+        self.device = device
 
     @torch.inference_mode()
     def __call__(self, video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Query points `(N, 3)` = (t, y, x) through a video `(T, H, W, 3)` uint8, before and after their frames.
+        """Track query points `(N, 3)` = (t, y, x) through a video `(T, H, W, 3)` uint8, forward and backward in time.
 
         Returns tracks `(N, T, 2)` float32 pixels and visible `(N, T)` bool."""
         frames = torch.from_numpy(video).to(self.device).permute(0, 3, 1, 2)[None].float()  # (1, T, 3, H, W)

@@ -1,6 +1,6 @@
-"""Monocular depth: Depth Anything V2 (Yang et al., 2024) and MiDaS's DPT (Ranftl et al., 2021), through transformers.
+"""Monocular depth with transformers: Depth Anything V2 (Yang et al., 2024) and MiDaS's DPT (Ranftl et al., 2021).
 
-Both give disparity: larger is nearer, up to a scale and a shift.
+Both predict disparity, up to an unknown scale and shift: larger values are nearer.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from third_party.hub import load_model
 
 @dataclass(frozen=True)
 class DepthModel:
-    """A published model and the images that it wants."""
+    """A model of the Hugging Face hub and its input format."""
     name: str
-    side: int            # of the input, in pixels: the shorter one, or both
-    multiple: int        # that the sides are multiples of
+    side: int            # pixels of the input's shorter side, or of both sides without `keep_aspect`
+    multiple: int        # both sides of the input are multiples of this
     keep_aspect: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of RGB in [0, 1], subtracted from the input
+    std: tuple[float, float, float]   # of RGB in [0, 1], divides the input
 
 
 MODELS = {
@@ -32,18 +32,20 @@ MODELS = {
 
 
 class DisparityEstimator:
-    """`image -> disparity`: `(H, W, 3)` uint8 to `(H, W)` float32, larger is nearer, up to scale and shift.
+    """`image -> disparity`: `(H, W, 3)` uint8 RGB to `(H, W)` float32; larger is nearer, scale and shift are unknown.
 
-    kind: "depth_anything" or "midas"; name: another model of the kind, of the hub or in a folder."""
+    kind: "depth_anything" or "midas"; name: another model with the same input format, a name on the Hugging Face hub or
+    a folder. UserError if the model cannot be loaded."""
 
     def __init__(self, kind: str, name: str = "", weights_dir: Path | None = None, offline: bool = False,
                  device: str = "cpu"):
-        self.kind, self.device = MODELS[kind], device
+        self.kind = MODELS[kind]
+        self.device = device
         self.name = name or self.kind.name
         self.model = load_model("AutoModelForDepthEstimation", self.name, weights_dir, offline).to(device)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Sides of the network's input for a frame of `size` (H, W)."""
+        """Size (h, w) of the network's input for a frame of `size` (H, W)."""
         kind = self.kind
         zoom = [kind.side / min(size)] * 2 if kind.keep_aspect else [kind.side / n for n in size]
         return tuple(max(round(n * z / kind.multiple), 1) * kind.multiple for n, z in zip(size, zoom, strict=True))

@@ -1,12 +1,13 @@
-"""Dense Inverse Search optical flow (Kroeger et al., ECCV 2016) as OpenCV implements it: the default flow, no weights.
+"""Dense Inverse Search optical flow (Kroeger et al., ECCV 2016) with OpenCV: the default flow, without weights.
 
-Measured on the bear clip at 256x256 against its human joint annotations (share of joints within 4 px, two cores):
-- the medium preset stops at half resolution. Going on to the full one (finest scale 0) lifts direct flow from 0.39 to
-  0.42 and flow chained over adjacent frames from 0.41 to 0.47, at 30 ms instead of 9 ms a flow;
-- a weaker smoothness term (alpha 5 for 20) lifts chained flow to 0.55 at no cost; larger patches lose everywhere;
-- for adjacent frames, doubling the image first lifts chained flow to 0.57. Every chain walks along adjacent flows, and
-  there are few of them, so they get this (`CLOSE_SIDE`); for distant frames it costs five times as much for 0.01;
-- starting from a chained flow does not help: refined flow of distant frames is worse (0.48) than the chain itself.
+How the settings were chosen: share of the bear clip's annotated joints (BADJA) that flow at 256x256 places within 4 px.
+- OpenCV's medium preset stops at half resolution. Finest scale 0 (full resolution) raises direct flow from 0.39 to 0.42
+  and flow chained over adjacent frames from 0.41 to 0.47; a flow takes 30 ms instead of 9 ms (two cores).
+- A weaker smoothness term (alpha 5 instead of 20) raises chained flow to 0.55 at the same cost. Larger patches are
+  worse in all tests.
+- For adjacent frames, doubling the image size raises chained flow to 0.57 (`ADJACENT_SIDE`). All chains consist of the
+  few flows between adjacent frames. For distant frames it raises direct flow by 0.01 at five times the cost.
+- Starting the search from a chained flow does not help: the refined flow (0.48) is worse than the chain.
 """
 
 from collections.abc import Iterator
@@ -15,23 +16,26 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
-SIDE = 256        # shorter side of the images that flow is computed at
-CLOSE_SIDE = 512  # the same for adjacent frames
-MAX_ZOOM = 2      # larger zooms invent no detail
+SIDE = 256           # pixels of the shorter side at which flow is computed; smaller images are not enlarged
+ADJACENT_SIDE = 512  # the same for adjacent frames, which may be enlarged
+MAX_ZOOM = 2         # largest enlargement of adjacent frames
+MIN_SIDE = 16        # pixels; OpenCV's DIS fails on smaller images
 
 
 class DisFlow:
-    """`(image_a, image_b) -> flow`: two `(H, W, 3)` uint8 images to `(H, W, 2)` float32 pixels from a to b.
+    """`(image_a, image_b) -> flow`: two `(H, W, 3)` uint8 RGB images to flow `(H, W, 2)` float32 pixels from a to b.
 
-    close: the frames are adjacent, spend more on them. Safe to call from several threads."""
+    adjacent: use the slower, more accurate settings for adjacent frames. Safe to call from several threads."""
 
-    def __init__(self, close: bool = False):
-        self.side, self.max_zoom = (CLOSE_SIDE, MAX_ZOOM) if close else (SIDE, 1)
+    def __init__(self, adjacent: bool = False):
+        self.side = ADJACENT_SIDE if adjacent else SIDE
+        self.max_zoom = MAX_ZOOM if adjacent else 1
 
     def __call__(self, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
         H, W = image_a.shape[:2]
         zoom = min(self.max_zoom, self.side / min(H, W))
-        height, width = max(round(H * zoom), 16), max(round(W * zoom), 16)  # DIS needs room for its patches
+        height = max(round(H * zoom), MIN_SIDE)
+        width = max(round(W * zoom), MIN_SIDE)
         with _without_ipp():
             a, b = (self._gray(image, width, height) for image in (image_a, image_b))
             flow = self._search().calc(a, b, None)
@@ -56,9 +60,10 @@ class DisFlow:
 
 @contextmanager
 def _without_ipp() -> Iterator[None]:
-    """Within it OpenCV computes with its own code. Intel's IPP, which it calls otherwise, rounds by the processor and
-    does not promise the same bits for arrays that lie elsewhere in memory; DIS can turn a last bit into a pixel. The
-    switch is one of each thread."""
+    """Turn off Intel's IPP in OpenCV for reproducible flow. OpenCV's switch applies to the calling thread only.
+
+    IPP's rounding depends on the processor and on the alignment of arrays in memory. DIS can amplify a difference in
+    the last bit to a pixel."""
     before = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(False)
     try:

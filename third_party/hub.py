@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub through transformers, from its cache or a local folder, without torchvision.
+"""Models of the Hugging Face hub, loaded with transformers from its cache or from a local folder.
 
-transformers and not timm: it has DINO, DINOv2 with and without registers, Depth Anything and MiDaS under their authors'
-own names, and needs no torchvision (timm does) as long as images are prepared here and not by its processors.
+transformers has DINO, DINOv2 with and without registers, Depth Anything and MiDaS under their authors' names. It does
+not need torchvision (timm does), because images are prepared in this package instead of by transformers' processors.
 """
 
 from pathlib import Path
@@ -13,11 +13,14 @@ from common.errors import UserError
 
 def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offline: bool = False,
                **options) -> torch.nn.Module:
-    """A pretrained model in evaluation mode.
+    """Load a pretrained model in evaluation mode, without gradients.
 
-    auto_class: transformers' class, as "AutoModel"; name: a folder, a folder within `weights_dir`, or a name of the
-    hub, whose files are cached in `weights_dir` (default: the hub's own cache).
-    UserError if transformers is not installed, or the model cannot be had or loaded."""
+    auto_class: name of a class of transformers, for example "AutoModel"
+    name:       a folder, a folder in `weights_dir`, or a model on the hub, which is cached in `weights_dir`
+                (default: the hub's own cache)
+    offline:    do not download
+    options:    keyword arguments of `from_pretrained`
+    UserError if transformers is not installed or the model cannot be loaded. Code from the hub is never run."""
     try:
         import transformers
     except ImportError as error:
@@ -30,16 +33,17 @@ def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offl
         config = transformers.AutoConfig.from_pretrained(
             folder or name, cache_dir=weights_dir, local_files_only=offline, trust_remote_code=False)
         if config.model_type == "vit":
-            options = {**options, "add_pooling_layer": False}  # DINO's file has none
+            options = {**options, "add_pooling_layer": False}  # DINO's weights have no pooling layer
         model, report = getattr(transformers, auto_class).from_pretrained(
             folder or name, config=config, cache_dir=weights_dir, local_files_only=offline, output_loading_info=True,
             trust_remote_code=False, weights_only=True, **options)
-    except Exception as error:  # transformers', safetensors' or the network's
-        where, reason = "--offline, and " if offline else "", (str(error) or type(error).__name__).splitlines()[0][:160]
+    except Exception as error:  # transformers, safetensors and the network raise many types
+        where = "--offline, and " if offline else ""
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise UserError(f"{where}the model {folder or name} cannot be loaded ({reason}): put config.json and "
                         f"model.safetensors of https://huggingface.co/{name} into --weights_dir/{Path(name).name}") \
             from error
     if report["missing_keys"]:
-        raise UserError(f"{folder or name} lacks {len(report['missing_keys'])} of the model's weights, as "
-                        f"{sorted(report['missing_keys'])[0]}: fetch it again")
+        raise UserError(f"{folder or name} lacks {len(report['missing_keys'])} of the model's weights, for example "
+                        f"{sorted(report['missing_keys'])[0]}: download it again")
     return model.eval().requires_grad_(False)

@@ -1,14 +1,15 @@
-"""RAFT optical flow (Teed and Deng, ECCV 2020), large and small: our own implementation of the published architecture.
+"""RAFT optical flow (Teed and Deng, ECCV 2020), large and small: a re-implementation of the paper's architecture.
 
 Notation
     B, H, W   pairs, height and width of the padded images (multiples of 8)
-    h, w      H / 8, W / 8: the grid on which flow is refined
-    C         channels of the matched features: 256 large, 128 small
-    r, L      radius and number of levels of the correlation lookup: 4 or 3, and 4
+    h, w      H / 8, W / 8: size of the grid on which flow is refined
+    C         channels of the matched features: 256 (large) or 128 (small)
+    r         radius of the correlation lookup: 4 (large) or 3 (small)
+    L         levels of the correlation lookup: 4
     flow      (B, 2, h, w) in grid steps, from image a to image b
-Parameters have the published names, so that princeton-vl's checkpoints (with or without `module.`) load as they are;
-torchvision's are renamed (third_party/raft_flow.py). Encoding a frame and matching a pair are apart: a frame is encoded
-once, not once a pair.
+Parameters have the names of the authors' code (princeton-vl/RAFT), so its checkpoints load unchanged; torchvision's are
+renamed in third_party/raft_flow.py. `encode` and `match` are separate, so that each frame is encoded once, not once for
+every pair.
 """
 
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from third_party.correlation import LEVELS, AllPairs, OnDemand
 
 CORRELATIONS = {"all_pairs": AllPairs, "on_demand": OnDemand}
-CONTEXT = {"large": (128, 128), "small": (96, 64)}  # channels of the GRU's state and of its input
-RADIUS = {"large": 4, "small": 3}
+CONTEXT = {"large": (128, 128), "small": (96, 64)}  # channels of the GRU's hidden state and of its context input
+RADIUS = {"large": 4, "small": 3}  # of the correlation lookup, in grid steps of the level
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions, or (small) a bottleneck of 1x1, 3x3 and 1x1."""
+    """Residual block: two 3x3 convolutions, or with `bottleneck` (small model) 1x1, 3x3 and 1x1."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int, norm: type[nn.Module], bottleneck: bool):
         super().__init__()
@@ -50,7 +51,8 @@ class Encoder(nn.Module):
     def __init__(self, size: str, out_dim: int, norm: type[nn.Module]):
         super().__init__()
         first, *dims = (32, 32, 64, 96) if size == "small" else (64, 64, 96, 128)
-        self.conv1, self.norm1 = nn.Conv2d(3, first, 7, 2, 3), norm(first)
+        self.conv1 = nn.Conv2d(3, first, 7, 2, 3)
+        self.norm1 = norm(first)
         for k, (in_dim, dim) in enumerate(zip([first, *dims], dims, strict=False), 1):
             self.add_module(f"layer{k}", nn.Sequential(
                 Block(in_dim, dim, 1 if k == 1 else 2, norm, size == "small"),
@@ -63,18 +65,21 @@ class Encoder(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Looked-up correlations `(B, L (2r+1)^2, h, w)` and flow to motion features, the flow itself last."""
+    """Looked-up correlations `(B, L (2r+1)^2, h, w)` and flow to motion features; the last two channels are flow."""
 
     def __init__(self, size: str):
         super().__init__()
         looked_up = LEVELS * (2 * RADIUS[size] + 1) ** 2
         if size == "small":
             self.convc1 = nn.Conv2d(looked_up, 96, 1)
-            self.convf1, self.convf2 = nn.Conv2d(2, 64, 7, padding=3), nn.Conv2d(64, 32, 3, padding=1)
+            self.convf1 = nn.Conv2d(2, 64, 7, padding=3)
+            self.convf2 = nn.Conv2d(64, 32, 3, padding=1)
             self.conv = nn.Conv2d(128, 80, 3, padding=1)
         else:
-            self.convc1, self.convc2 = nn.Conv2d(looked_up, 256, 1), nn.Conv2d(256, 192, 3, padding=1)
-            self.convf1, self.convf2 = nn.Conv2d(2, 128, 7, padding=3), nn.Conv2d(128, 64, 3, padding=1)
+            self.convc1 = nn.Conv2d(looked_up, 256, 1)
+            self.convc2 = nn.Conv2d(256, 192, 3, padding=1)
+            self.convf1 = nn.Conv2d(2, 128, 7, padding=3)
+            self.convf2 = nn.Conv2d(128, 64, 3, padding=1)
             self.conv = nn.Conv2d(256, 126, 3, padding=1)
         self.size = size
 
@@ -101,7 +106,8 @@ class ConvGRU(nn.Module):
         for suffix in self.steps:
             z, r, q = (getattr(self, f"conv{gate}{suffix}") for gate in "zrq")
             both = torch.cat([hidden, x], 1)
-            update, reset = torch.sigmoid(z(both)), torch.sigmoid(r(both))
+            update = torch.sigmoid(z(both))
+            reset = torch.sigmoid(r(both))
             hidden = (1 - update) * hidden + update * torch.tanh(q(torch.cat([reset * hidden, x], 1)))
         return hidden
 
@@ -111,14 +117,15 @@ class FlowHead(nn.Module):
 
     def __init__(self, hidden: int, width: int):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(hidden, width, 3, padding=1), nn.Conv2d(width, 2, 3, padding=1)
+        self.conv1 = nn.Conv2d(hidden, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.conv1(x)))
 
 
 class UpdateBlock(nn.Module):
-    """One refinement: motion features, GRU, flow head, and (large) the weights of the convex upsampling."""
+    """One refinement: motion encoder, GRU and flow head. `mask` predicts the large model's upsampling weights."""
 
     def __init__(self, size: str):
         super().__init__()
@@ -135,7 +142,7 @@ class UpdateBlock(nn.Module):
 
 
 class RAFT(nn.Module):
-    """The network; `size` is "large" or "small". Inference only: lookups keep no gradients worth having."""
+    """The network, for inference only. size: "large" or "small"."""
 
     def __init__(self, size: str):
         super().__init__()
@@ -146,7 +153,7 @@ class RAFT(nn.Module):
         self.update_block = UpdateBlock(size)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Padded images `(B, 3, H, W)` in [0, 255] to matched features `(B, C, h, w)` and context `(B, c, h, w)`."""
+        """Padded images `(B, 3, H, W)` in [0, 255] to matching features `(B, C, h, w)` and context `(B, c, h, w)`."""
         x = images / 127.5 - 1
         return self.fnet(x), self.cnet(x)
 
@@ -154,25 +161,26 @@ class RAFT(nn.Module):
               start: Tensor | None = None, correlation: str = "all_pairs") -> tuple[Tensor, Tensor]:
         """Flow from a to b: `(B, 2, h, w)` in grid steps and `(B, 2, H, W)` in pixels.
 
-        start: flow to begin with, `(B, 2, h, w)`; correlation: "all_pairs", or "on_demand" with the same values."""
-        exact = torch.autocast(features_a.device.type, enabled=False)  # correlations are float32, as published
-        with exact:
+        start: initial flow `(B, 2, h, w)`, default 0; correlation: "all_pairs" (fast) or "on_demand" (less memory)."""
+        in_float32 = torch.autocast(features_a.device.type, enabled=False)  # correlations are float32, as in the paper
+        with in_float32:
             look_up = CORRELATIONS[correlation](features_a.float(), features_b.float(), RADIUS[self.size])
         hidden, context = context_a.split(CONTEXT[self.size], dim=1)
-        hidden, context = torch.tanh(hidden), torch.relu(context)
+        hidden = torch.tanh(hidden)
+        context = torch.relu(context)
         h, w = context.shape[-2:]
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         grid = torch.stack([x, y]).to(context.device, torch.float32)  # (2, h, w)
         flow = grid.new_zeros(len(context), 2, h, w) if start is None else start
         for _ in range(iterations):
-            with exact:
-                found = look_up(grid + flow)
-            hidden, step = self.update_block(hidden, context, found, flow)
+            with in_float32:
+                correlations = look_up(grid + flow)
+            hidden, step = self.update_block(hidden, context, correlations, flow)
             flow = flow + step.float()
         return flow, self._upsample(flow, hidden)
 
     def _upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
-        """Flow in pixels: bilinear (small), or convex sums over 3x3 grid cells (section 3.3)."""
+        """Flow `(B, 2, H, W)` in pixels: bilinear (small), or convex combinations of 3x3 grid cells (section 3.3)."""
         B, _, h, w = flow.shape
         if self.update_block.mask is None:
             return 8 * F.interpolate(flow, scale_factor=8, mode="bilinear", align_corners=True)

@@ -1,4 +1,13 @@
-"""Dense RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012) through kornia: the default appearance check."""
+"""Dense RootSIFT features (Lowe 2004; Arandjelovic and Zisserman 2012) with kornia: the default appearance check.
+
+How the settings were chosen, on the bear clip at 256x256:
+- OmniMotion's threshold of 0.5 is for DINO. RootSIFT is non-negative: the median similarity of random places is 0.75.
+- Similarities of cycle-consistent DIS flows at the annotated joints (BADJA), frame interval >= 3:
+  within 4 px of the annotation: 0.86, 0.88, 0.92, 0.94 (percentiles 5, 10, 25, 50);
+  more than 8 px away:           0.83, 0.86, 0.90 (percentiles 25, 50, 75).
+- 3x3 bins of 5 pixels separate the two best among the grids tried (area under the ROC curve 0.880; 4x4 bins of 4
+  pixels: 0.867).
+"""
 
 from typing import ClassVar
 
@@ -6,22 +15,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SIDE = 256          # shorter side of the image that is described, so that a patch covers the same share of any video
-STRIDE = 4          # pixels of that image between features
-BINS, BIN_SIZE = 3, 5
+SIDE = 256    # larger images are resized to this shorter side, in pixels
+STRIDE = 4    # pixels of the resized image between features
+BINS = 3      # spatial bins per side of a descriptor
+BIN_SIZE = 5  # pixels of the resized image per bin
 
 
 class DenseSift:
-    """`image -> features`: `(H, W, 3)` uint8 to L2-normalized `(h, w, 72)` float16, corner features on corner pixels.
+    """`image -> features`: `(H, W, 3)` uint8 RGB to L2-normalized features `(h, w, 72)` float16.
 
-    threshold: cosine similarity above which two features may show the same point. OmniMotion's 0.5 is DINO's; RootSIFT
-    is non-negative, so that even random places of the bear clip at 256x256 are similar by 0.75 in the median. There, of
-    the cycle-consistent DIS flows at annotated joints (interval >= 3), those within 4 px have similarities of 0.86,
-    0.88, 0.92, 0.94 (5, 10, 25, 50% of them lie below), those off by over 8 px 0.83, 0.86, 0.90 (25, 50, 75%).
-    3x3 bins of 5 pixels tell them apart best of the grids tried (area under the ROC curve 0.880; 4x4 of 4: 0.867)."""
+    Corner features lie on corner pixels. Safe to call from several threads."""
 
-    threshold = 0.88
-    chain_threshold = 0.7  # docs/preprocessing.md, Chains
+    threshold = 0.88       # smallest cosine similarity of two features of the same point
+    chain_threshold = 0.7  # the same for the ends of trusted chains; see docs/preprocessing.md, Chains
     settings: ClassVar[dict] = {}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -31,7 +37,7 @@ class DenseSift:
         gray = torch.from_numpy(image).float().mean(dim=-1)[None, None] / 255  # (1, 1, H, W)
         size = ((h - 1) * STRIDE + 1, (w - 1) * STRIDE + 1)
         gray = F.interpolate(gray, size=size, mode="bilinear", align_corners=True, antialias=False)
-        margin = (BINS - 1) * BIN_SIZE // 2  # kornia describes the center of an odd grid of odd bins
+        margin = (BINS - 1) * BIN_SIZE // 2  # kornia's first descriptor is centered this far from the corner
         gray = F.pad(gray, (margin,) * 4, mode="replicate")
         with torch.inference_mode():
             features = _descriptor()(gray)[0]  # (72, h, w)
@@ -39,6 +45,6 @@ class DenseSift:
 
 
 def _descriptor() -> torch.nn.Module:
-    from kornia.feature.siftdesc import DenseSIFTDescriptor  # kornia takes a second to import
+    from kornia.feature.siftdesc import DenseSIFTDescriptor  # imported here: it takes a second
 
     return DenseSIFTDescriptor(num_spatial_bins=BINS, spatial_bin_size=BIN_SIZE, stride=STRIDE, padding=0)

@@ -1,4 +1,4 @@
-"""PyTorch's files of strangers: tensors and plain containers only, and no more of them than the file has bytes."""
+"""Load untrusted PyTorch files safely: tensors and plain containers only, never more bytes than the file has."""
 
 import warnings
 import zipfile
@@ -8,24 +8,26 @@ import torch
 
 
 def load_tensors(path: str | Path) -> object:
-    """The content of a file that torch.save wrote, on the CPU, its zip or its older format.
+    """The content of a file written by torch.save (zip or legacy format), on the CPU.
 
-    ValueError, of one line, if it is damaged, asks for anything but tensors and plain containers, or unpacks to more
-    than it has bytes; FileNotFoundError or another OSError if it cannot be read at all."""
+    ValueError with a one-line message if the file is damaged, contains anything but tensors and plain containers, or
+    unpacks to more bytes than it has. OSError if it cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
     try:
         if head == b"PK\x03\x04":
             _check_archive(Path(path))
-        with warnings.catch_warnings():  # about protocols of pickles, where an error follows anyway
+        with warnings.catch_warnings():  # warnings about the pickle protocol precede an error
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a zip, pickle, Unicode or PyTorch error, as the damage has it
+    except Exception as error:  # depends on the damage: a zip, pickle, Unicode or PyTorch error
         raise ValueError(_reason(error)) from error
 
 
 def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
-    """The content of a weights file, which may be under the key "model". ValueError too if it is something else."""
+    """The state dict of a weights file: the file's content, or its entry "model". Errors as `load_tensors`.
+
+    ValueError also if the content is not a dict of tensors."""
     state = load_tensors(path)
     if isinstance(state, dict):
         state = state.get("model", state)
@@ -36,7 +38,7 @@ def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """torch.save compresses nothing and has one folder in the archive; another archive is not its."""
+    """ValueError if the zip archive could not have been written by torch.save, which never compresses."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size for info in members):
@@ -44,14 +46,14 @@ def _check_archive(path: Path) -> None:
     if sum(info.file_size for info in members) > path.stat().st_size:
         raise ValueError("its members take more bytes than the file has")
     if any(".." in info.filename.split("/") or info.filename.startswith(("/", "\\")) for info in members):
-        raise ValueError("it is an archive with names that lead out of it")
+        raise ValueError("it is an archive with paths outside of itself")
 
 
 def _reason(error: Exception) -> str:
-    """What torch.load says, without its advice to load the file unsafely."""
+    """One line from torch.load's message, without its advice to set weights_only=False."""
     text = str(error)
     if name := text.partition("GLOBAL ")[2].split(" ")[0]:
-        return f"it asks for {name[:60]}, which is no tensor: do not trust this file"
+        return f"it asks for {name[:60]}, which is not a tensor: do not trust this file"
     if "weights_only" in text:
-        return "it is no file of tensors, or damaged"
+        return "it is not a file of tensors, or it is damaged"
     return " ".join(text.split())[:120] or type(error).__name__
