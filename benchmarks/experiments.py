@@ -33,7 +33,7 @@ from inference.load_run import new_tracker
 from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations, sample_queries
-from preprocessing.chaining import RULES
+from preprocessing.chaining import RULES, chain_rule
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 from preprocessing.synthetic.scenes import RECIPES
@@ -186,8 +186,8 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", nargs="*", default=[], help="more sequence folders, with annotations.npz")
     parser.add_argument("--size", type=int, default=128, help="side of the rendered clips")
     parser.add_argument("--num_frames", type=int, default=24, help="frames of the rendered clips")
-    parser.add_argument("--chain", default="trusted", choices=("", *RULES), help="their correspondences' chains, as in "
-                        "preprocessing")
+    parser.add_argument("--chain", default="trusted", type=chain_rule, choices=("", *RULES),
+                        help="rule of preprocessing's chains; empty: no chains")
     parser.add_argument("--seeds", type=int, default=3, help="runs of a preset on a clip")
 
 

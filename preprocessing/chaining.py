@@ -1,16 +1,18 @@
-"""Longer correspondences from short ones: flow chained over adjacent frames (OmniMotion, supplement).
+"""Long-range correspondences by chaining flow over adjacent frames (OmniMotion, supplement).
 
 Notation
-    i, j     source and target frame; the chain walks j = i + 1, i + 2, ... and j = i - 1, i - 2, ...
-    flow     (H, W, 2) pixels from i to j, accumulated
-    alive    (H, W) bool: the chain has not broken yet
-    direct   filtered flow from i to j, valid where it is consistent
+    i, j     source and target frame; a chain passes through the frames i + 1, i + 2, ... or i - 1, i - 2, ...
+    flow     (H, W, 2) pixels: the chained flow from i to j
+    alive    (H, W) bool: pixels whose chain has not been broken
+    direct   filtered flow that was computed between i and j directly, valid where it is cycle-consistent
+    link     flow between adjacent frames, one step of a chain
 
-The rules differ in which of the two is believed where both are there and disagree:
-    published  direct flow: it takes the chain's place, and the chain goes on from there. A chain breaks where a link
-               is not consistent by the filters
-    trusted    the chain, as long as no link is off by more than TRUSTED forward and backward. Of flow that was found
-               over a great distance, what disagrees with such a chain is nearly always wrong (docs/preprocessing.md)
+A rule decides where a chain breaks, and which flow is stored where the chain and direct flow disagree:
+    trusted     A chain breaks where the forward-backward error of a link is above LINK_ERROR_TH or the chain leaves the
+                frame. Chains are preferred to direct flow, which is nearly always wrong over a great distance where it
+                disagrees with an unbroken chain (docs/preprocessing.md).
+    unfiltered  OmniMotion's rule. A chain breaks where a link is not cycle-consistent by the filters of
+                preprocessing/filtering.py. Direct flow is preferred, and the chain continues from its end.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,96 +24,137 @@ from torch import Tensor
 from common.geometry import bilinear, pixel_grid, similarity
 from loaders.correspondence_format import DensePair
 
-RULES = ("trusted", "published")
-COLOR_TH = 0.3  # largest distance of rgb in [0, 1]
-TRUSTED = 0.5    # pixels: largest forward-backward error of a link
-AGREE = 3.0      # pixels between a chain and direct flow up to which direct flow, which does not drift, is taken
+RULES = ("trusted", "unfiltered")
+COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
+LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
+AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trusted chain because it does not drift
+
+ReadPair = Callable[[int, int], DensePair]
+ChainState = tuple[Tensor, Tensor]               # (flow, alive)
+Correspondences = tuple[Tensor, Tensor, Tensor]  # flow (H, W, 2), cycle (H, W), occlusion (H, W)
+
+
+def chain_rule(name: str) -> str:
+    """The rule of a given name, which may be the older name "published" of "unfiltered"."""
+    return "unfiltered" if name == "published" else name
 
 
 def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
-              direct: Callable[[int, int], DensePair], feature_th: float, rule: str,
+              direct: ReadPair, feature_th: float, rule: str,
               device: str = "cpu") -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Correspondences from frame i to `targets` as (j, flow, cycle, occlusion), those to adjacent frames unchanged.
+    """Correspondences from frame i to each of `targets`: (j, flow `(H, W, 2)`, cycle `(H, W)`, occlusion `(H, W)`).
 
-    frame: t -> `(H, W, 3)` uint8; features: t -> `(h, w, c)`; `direct(a, b)` reads the filtered flow of a pair, of
-    adjacent frames that of every pixel; rule: of RULES; device: where to compute. A chain counts if its ends look
-    alike."""
-    extend, choose = {"trusted": (_trusted, _choose_trusted), "published": (_consistent, _choose_published)}[rule]
-    size, look = frame(i).shape[:2], _Look(i, frame, features, feature_th, device)
+    frame:      t -> image `(H, W, 3)` uint8 RGB
+    features:   t -> appearance features `(h, w, c)`
+    direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
+    feature_th: cosine similarity above which the two ends of a chain may show the same point
+    rule:       one of RULES
+    Correspondences to adjacent frames are those of `direct`, unchanged."""
+    extend = {"trusted": _extend_trusted, "unfiltered": _extend_unfiltered}[rule]
+    choose = {"trusted": _choose_trusted, "unfiltered": _choose_unfiltered}[rule]
+    size = frame(i).shape[:2]
     grid = pixel_grid(size, device)
-    for step, ends in ((1, [j for j in targets if j > i]), (-1, [j for j in targets if j < i])):
-        flow, alive = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
-        for j in range(i + step, (max(ends) if step > 0 else min(ends)) + step, step) if ends else ():
-            flow, alive = extend(flow, alive, j - step, j, direct, grid)
-            if j not in ends:
+    appearance = _Appearance(i, frame, features, feature_th, device)
+    for step in (1, -1):
+        remaining = {j for j in targets if (j - i) * step > 0}
+        state = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
+        j = i
+        while remaining:
+            j += step
+            state = extend(state, j - step, j, direct, grid)
+            if j not in remaining:
                 continue
+            remaining.remove(j)
             pair = direct(i, j)
-            cycle, occlusion, straight = (
-                torch.from_numpy(x).to(device) for x in (pair.cycle, pair.occlusion, pair.flow))
-            found, flow, alive = choose(flow, alive, straight, cycle, occlusion, lambda rows, flow=flow, j=j: look.same(
-                j, grid[rows], flow[rows]))
+            found, state = choose(state, _to_tensors(pair, device), grid, appearance, j)
             if abs(i - j) > 1:
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:
                 yield j, pair.flow, pair.cycle, pair.occlusion
 
 
-def _choose_published(flow: Tensor, alive: Tensor, straight: Tensor, cycle: Tensor, occlusion: Tensor, alike: Callable):
-    """(flow, cycle, occlusion) that are found, and the chain and where it is alive from here on. A point that is
-    occluded in j is not followed further."""
-    unsure = alive & ~(cycle | occlusion)
-    flow = torch.where((cycle | occlusion)[..., None], straight, flow)
-    same = unsure.clone()
-    same[unsure] = alike(unsure)
-    alive = (same | cycle) & ~occlusion
-    return (flow, alive, occlusion), flow, alive
+def _to_tensors(pair: DensePair, device: str) -> Correspondences:
+    return tuple(torch.from_numpy(x).to(device) for x in (pair.flow, pair.cycle, pair.occlusion))
 
 
-def _choose_trusted(flow: Tensor, alive: Tensor, straight: Tensor, cycle: Tensor, occlusion: Tensor, alike: Callable):
-    """The same. Where both agree it is direct flow, which does not drift; a chain that looks different counts for
-    nothing, nor does the direct flow that contradicts it."""
-    agree = cycle & ((flow - straight).norm(dim=-1) <= AGREE)
-    unsure = alive & ~agree
-    same = unsure.clone()
-    same[unsure] = alike(unsure)
-    found = agree | same | (cycle & ~alive)
-    return (torch.where(same[..., None], flow, straight), found, occlusion & ~found), flow, alive
+def _extend_unfiltered(state: ChainState, a: int, b: int, direct: ReadPair, grid: Tensor) -> ChainState:
+    """Add the link from frame a to the adjacent frame b at the ends of the chains.
 
-
-def _consistent(flow: Tensor, alive: Tensor, a: int, b: int, direct: Callable, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the flow from frame a to the adjacent b at the ends of the chains; a chain goes on where all four pixels
-    around its end are cycle-consistent."""
+    A chain continues where all four pixels around its end are cycle-consistent."""
+    flow, alive = state
     link = direct(a, b)
-    both = torch.from_numpy(np.concatenate([link.flow, link.cycle[..., None]], axis=-1)).to(grid.device)
-    ahead = bilinear(both, grid + flow)  # (H, W, 3)
-    return flow + ahead[..., :2], alive & (ahead[..., 2] > 0.999)
+    flow_and_cycle = np.concatenate([link.flow, link.cycle[..., None]], axis=-1)
+    at_end = bilinear(torch.from_numpy(flow_and_cycle).to(grid.device), grid + flow)  # (H, W, 3)
+    return flow + at_end[..., :2], alive & (at_end[..., 2] > 0.999)
 
 
-def _trusted(flow: Tensor, alive: Tensor, a: int, b: int, direct: Callable, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """The same; a chain goes on where the link there and back ends within TRUSTED of its end, inside the frame."""
-    there, home = (torch.from_numpy(direct(*pair).flow).to(grid.device) for pair in ((a, b), (b, a)))
-    move = bilinear(there, grid + flow)  # (H, W, 2)
-    flow = flow + move
-    end, last = grid + flow, grid[-1, -1]
-    error = (move + bilinear(home, end)).norm(dim=-1)
-    return flow, alive & (error <= TRUSTED) & ((end >= 0) & (end <= last)).all(dim=-1)
+def _extend_trusted(state: ChainState, a: int, b: int, direct: ReadPair, grid: Tensor) -> ChainState:
+    """Add the link from frame a to the adjacent frame b at the ends of the chains.
+
+    A chain continues where the link and the flow back end within LINK_ERROR_TH of the start, inside the frame."""
+    flow, alive = state
+    forward = torch.from_numpy(direct(a, b).flow).to(grid.device)
+    backward = torch.from_numpy(direct(b, a).flow).to(grid.device)
+    link = bilinear(forward, grid + flow)  # (H, W, 2)
+    flow = flow + link
+    end = grid + flow
+    error = (link + bilinear(backward, end)).norm(dim=-1)
+    inside = ((end >= 0) & (end <= grid[-1, -1])).all(dim=-1)
+    return flow, alive & (error <= LINK_ERROR_TH) & inside
 
 
-class _Look:
-    """How the points of frame i look: whether they look alike elsewhere, by features and by color."""
+def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
+                       j: int) -> tuple[Correspondences, ChainState]:
+    """The correspondences to store for frame j, and the state of the chains from j on.
+
+    Direct flow is stored where it is valid, otherwise the chain if its ends look alike. Chains end at points that are
+    occluded in j."""
+    flow, alive = state
+    direct_flow, cycle, occlusion = direct
+    uncertain = alive & ~(cycle | occlusion)
+    flow = torch.where((cycle | occlusion)[..., None], direct_flow, flow)
+    alike = appearance.alike(j, uncertain, grid, flow)
+    alive = (alike | cycle) & ~occlusion
+    return (flow, alive, occlusion), (flow, alive)
+
+
+def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
+                    j: int) -> tuple[Correspondences, ChainState]:
+    """The correspondences to store for frame j, and the state of the chains from j on.
+
+    Direct flow is stored where it agrees with the chain or the chain is broken. Otherwise the chain is stored if its
+    ends look alike; if they do not, the pixel gets no correspondence."""
+    flow, alive = state
+    direct_flow, cycle, occlusion = direct
+    agree = cycle & ((flow - direct_flow).norm(dim=-1) <= AGREEMENT_TH)
+    alike = appearance.alike(j, alive & ~agree, grid, flow)
+    valid = agree | alike | (cycle & ~alive)
+    stored_flow = torch.where(alike[..., None], flow, direct_flow)
+    return (stored_flow, valid, occlusion & ~valid), state
+
+
+class _Appearance:
+    """Compares the appearance of points of frame i, by features and color, with that of their correspondences."""
 
     def __init__(self, i: int, frame: Callable, features: Callable, feature_th: float, device: str):
-        self.frame, self.features, self.feature_th, self.device = frame, features, feature_th, device
+        self.frame = frame
+        self.features = features
+        self.feature_th = feature_th
+        self.device = device
         self.frame_i, self.features_i = self._of(i)
 
     def _of(self, t: int) -> tuple[Tensor, Tensor]:
         return (torch.from_numpy(self.frame(t)).to(self.device),
                 torch.from_numpy(self.features(t)).to(self.device).float())
 
-    def same(self, j: int, p: Tensor, flow: Tensor) -> Tensor:
-        """Whether points p `(n, 2)` look alike at p + flow of frame j: `(n,)` bool."""
-        q, (frame_j, features_j) = p + flow, self._of(j)
+    def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
+        """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j: `(H, W)`."""
+        out = selected.clone()
+        p = grid[selected]  # (n, 2)
+        q = p + flow[selected]
+        frame_j, features_j = self._of(j)
         color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
         color_j = bilinear(frame_j, q) / 255
-        alike = similarity(self.features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
-        return alike & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
+        similar = similarity(self.features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
+        out[selected] = similar & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
+        return out

@@ -17,7 +17,7 @@ from loaders.images import MAX_PIXELS, limit_pixels, read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import is_published
 from loaders.sequence import VideoSequence, open_sequence
-from preprocessing.chaining import RULES
+from preprocessing.chaining import RULES, chain_rule
 from preprocessing.convert import convert
 from preprocessing.depth_priors import DEPTHS, write_depth
 from preprocessing.extract_frames import extract_frames
@@ -88,9 +88,9 @@ def main_parser() -> Parser:
     add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
         "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
     add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
-    add("--chain", nargs="?", const="trusted", choices=RULES, help="also correspondences chained over "
-        "adjacent frames: `trusted` (said by --chain alone) believes a chain, as long as it does not break, more than "
-        "direct flow; `published` chains only where direct flow fails, as OmniMotion does")
+    add("--chain", nargs="?", const="trusted", type=chain_rule, choices=RULES, help="also correspondences chained over "
+        "adjacent frames. trusted (the value of --chain alone): prefer unbroken chains to direct flow; unfiltered "
+        "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
     add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
     add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from loaders.correspondences import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
 from loaders.sequence import VideoSequence
-from preprocessing.chaining import TRUSTED, chain_row
+from preprocessing.chaining import LINK_ERROR_TH, chain_row
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
@@ -62,7 +62,7 @@ class Method:
 def chain_settings(rule: str | None) -> dict:
     """What files say of a rule of chaining, or none: those from before there was a choice only say whether, those from
     before trusted chains had to close within `chain_fb` pixels do not have that."""
-    return {"chain": rule, "chain_fb": TRUSTED} if rule == "trusted" else {"chain": bool(rule)}
+    return {"chain": rule, "chain_fb": LINK_ERROR_TH} if rule == "trusted" else {"chain": bool(rule)}
 
 
 def build_store(sequence: VideoSequence, method: Method, resume: bool = False, num_workers: int = 1,

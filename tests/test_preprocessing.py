@@ -89,7 +89,7 @@ def test_count_maps_count_the_valid_targets(small_sequence):
                                                               ).sum() for j in range(8)]
 
 
-@pytest.mark.parametrize("chain,stop", [("", 23), ("trusted", 40), ("trusted", 75), ("published", 75)])
+@pytest.mark.parametrize("chain,stop", [("", 23), ("trusted", 40), ("trusted", 75), ("unfiltered", 75)])
 def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_path):
     """Stopped among the 56 direct pairs, or among the chains after them."""
     method = Method(chain=chain)
@@ -226,7 +226,7 @@ class Clip:
 CHAIN = (8.0, 4.0)
 
 
-@pytest.mark.parametrize("clip,trusted,published", [
+@pytest.mark.parametrize("clip,trusted,unfiltered", [
     (Clip(off=2.9), ((10.9, 4), True, False), ((10.9, 4), True, False)),     # both agree: direct flow does not drift
     (Clip(off=3.1), (CHAIN, True, False), ((11.1, 4), True, False)),         # they do not
     (Clip(off=20, changed=True), ((28, 4), False, False), ((28, 4), True, False)),
@@ -237,8 +237,8 @@ CHAIN = (8.0, 4.0)
     (Clip(off=20, cycle=False, occlusion=True), (CHAIN, True, False), ((28, 4), False, True)),
     (Clip(off=20, gap=5, cycle=False, occlusion=True), ((28, 4), False, True), ((28, 4), False, True)),
 ])
-def test_what_is_believed_of_chain_and_direct_flow(clip, trusted, published):
-    for rule, (flow, *flags) in (("trusted", trusted), ("published", published)):
+def test_what_is_believed_of_chain_and_direct_flow(clip, trusted, unfiltered):
+    for rule, (flow, *flags) in (("trusted", trusted), ("unfiltered", unfiltered)):
         found, *found_flags = clip.found(rule)
         assert found_flags == flags, rule
         assert np.allclose(found, flow, atol=1e-4) or not any(flags), rule
@@ -256,7 +256,8 @@ def test_a_trusted_chain_ends_at_the_border():
 
 def test_the_command_names_rules(capsys):
     arguments = ["--data_dir", "seq", "--resume"]
-    for words, rule in (([], None), (["--chain"], "trusted"), (["--chain", "published"], "published")):
+    for words, rule in (([], None), (["--chain"], "trusted"), (["--chain", "unfiltered"], "unfiltered"),
+                        (["--chain", "published"], "unfiltered")):
         assert main_parser().parse_args([*words, *arguments]).chain == rule
     with pytest.raises(SystemExit, match="2"):
         main_parser().parse_args([*arguments, "--chain", "longest"])
@@ -266,7 +267,7 @@ def test_the_command_names_rules(capsys):
 def test_old_stores_say_chain_as_they_did():
     """The word in meta.json decides whether a store is the one that is asked for."""
     said = {chain: Method(chain=chain).settings((64, 64), {}, {})["chain"] for chain in ("", *RULES)}
-    assert said == {"": False, "published": True, "trusted": "trusted"}
+    assert said == {"": False, "unfiltered": True, "trusted": "trusted"}
 
 
 def test_former_trusted_chains_are_not_taken_for_these(tmp_path):
@@ -280,11 +281,11 @@ def test_former_trusted_chains_are_not_taken_for_these(tmp_path):
     meta.write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"chain_fb None, now it is 0\.5: delete that folder"):
         build_store(sequence, method)
-    published = Method(chain="published").settings((48, 48), {}, {})
-    assert published["chain"] is True and "chain_fb" not in published
+    unfiltered = Method(chain="unfiltered").settings((48, 48), {}, {})
+    assert unfiltered["chain"] is True and "chain_fb" not in unfiltered
 
 
-@pytest.mark.parametrize("rule,reaches", [("trusted", True), ("published", False)])
+@pytest.mark.parametrize("rule,reaches", [("trusted", True), ("unfiltered", False)])
 def test_the_ends_of_trusted_chains_need_look_less_alike(rule, reaches, tmp_path, monkeypatch):
     """Features of a frame are similar to those of another by 0.8. Direct flow needs more, and is not there."""
     angle = np.arccos(0.8)
