@@ -1,7 +1,7 @@
-"""Between our correspondence store and OmniMotion's published folders (loaders/published.py says what they hold).
+"""Conversion between the correspondence store and OmniMotion's layout (see loaders/omnimotion_layout.py).
 
-Both ways are exact up to the store's round-off of 1/32 px, where flow is stored: the published folders have flow for
-every pixel, the store of distant frames for those with a flag.
+Flow is exact up to the store's rounding of 1/32 px. OmniMotion's layout has flow at all pixels; for frames that are not
+adjacent, the store has flow only at pixels with a cycle or occlusion flag, and the others become 0.
 """
 
 import json
@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
-    """Write the sequence's correspondences in `layout` ("store" or "omnimotion") beside what is there.
+    """Write the sequence's correspondences in `layout` ("store" or "omnimotion"); the original files stay.
 
-    UserError if there is nothing to convert, or if they are in that layout already."""
+    UserError if there are no correspondences in the other layout, or if `layout` exists already (OmniMotion's layout:
+    unless `resume`)."""
     has_store = (sequence.root / FOLDER / "meta.json").is_file()
     if layout == "omnimotion":
         if is_published(sequence.root) and not resume:
@@ -34,34 +35,35 @@ def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
                             "again")
         if not has_store:
             raise UserError(f"no store in {sequence.root / FOLDER} to convert: run `python -m preprocessing` first")
-        to_published(sequence, open_correspondences(sequence))
+        to_omnimotion_layout(sequence, open_correspondences(sequence))
     else:
         if has_store:
-            raise UserError(f"{sequence.root / FOLDER} is there already: remove it to convert again")
+            raise UserError(f"{sequence.root / FOLDER} exists already: remove it to convert again")
         if not is_published(sequence.root):
-            raise UserError(f"{sequence.root} has not OmniMotion's folders: flow_stats.json and raft_exhaustive/ are "
-                            "needed")
+            raise UserError(f"{sequence.root} does not have OmniMotion's layout: it needs flow_stats.json and "
+                            "raft_exhaustive/")
         to_store(sequence, PublishedFolder(sequence), resume)
 
 
-def to_published(sequence: VideoSequence, store: CorrespondenceStore) -> None:
+def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) -> None:
     """Write raft_exhaustive/, raft_masks/, count_maps/ and, last, flow_stats.json. UserError if the disk is too small.
 
-    Files that are there are kept: what a killed run left is gone on with."""
-    root, names = sequence.root, sequence.names
+    Files that exist already are kept, so a run that was killed can be continued."""
+    root = sequence.root
+    names = sequence.names
     disk = len(store.pairs) * (8 * sequence.size[0] * sequence.size[1] + 4096)
     done = sum(path.stat().st_size for path in (root / "raft_exhaustive").glob("[!.]*"))
     check_disk(Cost(len(store.pairs), 0, 0, disk, disk), root, done)
     stats: dict[str, dict[str, int]] = {name: {} for name in names}
     for i, j in tqdm(store.pairs.tolist(), desc="OmniMotion's layout"):
         stats[names[i]][names[j]] = int(store.counts[i, j])
-        pair_name, pair = f"{names[i]}_{names[j]}", None
-        flow, masks = root / "raft_exhaustive" / f"{pair_name}.npy", root / "raft_masks" / f"{pair_name}.png"
+        flow = root / "raft_exhaustive" / f"{names[i]}_{names[j]}.npy"
+        masks = root / "raft_masks" / f"{names[i]}_{names[j]}.png"
         if flow.is_file() and masks.is_file():
             continue
         pair = store.dense(i, j)
         save_npy(flow, pair.flow)
-        channels = [np.zeros_like(pair.cycle), pair.occlusion, pair.cycle]  # OpenCV's order: blue, green, red
+        channels = [np.zeros_like(pair.cycle), pair.occlusion, pair.cycle]  # blue, green, red
         _write_image(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
     for i, name in enumerate(names):
         _write_image(root / "count_maps" / Path(name).with_suffix(".png"), store.count_map(i))
@@ -69,7 +71,7 @@ def to_published(sequence: VideoSequence, store: CorrespondenceStore) -> None:
 
 
 def to_store(sequence: VideoSequence, published: PublishedFolder, resume: bool = False) -> CorrespondenceStore:
-    """Write a store from OmniMotion's folders, which stay as they are."""
+    """Write a store from OmniMotion's layout."""
     writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume)
     for i, j in tqdm(published.pairs.tolist(), desc="store"):
         if not writer.has(i, j):

@@ -1,4 +1,4 @@
-"""From a video to the frames of a sequence folder."""
+"""Decode a video into the frames of a sequence folder."""
 
 import logging
 import shutil
@@ -20,35 +20,39 @@ log = logging.getLogger(__name__)
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
                    short_side: int | None = None) -> VideoSequence:
-    """Decode `video` (file or image folder) into `data_dir`/color as PNG files; the folder appears when it is complete.
+    """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files.
 
-    resize: (H, W); short_side: pixels, aspect kept. Frames that are there already are kept if they are the same.
-    UserError if the video cannot be read, has one frame only or frames of different sizes, or if other frames are
-    there already, or if the folder cannot be made."""
-    color, partial = data_dir / "color", data_dir / "color.partial"
+    start, stop, stride: which frames to take, as in range(); stop None: to the end
+    max_frames:          largest number of frames
+    resize:              frame size (H, W)
+    short_side:          pixels of the frames' shorter side, keeping the aspect ratio
+    The folder is created only when all frames are written. If it exists, it must have the same frames.
+    UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
+    frames, or if it cannot be created."""
+    color = data_dir / "color"
+    partial = data_dir / "color.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{partial} cannot be made ({error.strerror}): give another --data_dir") from error
+        raise UserError(f"{partial} cannot be created ({error.strerror}): give another --data_dir") from error
     try:
-        count, size = 0, None
-        for count, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames), 1):
-            size = size or frame.shape
-            if frame.shape != size:
-                raise UserError(f"frames of different sizes in {video}: the first is {size[1]}x{size[0]}, frame "
-                                f"{start + (count - 1) * stride} is {frame.shape[1]}x{frame.shape[0]}")
-            image = _resized(frame, resize, short_side)
-            write_bytes(partial / f"{count - 1:05d}.png",
-                        cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
-        if count == 1:
+        shape = None
+        for t, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames)):
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
+                                f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
+            image = cv2.cvtColor(_resized(frame, resize, short_side), cv2.COLOR_RGB2BGR)
+            write_bytes(partial / f"{t:05d}.png", cv2.imencode(".png", image)[1].tobytes())
+        if len(image_files(partial)) == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):
             shutil.rmtree(color, ignore_errors=True)
             partial.replace(color)
-        elif _contents(color) != _contents(partial):
-            raise UserError(f"{color} already has other frames than these of {video}: give another --data_dir, or "
-                            "remove that folder, or leave out --video to use its frames")
+        elif _hashes(color) != _hashes(partial):
+            raise UserError(f"{color} already has other frames than {video}: give another --data_dir, or remove that "
+                            "folder, or leave out --video to use its frames")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sequence = open_sequence(data_dir, num_imgs=None)
@@ -56,16 +60,17 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     return sequence
 
 
-def _resized(frame: np.ndarray, resize: tuple[int, int] | None, short_side: int | None) -> np.ndarray:
+def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | None) -> np.ndarray:
+    """The frame at `size` (H, W), or with a shorter side of `short_side` pixels; unchanged if both are None."""
     H, W = frame.shape[:2]
     if short_side:
         zoom = short_side / min(H, W)
-        resize = round(H * zoom), round(W * zoom)
-    if not resize or tuple(resize) == (H, W):
+        size = round(H * zoom), round(W * zoom)
+    if not size or tuple(size) == (H, W):
         return frame
-    shrinks = resize[0] * resize[1] < H * W
-    return cv2.resize(frame, (resize[1], resize[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    shrinks = size[0] * size[1] < H * W
+    return cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _contents(folder: Path) -> list[tuple[str, str]]:
+def _hashes(folder: Path) -> list[tuple[str, str]]:
     return [(path.name, file_hash(path)) for path in image_files(folder)]

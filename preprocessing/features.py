@@ -1,10 +1,4 @@
-"""Appearance features by name.
-
-An extractor is `image -> features`: a frame `(H, W, 3)` uint8 RGB to `(h, w, c)`, whose corner features lie on the
-frame's corner pixels; callable from several threads. Its `threshold` is the cosine similarity above which two
-features may show the same point (0.5 for DINO, as in OmniMotion); `chain_threshold` is that for the ends of a trusted
-chain, which did not lose the point while its look changed.
-"""
+"""Appearance features, selected by name (`--features`)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -15,10 +9,12 @@ from preprocessing.flow import ModelOptions
 
 
 class FeatureExtractor(Protocol):
-    """What the appearance check needs."""
-    threshold: float
-    chain_threshold: float
-    settings: dict  # what features depend on besides the images; goes to meta.json
+    """A frame `(H, W, 3)` uint8 RGB -> features `(h, w, c)`; corner features lie on the frame's corner pixels.
+
+    It is called from several threads."""
+    threshold: float        # cosine similarity above which two features may show the same point
+    chain_threshold: float  # the same for the two ends of a trusted chain
+    settings: dict          # what the features depend on besides the images; written to meta.json
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 

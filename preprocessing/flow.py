@@ -1,7 +1,7 @@
-"""Optical flow by name.
+"""Optical flow models, selected by name (`--flow`).
 
-A flow model encodes a frame once and then finds the flow between encoded frames, so that what a frame's pairs share is
-not computed again for each. Callable from several threads.
+A model encodes each frame once and then computes the flow of pairs of encoded frames, so that the part of the work that
+depends on one frame only is not repeated for every pair.
 """
 
 from collections.abc import Callable
@@ -15,50 +15,54 @@ Encoding = tuple[np.ndarray, ...]
 
 
 class FlowModel(Protocol):
-    """What the pipeline needs of optical flow."""
-    settings: dict  # what the flow depends on besides the images; goes to meta.json
-    warm: bool      # whether a pair starts from the pair before it (the same source frame, a nearer target)
-    batch: int      # pairs a call
-    spill: bool     # whether an encoding is worth keeping on the disk
+    """What the pipeline needs of an optical flow model. It is called from several threads."""
+    settings: dict  # what the flow depends on besides the images; written to meta.json
+    warm: bool      # whether a pair starts from the flow of the pair with the same source and the next nearer target
+    batch: int      # pairs per call
+    spill: bool     # whether encodings are written to a temporary folder instead of being computed again
 
     def working_bytes(self, size: tuple[int, int]) -> int:
-        """Memory of a call for frames of `size` (H, W)."""
+        """Memory of one call of `flow`, in bytes, for frames of `size` (H, W)."""
 
     def encode(self, image: np.ndarray) -> Encoding:
-        """A frame `(H, W, 3)` uint8 RGB as `flow` wants it."""
+        """The encoding of a frame `(H, W, 3)` uint8 RGB."""
 
     def flow(self, a: list[Encoding], b: list[Encoding], starts: list[np.ndarray | None],
              close: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """From each of a to each of b: (flow `(H, W, 2)` float32 pixels, start of the pair after it).
+        """Flow from a[k] to b[k] for each k, as (flow `(H, W, 2)` float32 pixels, start of the next pair).
 
-        close: the frames are adjacent. Every chain is made of adjacent flows and there are few of them, so a model may
-        spend more on them."""
+        starts: for each pair, what the call for the pair before it returned as the start of the next, or None
+        close:  whether the frames are adjacent. A model may spend more time on adjacent frames: there are few of these
+                pairs, and all chains consist of them."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Where models come from and how they run."""
+    """Where models are loaded from and how they run."""
     device: str = "cpu"
-    weights: str = ""            # file name of RAFT's weights; empty: the best that is in weights_dir
-    weights_dir: Path | None = None
-    offline: bool = False
-    iterations: int = 20
-    correlation: str = "auto"    # all_pairs where memory allows it, else on_demand
-    precision: str = "float32"
-    warm: bool = True
-    batch: int = 8               # pairs at a time on CUDA
-    feature_model: str = ""      # another DINO or DINOv2, of the hub or in a folder
-    feature_side: int = 480      # shorter side of the image that DINO describes
+    weights: str = ""            # file name of RAFT's weights; empty: the best file in weights_dir
+    weights_dir: Path | None = None  # None: the user's cache
+    offline: bool = False        # do not download
+    iterations: int = 20         # of RAFT
+    correlation: str = "auto"    # of RAFT: all_pairs, on_demand, or auto: all_pairs where memory allows it
+    precision: str = "float32"   # of RAFT's networks
+    warm: bool = True            # of RAFT: start from the flow of the pair before
+    batch: int = 8               # pairs that RAFT computes per call on CUDA
+    feature_model: str = ""      # another DINO or DINOv2 model: a name on the Hugging Face hub, or a folder
+    feature_side: int = 480      # pixels of the shorter side of the image that DINO sees
 
 
 class _Dis:
-    """DIS beside what the pipeline wants of a flow model; its encoding is the frame itself."""
-    settings, warm, batch, spill = {}, False, 1, False
+    """DIS as a FlowModel; the encoding of a frame is the frame itself."""
+    warm = False
+    batch = 1
+    spill = False
 
     def __init__(self):
         from third_party.dis import DisFlow
 
-        self.estimators = {close: DisFlow(close) for close in (False, True)}
+        self.settings = {}
+        self.estimators = {adjacent: DisFlow(adjacent) for adjacent in (False, True)}
 
     def working_bytes(self, size: tuple[int, int]) -> int:
         return 60 * max(size[0] * size[1], 512 * 512)
@@ -87,9 +91,11 @@ def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowMode
 
     if options.correlation != "auto":
         return model(options.correlation)
-    full = model("all_pairs")
-    return full if options.device == "cuda" or full.working_bytes(size) <= memory else model("on_demand")
+    all_pairs = model("all_pairs")
+    if options.device == "cuda" or all_pairs.working_bytes(size) <= memory:
+        return all_pairs
+    return model("on_demand")
 
 
-# (options, frame size (H, W), bytes of memory for a call) -> model
+# name -> function of (options, frame size (H, W), bytes of memory for one call) that loads the model
 FLOW_MODELS: dict[str, Callable[[ModelOptions, tuple[int, int], int], FlowModel]] = {"dis": _dis, "raft": _raft}

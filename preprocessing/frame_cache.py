@@ -1,4 +1,4 @@
-"""What is computed once a frame and needed by many pairs, within a bound of memory."""
+"""A cache of arrays that are computed once per frame and used by many pairs, with a limit on memory."""
 
 import logging
 from collections import OrderedDict
@@ -17,15 +17,18 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class FrameCache:
-    """`cache[t]` is `compute(t)`, arrays of frame t; safe to use from several threads.
+    """`cache[t]` returns `compute(t)`, the arrays of frame t. Safe to use from several threads.
 
-    The arrays used last stay in memory, up to `budget` bytes. With `folder` all are kept there too and computed once;
-    without, those that left memory are computed again (frames: read from their files again)."""
+    budget: bytes of arrays to keep in memory; the least recently used ones are dropped
+    folder: where to also keep all arrays as files. Without it, dropped arrays are computed again"""
 
     def __init__(self, compute: Callable[[int], Arrays], budget: int, folder: Path | None = None):
-        self.compute, self.budget, self.folder = compute, budget, folder
+        self.compute = compute
+        self.budget = budget
+        self.folder = folder
         self._kept: OrderedDict[int, Arrays] = OrderedDict()
-        self._bytes, self._lock = 0, Lock()
+        self._bytes = 0
+        self._lock = Lock()
 
     def __getitem__(self, t: int) -> Arrays:
         with self._lock:
@@ -46,10 +49,10 @@ class FrameCache:
             return self._compute(t)
         path = self.folder / f"{t:05d}.npz"
         if path.is_file():
-            try:  # read, not mapped: mapped pages would count as memory
+            try:  # read, not memory-mapped: mapped pages would count as memory of the process
                 file = ArrayFile(path, "it is computed again")
                 return tuple(file[name] for name in file.names)
-            except UserError as error:  # a machine that died may have left it short
+            except UserError as error:  # the file is incomplete if the machine crashed while it was written
                 log.warning("%s", error)
         arrays = self._compute(t)
         with atomic_path(path, sync=False) as temporary, open(temporary, "wb") as file:
@@ -57,7 +60,7 @@ class FrameCache:
         return arrays
 
     def _compute(self, t: int) -> Arrays:
-        """Laid out as they will be when they are read again: sums over another layout round otherwise."""
+        """The arrays in C order, as they are when read from a file: rounding of sums depends on the memory layout."""
         return tuple(np.ascontiguousarray(array) for array in self.compute(t))
 
 

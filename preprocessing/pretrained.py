@@ -1,8 +1,8 @@
-"""Published weights: where they come from, and how they get into the user's folder whole and unchanged.
+"""Download and verify the weights of RAFT and CoTracker.
 
-A checksum stands for the bytes that the authors publish: raft-small.pth's was computed from the file; those of the
-other princeton-vl files are in the records of mirrors that have that same raft-small.pth; those of torchvision begin
-with the digits in the official file names; CoTracker's is on its page.
+Where the SHA-256 checksums come from: raft-small.pth's was computed from the authors' file; those of the other
+princeton-vl files are listed by mirrors whose raft-small.pth has that checksum; those of torchvision begin with the
+digits in the file names, as torchvision guarantees; CoTracker's is on its page of the Hugging Face hub.
 """
 
 import hashlib
@@ -25,52 +25,52 @@ from common.files import atomic_path
 log = logging.getLogger(__name__)
 PRINCETON = "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"  # the link in RAFT's download_models.sh
 TORCHVISION = "https://download.pytorch.org/models"
-MAX_BYTES = 1 << 30  # of a download, and of a file in it
+MAX_BYTES = 1 << 30  # largest download, and largest file in a downloaded archive
 COTRACKER = "https://huggingface.co/facebook/cotracker3/resolve/main"
 
 
 @dataclass(frozen=True)
-class Published:
-    """A weights file: its SHA-256 and its address, which may be that of an archive with the file in it."""
+class WeightsFile:
+    """Where a weights file can be downloaded."""
     url: str
-    sha256: str
-    archive: bool = False
+    sha256: str            # of the weights file
+    archive: bool = False  # the URL is a zip archive that contains the file
 
 
 WEIGHTS = {
-    "raft-things.pth": Published(
+    "raft-things.pth": WeightsFile(
         PRINCETON, "fcfa4125d6418f4de95d84aec20a3c5f4e205101715a79f193243c186ac9a7e1", archive=True),
-    "raft-sintel.pth": Published(
+    "raft-sintel.pth": WeightsFile(
         PRINCETON, "90630d2e7d488a0d3ccb5e8194524850c4c05c732ea4ff99799822c7fa5c5cbf", archive=True),
-    "raft-small.pth": Published(
+    "raft-small.pth": WeightsFile(
         PRINCETON, "c7d41b9cc88442bb8aa911dbb33086dac55a226394b142937ff22d5578717332", archive=True),
-    "raft_large_C_T_SKHT_V2-ff5fadd5.pth": Published(
+    "raft_large_C_T_SKHT_V2-ff5fadd5.pth": WeightsFile(
         f"{TORCHVISION}/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
         "ff5fadd56d26b40647388883af1547351ea17868b765c05b27231e72dd16a322"),
-    "raft_large_C_T_V2-1bb1363a.pth": Published(
+    "raft_large_C_T_V2-1bb1363a.pth": WeightsFile(
         f"{TORCHVISION}/raft_large_C_T_V2-1bb1363a.pth",
         "1bb1363a43b40f8dea96c530217a7e8b1804ffc77506058db2ec0afa428ad4f6"),
-    "raft_small_C_T_V2-01064c6d.pth": Published(
+    "raft_small_C_T_V2-01064c6d.pth": WeightsFile(
         f"{TORCHVISION}/raft_small_C_T_V2-01064c6d.pth",
         "01064c6dba73b0fc9fc8edf772248560a00a3acfd62ac6677e9eeebad9680e27"),
-    "scaled_offline.pth": Published(
+    "scaled_offline.pth": WeightsFile(
         f"{COTRACKER}/scaled_offline.pth", "2670d4562ed69326dda775a26e54883925cd11b6fc9b24cb7aa9f8078bce7834"),
 }
-# OmniMotion's choice first; what is not there is passed over, and if none is, the first is downloaded
+# Choices for --flow raft: the first file that exists is used; if none exists, the first (OmniMotion's) is downloaded
 RAFT_FILES = ["raft-things.pth", "raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_large_C_T_V2-1bb1363a.pth",
               "raft-sintel.pth", "raft-small.pth", "raft_small_C_T_V2-01064c6d.pth"]
 
 
 def default_weights_dir() -> Path:
-    """Folder of weights in the user's cache."""
+    """The folder of weights in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnimotion-turbo"
 
 
 def find_weights(names: list[str], weights_dir: Path | None, offline: bool = False) -> Path:
-    """The first of the files that is in `weights_dir` (default: the user's cache), else the first, downloaded there.
+    """The first of the files `names` that exists in `weights_dir` (default: the user's cache).
 
-    A file of the user's own is used as it is, and so is a published one that is already there: what it holds is checked
-    when it is loaded. UserError if it has to be downloaded and cannot be, or is not what was published."""
+    If none exists, the first is downloaded there and its checksum is verified. Existing files are not verified here:
+    their content is checked when they are loaded. UserError if the download fails or is not possible."""
     folder = Path(weights_dir) if weights_dir else default_weights_dir()
     for name in names:
         if (folder / name).is_file():
@@ -79,42 +79,42 @@ def find_weights(names: list[str], weights_dir: Path | None, offline: bool = Fal
     name = names[0]
     if name not in WEIGHTS:
         raise UserError(f"no weights {folder / name}: put the file there, or choose from {', '.join(WEIGHTS)}")
-    published = WEIGHTS[name]
-    by_hand = f"fetch {published.url} by hand" + (f", unpack {name}" if published.archive else "")
+    source = WEIGHTS[name]
+    by_hand = f"download {source.url} by hand" + (f", unpack {name}" if source.archive else "")
     if offline:
-        raise UserError(f"--offline, and {folder / name} is not there: {by_hand} and put it there")
+        raise UserError(f"--offline, and {folder / name} does not exist: {by_hand} and put it there")
     try:
-        _download(published, folder / name)
+        _download(source, folder / name)
     except OSError as error:
-        raise UserError(f"{published.url} cannot be downloaded ({error}): {by_hand} and put it at {folder / name}") \
+        raise UserError(f"{source.url} cannot be downloaded ({error}): {by_hand} and put it at {folder / name}") \
             from error
     return folder / name
 
 
-def _download(published: Published, path: Path) -> None:
-    """Fetch the file with a progress bar; it appears whole and checked, or not at all."""
-    with urllib.request.urlopen(published.url, timeout=60) as answer:
+def _download(weights: WeightsFile, path: Path) -> None:
+    """Download a file to `path` with a progress bar. `path` is created only if the checksum is right."""
+    with urllib.request.urlopen(weights.url, timeout=60) as answer:
         length = int(answer.headers.get("Content-Length") or 0) or None
-        source = io.BytesIO() if published.archive else None
+        archive = io.BytesIO() if weights.archive else None
         with (atomic_path(path) as temporary, open(temporary, "wb") as file,
               tqdm(total=length, desc=path.name, unit="B", unit_scale=True) as bar):
             while piece := answer.read(1 << 20):
                 if bar.n + len(piece) > MAX_BYTES:
-                    raise UserError(f"{published.url} is not what was published (over {MAX_BYTES >> 20} MiB): fetch "
-                                    f"{path.name} elsewhere")
-                (source or file).write(piece)
+                    raise UserError(f"{weights.url} is larger than {MAX_BYTES >> 20} MiB, so it is not {path.name}: "
+                                    "download that file elsewhere")
+                (archive or file).write(piece)
                 bar.update(len(piece))
-            if source is not None:
-                _unpack(source, published.url, path.name, file)
+            if archive is not None:
+                _unpack(archive, weights.url, path.name, file)
             file.flush()
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-            if digest != published.sha256:
-                raise UserError(f"{published.url} is not what was published (SHA-256 {digest[:16]}..., expected "
-                                f"{published.sha256[:16]}...): try again, or fetch {path.name} elsewhere")
+            if digest != weights.sha256:
+                raise UserError(f"{weights.url} has the wrong checksum (SHA-256 {digest[:16]}..., expected "
+                                f"{weights.sha256[:16]}...): try again, or download {path.name} elsewhere")
 
 
 def _unpack(archive: io.BytesIO, url: str, name: str, file: BinaryIO) -> None:
-    """Copy the archive's file of that name, in whichever folder it is."""
+    """Copy the archive's file called `name`, in any of its folders, to `file`."""
     try:
         with zipfile.ZipFile(archive) as content:
             member = next(m for m in content.infolist() if Path(m.filename).name == name)
@@ -123,4 +123,4 @@ def _unpack(archive: io.BytesIO, url: str, name: str, file: BinaryIO) -> None:
             with content.open(member) as source:
                 shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, StopIteration, RuntimeError, EOFError, zlib.error) as error:
-        raise UserError(f"{url} is not an archive with {name}: fetch that file by hand") from error
+        raise UserError(f"{url} is not an archive with {name}: download that file by hand") from error

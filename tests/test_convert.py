@@ -70,8 +70,8 @@ def test_layout_omnimotion_leaves_no_store(folder, tmp_path):
 
 
 @pytest.mark.parametrize("there,to,words", [
-    ([], "omnimotion", "no store"), ([], "store", "has not OmniMotion's folders"),
-    (["correspondences"], "store", "is there already")])
+    ([], "omnimotion", "no store"), ([], "store", "does not have OmniMotion's layout"),
+    (["correspondences"], "store", "exists already")])
 def test_nothing_to_convert_is_one_line(there, to, words, folder, tmp_path):
     for name in ["color", *there]:
         shutil.copytree(folder / name, tmp_path / "new" / name)

@@ -167,31 +167,31 @@ def test_bad_weights_are_one_line(tmp_path):
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch):
-    """Two files "published" on this disk: one by itself, one in an archive with a folder."""
+def downloadable(tmp_path, monkeypatch):
+    """Two downloadable files on this disk: one by itself, one in an archive with a folder."""
     content = {"alone.pth": b"weights" * 1000, "inside.pth": b"others" * 500}
     (tmp_path / "alone.pth").write_bytes(content["alone.pth"])
     with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
         archive.writestr("models/inside.pth", content["inside.pth"])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
     monkeypatch.setattr(pretrained, "WEIGHTS", {
-        "alone.pth": pretrained.Published((tmp_path / "alone.pth").as_uri(), hashes["alone.pth"]),
-        "inside.pth": pretrained.Published((tmp_path / "models.zip").as_uri(), hashes["inside.pth"], archive=True),
-        "changed.pth": pretrained.Published((tmp_path / "alone.pth").as_uri(), "0" * 64),
-        "gone.pth": pretrained.Published((tmp_path / "gone").as_uri(), "0" * 64)})
+        "alone.pth": pretrained.WeightsFile((tmp_path / "alone.pth").as_uri(), hashes["alone.pth"]),
+        "inside.pth": pretrained.WeightsFile((tmp_path / "models.zip").as_uri(), hashes["inside.pth"], archive=True),
+        "changed.pth": pretrained.WeightsFile((tmp_path / "alone.pth").as_uri(), "0" * 64),
+        "gone.pth": pretrained.WeightsFile((tmp_path / "gone").as_uri(), "0" * 64)})
     return content
 
 
-def test_weights_are_downloaded_whole_and_checked(published, tmp_path):
+def test_weights_are_downloaded_whole_and_checked(downloadable, tmp_path):
     folder = tmp_path / "cache"
-    for name, data in published.items():
+    for name, data in downloadable.items():
         assert pretrained.find_weights([name], folder).read_bytes() == data
-    for name, words in (("changed.pth", "not what was published"), ("gone.pth", "by hand"), ("x.pth", "choose from")):
+    for name, words in (("changed.pth", "wrong checksum"), ("gone.pth", "by hand"), ("x.pth", "choose from")):
         with pytest.raises(UserError, match=words):
             pretrained.find_weights([name], folder)
-    with pytest.raises(UserError, match=r"--offline.*changed.pth is not there: fetch file:.*by hand"):
+    with pytest.raises(UserError, match=r"--offline.*changed.pth does not exist: download file:.*by hand"):
         pretrained.find_weights(["changed.pth"], folder, offline=True)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(published)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(downloadable)
     assert pretrained.find_weights(["changed.pth", "inside.pth"], folder, offline=True) == folder / "inside.pth"
 
 

@@ -38,7 +38,7 @@ from loaders.tapvid_pickle import read_pickle
 from loaders.track_files import load_annotations, load_queries
 from loaders.video import read_video, write_video
 from preprocessing.cli import main as preprocessing
-from preprocessing.pretrained import Published, _download
+from preprocessing.pretrained import WeightsFile, _download
 from third_party.raft_flow import load_raft
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,8 +157,8 @@ def test_a_weights_archive_with_names_that_lead_out():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/models.zip"
-        with pytest.raises(UserError, match="is not what was published"):
-            _download(Published(url, "0" * 64, archive=True), Path("a/b/weights/raft-small.pth"))
+        with pytest.raises(UserError, match="has the wrong checksum"):
+            _download(WeightsFile(url, "0" * 64, archive=True), Path("a/b/weights/raft-small.pth"))
         server.shutdown()
     assert {path.name for path in Path().rglob("*.pth")} == set()
 

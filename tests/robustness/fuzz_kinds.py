@@ -36,7 +36,7 @@ from loaders.track_files import (
 )
 from loaders.video import read_video, write_gif, write_video
 from models.factory import checkpoint_num_frames, model_from_checkpoint, new_model
-from preprocessing.convert import to_published
+from preprocessing.convert import to_omnimotion_layout
 
 SIZE, FRAMES = (24, 32), 3
 QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layers 2 --field_width 8".split()
@@ -117,7 +117,7 @@ def published_file(pattern: str) -> Callable[[Path], Path]:
     """A file of OmniMotion's folders."""
     def make(folder: Path) -> Path:
         made = sequence(folder)
-        to_published(made, open_correspondences(made))
+        to_omnimotion_layout(made, open_correspondences(made))
         return next(folder.glob(pattern))
     return make
 
