@@ -1,12 +1,13 @@
 """Synthetic sequences with exact ground truth: `python -m preprocessing synthetic --data_dir seqs/demo`.
 
 Notation
-    T, H, W  frames, height, width
-    N        ground-truth points
-    id       number of the layer that is in front, 0 for the ground   (H, W)
+    T, H, W  number of frames, their height and width
+    N        number of ground-truth points
+    id       index of the visible layer at a pixel (H, W); 0 is the ground
 
-Writes seq/color, seq/mask (what moves on the ground), seq/annotations.npz (docs/method.md, without query points:
-they are sampled for the query mode, as in TAP-Vid) and seq/synthetic.json, how the sequence was made.
+A sequence folder gets color/ (frames), mask/ (everything but the ground), annotations.npz (docs/method.md;
+without query points, which are sampled for the query mode, as in TAP-Vid) and synthetic.json (the arguments of
+`write_scene`).
 """
 
 import argparse
@@ -23,8 +24,10 @@ from common.files import atomic_path, write_text
 from loaders.track_files import Annotations, save_annotations
 from preprocessing.synthetic.scenes import RECIPES, build_layers
 
-SAMPLES = 2   # a pixel is the mean of SAMPLES x SAMPLES looks
-MARGIN = 1.5  # pixels between a point and the next outline, in the frame in which it is chosen
+SAMPLES = 2        # a pixel is the mean of SAMPLES x SAMPLES samples
+MARGIN = 1.5       # pixels: smallest distance of a point to an outline in the frame in which it is chosen
+MIN_SIDE = 48      # pixels: smallest height and width
+START_FRAMES = 5   # points are chosen in so many frames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Render and write a sequence. UserError if the folder holds a sequence that was not made here."""
+    """Run the `synthetic` command. Errors as in `write_scene`."""
     write_scene(Path(args.data_dir), args.scene, tuple(args.size), args.num_frames, args.seed, args.num_points,
                 progress=True)
 
 
 def write_scene(root: Path, scene: str, size: tuple[int, int], num_frames: int, seed: int, num_points: int,
                 progress: bool = False) -> None:
-    """Render a scene into a sequence folder; arguments and errors as `render_scene`.
+    """Render a scene into the sequence folder `root`. Arguments and errors as in `render_scene`.
 
-    UserError too if the folder holds a sequence that was not made here."""
+    UserError also if the folder has a sequence that is not synthetic. A synthetic one is overwritten."""
     if (root / "color").exists() and not (root / "synthetic.json").exists():
-        raise UserError(f"{root} holds a sequence that is not synthetic: choose another --data_dir")
+        raise UserError(f"{root} has a sequence that is not synthetic: choose another --data_dir")
     frames, annotations, masks = render_scene(scene, size, num_frames, seed, num_points, progress)
     made = {"scene": scene, "size": size, "num_frames": num_frames, "seed": seed, "num_points": num_points}
     write_text(root / "synthetic.json", json.dumps(made, indent=1) + "\n")
@@ -65,13 +68,14 @@ def write_scene(root: Path, scene: str, size: tuple[int, int], num_frames: int, 
 
 def render_scene(scene: str, size: tuple[int, int], num_frames: int, seed: int, num_points: int,
                  progress: bool = False) -> tuple[np.ndarray, Annotations, np.ndarray]:
-    """Frames `(T, H, W, 3)` uint8, ground truth, and masks `(T, H, W)` of what moves on the ground.
+    """Frames `(T, H, W, 3)` uint8, ground truth, and masks `(T, H, W)` bool of everything but the ground.
 
-    UserError for an unknown scene, fewer than 2 frames, sides under 48 or no points."""
+    scene: a key of RECIPES; size: (H, W); seed: of textures, placement and points; progress: show a progress bar.
+    UserError for an unknown scene, fewer than 2 frames, sides below MIN_SIDE or no points."""
     if scene not in RECIPES:
         raise UserError(f"no scene '{scene}': choose from {', '.join(RECIPES)}")
-    if num_frames < 2 or min(size) < 48 or num_points < 1:
-        raise UserError("a synthetic sequence needs at least 2 frames, sides of at least 48 pixels and 1 point")
+    if num_frames < 2 or min(size) < MIN_SIDE or num_points < 1:
+        raise UserError(f"a synthetic sequence needs at least 2 frames, {MIN_SIDE} pixels per side and 1 point")
     layers = build_layers(scene, size, num_frames, seed)
     rendered = [render(layers, size, t) for t in tqdm(range(num_frames), "rendering", disable=not progress)]
     annotations = sample_tracks(layers, size, num_frames, seed, num_points)
@@ -79,15 +83,15 @@ def render_scene(scene: str, size: tuple[int, int], num_frames: int, seed: int, 
 
 
 def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frame t `(H, W, 3)` uint8 and the ids of the layers in front at the pixels' centers `(H, W)`."""
+    """Frame t `(H, W, 3)` uint8, and the ids of the visible layers at the pixel centers `(H, W)`."""
     H, W = size
     offset = (SAMPLES - 1) / 2
     grid = np.stack(np.meshgrid(np.arange(W * SAMPLES), np.arange(H * SAMPLES)), -1)
-    looks = (grid - offset) / SAMPLES  # (H S, W S, 2) pixels
+    samples = (grid - offset) / SAMPLES  # (H * SAMPLES, W * SAMPLES, 2) pixels
     picture = np.zeros((H * SAMPLES, W * SAMPLES, 3), np.float32)
     for layer in layers:
         rows, columns = _window(layer, size, t)
-        material, edge = layer.look_up(looks[rows, columns], t)
+        material, edge = layer.look_up(samples[rows, columns], t)
         if edge.size == 0:
             continue
         cover = (edge * SAMPLES + 0.5).clip(0, 1)[..., None].astype(np.float32)
@@ -98,7 +102,7 @@ def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.
 
 
 def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.ndarray:
-    """Id of the layer that is seen at `points` `(..., 2)` of frame t; -1 within `margin` pixels of an outline."""
+    """Ids `(...)` of the visible layers at `points` `(..., 2)` of frame t; -1 within `margin` pixels of an outline."""
     ids = np.zeros(points.shape[:-1], np.int64)
     for k, layer in enumerate(layers):
         edge = layer.look_up(points, t)[1]
@@ -108,18 +112,21 @@ def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.n
 
 
 def sample_tracks(layers: list, size: tuple[int, int], num_frames: int, seed: int, num_points: int) -> Annotations:
-    """Points that are seen in one of five frames spread over the clip, and where they are in all frames: by the motion
-    itself, nothing is estimated. A point is occluded if it lies outside the frame, on a side that is turned away, or
-    behind a nearer layer. Every layer has the same share of the points, and so have, where there are enough, the points
-    that vanish and come back."""
+    """Ground-truth tracks of `num_points` points, computed from the motion of the layers.
+
+    Each point is visible in one of START_FRAMES frames spread over the clip. It is occluded in frames where it is
+    outside the frame, on a side that faces away from the camera, or behind a nearer layer. All layers get the same
+    number of points; half of a layer's are points that disappear and reappear, where there are enough of them."""
     H, W = size
     rng = np.random.default_rng([seed, 1])
-    frames = np.unique(np.linspace(0, num_frames - 1, 5).round().astype(int))
+    frames = np.unique(np.linspace(0, num_frames - 1, START_FRAMES).round().astype(int))
     places = rng.uniform((-0.5, -0.5), (W - 0.5, H - 0.5), (len(frames), 50 * num_points, 2))
     ids = np.stack([front(layers, p, t, MARGIN) for p, t in zip(places, frames, strict=True)])
     groups = np.where(ids < 0, -1, ids * len(frames) + np.arange(len(frames))[:, None])
     chosen = stratify(groups.ravel(), 4 * num_points)
-    ids, places, start = ids.ravel()[chosen], places.reshape(-1, 2)[chosen], chosen // groups.shape[1]
+    ids = ids.ravel()[chosen]
+    places = places.reshape(-1, 2)[chosen]
+    start = chosen // groups.shape[1]  # index into `frames`
     points = np.empty((len(chosen), num_frames, 2))
     occluded = np.empty((len(chosen), num_frames), bool)
     for k, layer in enumerate(layers):
@@ -135,8 +142,10 @@ def sample_tracks(layers: list, size: tuple[int, int], num_frames: int, seed: in
 
 
 def stratify(groups: np.ndarray, count: int) -> np.ndarray:
-    """`count` indices into `groups` `(n,)`, as equal numbers of every group as there are; group -1 is left out."""
-    rank = np.full(len(groups), len(groups))  # how many of the same group come before
+    """`count` indices into `groups` `(n,)`, as equally distributed over the groups as possible, none of group -1.
+
+    Fewer are returned if there are not as many."""
+    rank = np.full(len(groups), len(groups))  # number of earlier items of the same group; group -1 comes last
     for group in np.unique(groups[groups >= 0]):
         members = np.flatnonzero(groups == group)
         rank[members] = np.arange(len(members))
@@ -144,12 +153,12 @@ def stratify(groups: np.ndarray, count: int) -> np.ndarray:
 
 
 def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Whether points `(..., 2)` lie on a pixel of the frame."""
+    """Whether points `(..., 2)` are inside the frame, borders of the outer pixels included: `(...)` bool."""
     return ((points >= -0.5) & (points < np.array(size[::-1]) - 0.5)).all(axis=-1)
 
 
 def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:
-    """Whether one of the nearer layers covers the points `(n, 2)` of frame t."""
+    """Whether one of the `nearer` layers covers the points `(n, 2)` of frame t: `(n,)` bool."""
     out = np.zeros(len(points), bool)
     for layer in nearer:
         out |= layer.look_up(points, t)[1] > 0
@@ -157,9 +166,10 @@ def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:
 
 
 def _window(layer, size: tuple[int, int], t: int) -> tuple[slice, slice]:
-    """Rows and columns of the fine grid that the layer can touch."""
-    center, radius = layer.reach(t)
-    low, high = np.nan_to_num(center - radius - 2), center + radius + 3
+    """Rows and columns of the grid of samples that the layer may cover in frame t."""
+    center, radius = layer.bounding_circle(t)
+    low = np.nan_to_num(center - radius - 2)  # an unbounded layer has an infinite radius
+    high = center + radius + 3
     limit = np.array(size[::-1])
     low = np.clip(low, 0, limit).astype(int) * SAMPLES
     high = np.minimum(high, limit).clip(0).astype(int) * SAMPLES

@@ -1,4 +1,4 @@
-"""A small benchmark in TAP-Vid's own format, of synthetic scenes: `python -m preprocessing tapvid --out small.pkl`."""
+"""A small synthetic benchmark in TAP-Vid's file format: `python -m preprocessing tapvid --out small.pkl`."""
 
 import argparse
 import logging
@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the `tapvid` command."""
     parser.add_argument("--out", required=True, help="file to write (.pkl)")
-    parser.add_argument("--scenes", default=",".join(RECIPES), help="comma-separated scenes, one a video")
+    parser.add_argument("--scenes", default=",".join(RECIPES), help="comma-separated scenes, one per video")
     parser.add_argument("--layout", choices=["dict", "list", "jpeg"], default="dict",
-                        help="as in TAP-Vid-DAVIS and RoboTAP, RGB-Stacking, or Kinetics (JPEG-encoded frames)")
+                        help="dict: as in TAP-Vid-DAVIS and RoboTAP; list: RGB-Stacking; jpeg: Kinetics (JPEG frames)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="frame size")
     parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
     parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
-    parser.add_argument("--num_points", type=int, default=64, help="number of ground-truth points a video")
+    parser.add_argument("--num_points", type=int, default=64, help="number of ground-truth points per video")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Render the scenes and write the file. UserError for an unknown scene, or what `render_scene` refuses."""
+    """Run the `tapvid` command. UserError for wrong arguments, see `render_scene`."""
     scenes = [scene for scene in args.scenes.split(",") if scene]
     if not scenes or Path(args.out).suffix != ".pkl":
         raise UserError(f"--scenes {args.scenes} --out {args.out}: give at least one scene and a file "

@@ -1,11 +1,11 @@
-"""Textures with the statistics of natural surfaces, made to be tracked: detail at every scale, no flat area, no repeat.
+"""Textures that can be tracked: like natural images they have detail at all scales; no flat areas and no repetition.
 
 Notation
-    slope    amplitude of the noise falls as frequency^-slope; 1 in two dimensions is what photographs have
+    slope    the amplitude of noise is proportional to frequency^-slope; photographs have a slope of about 1
     palette  (k, 3) RGB colors, 0..255
     texture  (h, w, 3) float32 RGB, 0..255; a volume is (n, n, n, 3)
 
-Surfaces seen from above are dead leaves (Lee, Mumford and Huang, IJCV 2001): shapes of all sizes that hide each other.
+The ground uses the dead leaves model (Lee, Mumford and Huang, IJCV 2001): shapes of all sizes that occlude each other.
 """
 
 import cv2
@@ -23,13 +23,16 @@ PALETTES = {
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator, slope: float,
           stretch: tuple[float, ...] = ()) -> np.ndarray:
-    """Gaussian noise of the given shape, mean 0, deviation 1. `stretch` makes an axis' features that much longer."""
-    padded = [n + n // 4 + 8 for n in shape]  # the noise repeats at its own size: cut before it does
+    """Gaussian noise of the given shape with mean 0 and standard deviation 1.
+
+    stretch: factor for each axis by which features are longer along it."""
+    padded = [n + n // 4 + 8 for n in shape]  # noise from an FFT is periodic; only part of a period is used
     axes = [np.fft.fftfreq(n) for n in padded[:-1]] + [np.fft.rfftfreq(padded[-1])]
     stretch = stretch or (1.0,) * len(shape)
     squares = np.ix_(*[(s * f) ** 2 for s, f in zip(stretch, axes, strict=True)])
     frequency = np.sqrt(sum(squares))
-    gain = np.exp(-(frequency / 0.35) ** 4) / np.maximum(frequency, 1 / max(padded)) ** slope  # nothing near the limit
+    low_pass = np.exp(-(frequency / 0.35) ** 4)  # removes frequencies near Nyquist's
+    gain = low_pass / np.maximum(frequency, 1 / max(padded)) ** slope
     out = np.fft.irfftn(np.fft.rfftn(rng.standard_normal(padded)) * gain, padded, axes=range(len(shape)))
     out = out[tuple(slice(n) for n in shape)]
     return ((out - out.mean()) / out.std()).astype(np.float32)
@@ -44,7 +47,7 @@ def dead_leaves(shape: tuple[int, int], rng: np.random.Generator, palette: str, 
     low, high = 2.5, max(largest, 4.0)
     count = int(1.6 * h * w / (np.pi * low * high)) + 40
     u = rng.random(count)
-    radii = 1 / np.sqrt(low ** -2 + u * (high ** -2 - low ** -2))  # density r^-3: the same picture at every scale
+    radii = 1 / np.sqrt(low ** -2 + u * (high ** -2 - low ** -2))  # density r^-3, which is scale-invariant
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     for radius in np.sort(radii)[::-1]:
         color = colors[rng.integers(len(colors))] * rng.uniform(0.75, 1.25) + rng.normal(0, 8, 3)
@@ -65,7 +68,7 @@ def fibers(shape: tuple[int, int], rng: np.random.Generator, palette: str) -> np
 
 
 def solid(side: int, rng: np.random.Generator, palette: str) -> np.ndarray:
-    """A volume `(side, side, side, 3)` of veined stone, to carve an object from."""
+    """A volume `(side, side, side, 3)` that looks like veined stone."""
     shape = (side, side, side)
     out = _colors(noise(shape, rng, 1.9), np.abs(noise(shape, rng, 1.9)), palette)
     out *= np.exp(0.28 * noise(shape, rng, 1.1))[..., None]
@@ -73,7 +76,7 @@ def solid(side: int, rng: np.random.Generator, palette: str) -> np.ndarray:
 
 
 def weather(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The texture `(h, w, 3)` with light and dirt at all scales, blurred to what a pixel grid can carry."""
+    """The texture `(h, w, 3)` with random brightness and tint at all scales, slightly blurred against aliasing."""
     shape = texture.shape[:2]
     light = np.exp(0.3 * noise(shape, rng, 1.2))[..., None]
     tint = np.stack([noise(shape, rng, 1.2) for _ in range(3)], -1)
@@ -81,11 +84,11 @@ def weather(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colors(band: np.ndarray, crack: np.ndarray, palette: str) -> np.ndarray:
-    """Patches of the palette's colors by `band`, split by dark lines where `crack` is near 0."""
+    """RGB `(..., 3)`: the palette's colors by the value of `band`, with dark lines where `crack` is near 0."""
     colors = np.array(PALETTES[palette], np.float32)
     k = len(colors)
     edges = np.quantile(band[..., ::2], np.arange(1, k) / k)
-    knots = np.repeat(edges, 2) + np.tile([-0.05, 0.05], k - 1)  # a step from color to color at each edge
+    knots = np.repeat(edges, 2) + np.tile([-0.05, 0.05], k - 1)  # a steep transition between two colors at each edge
     values = np.concatenate([colors[:1], np.repeat(colors[1:-1], 2, axis=0), colors[-1:]])
     out = np.stack([np.interp(band, knots, values[:, c]) for c in range(3)], -1).astype(np.float32)
     return out * (1 - 0.55 * np.exp(-(crack / 0.07) ** 2))[..., None]
