@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.geometry import pixel_grid
 from third_party.correlation import LEVELS, AllPairs, OnDemand
 
 CORRELATIONS = {"all_pairs": AllPairs, "on_demand": OnDemand}
@@ -168,10 +169,8 @@ class RAFT(nn.Module):
         hidden, context = context_a.split(CONTEXT[self.size], dim=1)
         hidden = torch.tanh(hidden)
         context = torch.relu(context)
-        h, w = context.shape[-2:]
-        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        grid = torch.stack([x, y]).to(context.device, torch.float32)  # (2, h, w)
-        flow = grid.new_zeros(len(context), 2, h, w) if start is None else start
+        grid = pixel_grid(context.shape[-2:], context.device).permute(2, 0, 1).contiguous()  # (2, h, w)
+        flow = torch.zeros_like(grid).repeat(len(context), 1, 1, 1) if start is None else start
         for _ in range(iterations):
             with in_float32:
                 correlations = look_up(grid + flow)

@@ -34,10 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the `synthetic` command."""
     parser.add_argument("--data_dir", required=True, help="sequence folder to write")
     parser.add_argument("--scene", choices=list(RECIPES), default="demo", help="layout and motion")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(192, 192), help="frame size")
+    add_scene_arguments(parser, side=192, num_points=256)
+
+
+def add_scene_arguments(parser: argparse.ArgumentParser, side: int, num_points: int) -> None:
+    """Options that the `synthetic` and `tapvid` commands share, with their defaults of frame size and points."""
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(side, side),
+                        help="frame size in pixels")
     parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
     parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
-    parser.add_argument("--num_points", type=int, default=256, help="number of ground-truth points")
+    parser.add_argument("--num_points", type=int, default=num_points, help="number of ground-truth points per scene")
 
 
 def main(args: argparse.Namespace) -> None:

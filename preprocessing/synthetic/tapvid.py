@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from loaders.tapvid import TapVideo, save_tapvid
-from preprocessing.synthetic.render import render_scene
+from preprocessing.synthetic.render import add_scene_arguments, render_scene
 from preprocessing.synthetic.scenes import RECIPES
 
 log = logging.getLogger(__name__)
@@ -18,10 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", default=",".join(RECIPES), help="comma-separated scenes, one per video")
     parser.add_argument("--layout", choices=["dict", "list", "jpeg"], default="dict",
                         help="dict: as in TAP-Vid-DAVIS and RoboTAP; list: RGB-Stacking; jpeg: Kinetics (JPEG frames)")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="frame size")
-    parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
-    parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
-    parser.add_argument("--num_points", type=int, default=64, help="number of ground-truth points per video")
+    add_scene_arguments(parser, side=256, num_points=64)
 
 
 def main(args: argparse.Namespace) -> None:
