@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from common.errors import UserError
 from configs.options import run_dir
-from inference.flow_guided_tracker import FlowTracker
+from inference.flow_guided_tracker import FlowGuidedTracker
 from inference.tracker import Tracker
 from loaders.checkpoint import check_frames, check_length, find_checkpoint
 from loaders.correspondences import open_correspondences
@@ -34,6 +34,6 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     if not options.follow_flow:
         return Tracker(model, *arguments)
     try:
-        return FlowTracker(model, open_correspondences(sequence), sequence.frames(), *arguments)
+        return FlowGuidedTracker(model, open_correspondences(sequence), sequence.frames(), *arguments)
     except UserError as error:
         raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error

@@ -9,7 +9,7 @@ import torch
 from common.errors import UserError
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, sample, static_tracks
-from inference.flow_guided_tracker import FlowTracker, Followed, follow
+from inference.flow_guided_tracker import FlowGuidedTracker, Followed, follow
 from inference.load_run import new_tracker
 from inference.tracker import Tracker
 from loaders.correspondence_format import StoredPair
@@ -294,7 +294,7 @@ def test_the_tracker_of_a_run(small_sequence, tmp_path):
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
     tracker, plain = new_tracker(model, sequence, options), Tracker(model)
-    assert isinstance(tracker, FlowTracker)
+    assert isinstance(tracker, FlowGuidedTracker)
     queries = np.stack([np.arange(6) % len(sequence), *np.random.default_rng(0).uniform(12, 50, (2, 6))], -1)
     found, still = tracker.track(queries), plain.track(queries)
     expected = follow(queries, still.tracks, still.visible, open_correspondences(sequence), sequence.frames())
