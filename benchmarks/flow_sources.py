@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.files import write_text
+from common.geometry import sample
 from drawing.colors import flow_colors, full_saturation
-from evaluation.baselines import sample
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations

@@ -1,12 +1,13 @@
-"""Looking up images and features between pixels.
+"""Pixel grids, the test whether a point is inside the frame, and bilinear look-up of images, flow and features.
 
 Notation
     H, W, n  height, width, points
     p, q     points (x, y) in pixels of frames a and b   (..., 2)
-    h, w, c  grid and channels of a frame's features; corner features lie on corner pixels
-Everything outside a frame is 0, as in OmniMotion.
+    h, w, c  grid and channels of a frame's features; the grid's corners lie on the centers of the corner pixels
+Functions of tensors return 0 outside a frame, as in OmniMotion; functions of arrays return the nearest border pixel.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +27,33 @@ def bilinear(image: Tensor, p: Tensor) -> Tensor:
     grid = p.reshape(1, -1, 1, 2) * (2 / p.new_tensor([max(W - 1, 1), max(H - 1, 1)])) - 1
     out = F.grid_sample(image.permute(2, 0, 1)[None].float(), grid, align_corners=True)  # (1, C, n, 1)
     return out[0, :, :, 0].T.reshape(*p.shape[:-1], C)
+
+
+def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Flow or colors `(H, W, C)` at points `(n, 2)`, bilinear, as `(n, C)` float32. Weights have the precision of the
+    points (cv2.remap rounds them to 1/32 pixel)."""
+    pixels, weights = corners(points, image.shape[:2])
+    return (weights[..., None] * image.reshape(-1, image.shape[2])[pixels]).sum(axis=1).astype(np.float32)
+
+
+def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices `(n, 4)` of the four pixels around each of the points `(n, 2)`, and their bilinear weights `(n, 4)`.
+    A point outside the frame is moved to the nearest position inside."""
+    H, W = size
+    x = points[:, 0].clip(0, W - 1)
+    y = points[:, 1].clip(0, H - 1)
+    x0 = np.minimum(x.astype(np.int64), W - 2)
+    y0 = np.minimum(y.astype(np.int64), H - 2)
+    u = x - x0
+    v = y - y0
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], axis=-1)
+    return (y0 * W + x0)[:, None] + np.array([0, 1, W, W + 1]), weights
+
+
+def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Whether points `(..., 2)` lie in a frame of `size` (H, W), bool `(...)`. The frame ends half a pixel beyond the
+    centers of its border pixels."""
+    return ((points >= -0.5) & (points <= np.array(size[::-1]) - 0.5)).all(axis=-1)
 
 
 def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.baselines import MAX_FB, check_adjacent_flow, corners, inside, sample
+from common.geometry import corners, inside, sample
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
-from loaders.correspondences import CorrespondenceStore
+from loaders.correspondences import MAX_FB, CorrespondenceStore, check_adjacent_flow
 from models.omnimotion import OmniMotion
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.geometry import pixel_grid
 from models.omnimotion import OmniMotion
 from models.rendering import take_sample
 
@@ -96,13 +97,13 @@ class Tracker:
 
     def flow(self, i: int, j: int) -> np.ndarray:
         """Flow in pixels `(H, W, 2)` from frame i to frame j, through occlusions."""
-        grid = self._grid()
+        grid = pixel_grid(self.size).reshape(-1, 2).numpy()
         return (self.correspond(grid, i, j) - grid).reshape(*self.size, 2)
 
     @torch.no_grad()
     def colors_and_depths(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Rendered colors `(n, H, W, 3)` in [0, 1] and depths `(n, H, W)` of frames `ids`."""
-        grid, colors, depths = torch.from_numpy(self._grid()), [], []
+        grid, colors, depths = pixel_grid(self.size).reshape(-1, 2), [], []
         for i in ids:
             frame = torch.tensor([i], device=self.device)
             with self.model.bound():
@@ -111,11 +112,6 @@ class Tracker:
             colors.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
             depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
         return np.stack(colors), np.stack(depths)
-
-    def _grid(self) -> np.ndarray:
-        """All pixels of a frame, `(H * W, 2)`."""
-        y, x = np.mgrid[: self.size[0], : self.size[1]]
-        return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
 
     def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
         return np.array_split(rows, max(1, -(-len(rows) // self.chunk_size)))

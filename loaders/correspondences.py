@@ -40,6 +40,7 @@ FOLDER = "correspondences"
 FORMAT = 1
 AGAIN = "delete its folder and run `python -m preprocessing` again"
 AFRESH = "run the same command without --resume"
+MAX_FB = 1.0  # pixels; a larger forward-backward error breaks a chain of flow between adjacent frames
 
 
 class CorrespondenceStore:
@@ -89,6 +90,15 @@ def open_correspondences(sequence: VideoSequence):
     if is_published(sequence.root):
         return PublishedFolder(sequence)
     raise UserError(f"no correspondences in {sequence.root}: run `python -m preprocessing --data_dir {sequence.root}`")
+
+
+def check_adjacent_flow(store) -> None:
+    """UserError unless the store has the flow of every pixel between adjacent frames (stores made from point tracks do
+    not have it)."""
+    H, W = store.size
+    if not (store.pairs == (0, 1)).all(axis=1).any() or store.index(0, 1).count != H * W:
+        raise UserError(f"the correspondences in {store.root} have no flow of every pixel between adjacent frames, as "
+                        "those that are made of tracks: make them with --flow dis or raft")
 
 
 def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore | None:

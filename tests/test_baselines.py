@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from evaluation.baselines import chained_flow_tracks, sample, static_tracks
+from common.geometry import sample
+from evaluation.baselines import chained_flow_tracks, static_tracks
 
 
 class Store:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.geometry import sample
 from configs.options import parse
-from evaluation.baselines import chained_flow_tracks, sample, static_tracks
+from evaluation.baselines import chained_flow_tracks, static_tracks
 from inference.flow_guided_tracker import FlowGuidedTracker, Followed, follow
 from inference.load_run import new_tracker
 from inference.tracker import Tracker
