@@ -12,9 +12,10 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+from common.cli import run
 from common.errors import UserError
 from common.files import write_text
-from configs.options import parse, run, run_dir
+from configs.options import parse, run_dir
 from evaluation.benchmark import run_benchmark
 from evaluation.scoring import (
     BASELINES,
@@ -26,6 +27,7 @@ from evaluation.scoring import (
     score,
 )
 from inference.load_run import open_run
+from loaders.images import limit_pixels
 from loaders.sequence import open_sequence
 from loaders.track_export import check_format, export_tracks
 from loaders.track_files import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
@@ -109,7 +111,9 @@ def write_metrics(path: Path, metrics: dict, query_mode: str) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    evaluate(parse("eval"))
+    options = parse("eval")
+    limit_pixels(options.max_pixels)
+    evaluate(options)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from configs.options import parse, run, run_dir
+from common.cli import run
+from configs.options import parse, run_dir
 from drawing.tracks import point_grid
 from inference import dense
 from inference.tracker import Tracker
+from loaders.images import limit_pixels
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import watch
 from training.memory import GIB, plan
@@ -67,7 +69,7 @@ def begin(trainer: Trainer) -> Board | None:
     if not trainer.processes.first:
         return None
     write_record(trainer.dir, trainer.options, trainer.step)
-    return Board(trainer.dir, tensorboard=not trainer.options.no_tensorboard, step=trainer.step)
+    return Board(trainer.dir, tensorboard=trainer.options.tensorboard, step=trainer.step)
 
 
 def agreed(trainer: Trainer, *flags: bool) -> list[bool]:
@@ -118,6 +120,7 @@ def stop_on_signal() -> list:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse("train")
+    limit_pixels(options.max_pixels)
     run_dir(options)  # is there anything to train on?
     with logging_redirect_tqdm():
         train(options, join_processes(options))

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.cli import run
 from common.errors import UserError
-from configs.options import parse, run
+from configs.options import parse
 from drawing import maps
 from drawing.cloud import cloud_pictures
 from drawing.colors import position_colors, score_colors
@@ -26,6 +27,7 @@ from drawing.legend import text_picture, with_strip
 from drawing.run_views import Views
 from drawing.tracks import match_picture, track_pictures
 from drawing.trails import trail_pictures
+from loaders.images import limit_pixels
 from loaders.video import write_gif, write_video
 from training.tensorboard import write_png
 
@@ -170,7 +172,9 @@ def _chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    visualize(parse("viz"))
+    options = parse("viz")
+    limit_pixels(options.max_pixels)
+    visualize(options)
 
 
 if __name__ == "__main__":

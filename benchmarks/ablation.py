@@ -21,8 +21,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.experiments import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from common.cli import run
 from common.files import atomic_path, write_text
-from configs.options import run
 from evaluation.plots import STYLE
 from evaluation.scoring import COLUMNS
 

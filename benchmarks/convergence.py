@@ -33,8 +33,8 @@ from benchmarks.experiments import (
     run_missing,
     spread,
 )
+from common.cli import run
 from common.files import atomic_path, write_text
-from configs.options import run
 from evaluation.plots import COLORS, STYLE
 from evaluation.scoring import baseline_tracks, score
 from loaders.sequence import open_sequence

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.experiments import ground_truth
-from configs.options import parse, run
+from common.cli import run
+from configs.options import parse
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
 from inference.load_run import open_run
 from loaders.track_files import Annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 
 MAX_JSON = 256 << 20  # bytes; flow_stats.json of 1,000 frames has 25 MB
+MAX_PIXELS = 1 << 26  # of an image, unless told otherwise; 8192x8192, room for 8K (7680x4320, and 8192x4320)
 
 
 @contextmanager

@@ -1,231 +1,290 @@
-"""Every option of train.py, eval.py and viz.py, once: name, default, help, by group.
+"""All options of train.py, eval.py and viz.py, each defined once.
 
-A config file (`--config configs/default.txt`) holds `name = value` lines; flags on the command line win over it.
-Options that count steps are steps of the published 100,000-step run: a run of `num_iters` steps scales them all.
+A config file (`--config configs/default.txt`) holds `name = value` lines; the command line overrides it. Every driver
+accepts all options, so that one config file serves all three. `--help` of a driver lists only those that it reads.
+Schedules are given in steps of a reference run of 100,000 steps; a run of `num_iters` steps scales them all.
 """
 
-import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import configargparse
 
-from common.errors import UserError, os_error_line
-from loaders.images import MAX_PIXELS, limit_pixels
+from common.cli import Flag, Parser
+from common.errors import UserError
+from common.files import MAX_PIXELS
 
-OPTIONS = {
-    "general": [
-        ("data_dir", str, "", "sequence folder (color/ and correspondences/, or OmniMotion's published layout)"),
-        ("expname", str, "default", "name of the experiment; results go to SAVE_DIR/EXPNAME_SEQUENCE"),
-        ("save_dir", str, "out", "folder of all results"),
-        ("ckpt_path", str, "", "eval, viz: the checkpoint to look at, else the run's newest; "
-         "train: a model that a new run starts from"),
-        ("no_reload", bool, False, "start from scratch even if the run's folder has a checkpoint"),
-        ("device", ("auto", "cpu", "cuda"), "auto", "where to compute; auto is CUDA where there is one"),
-        ("precision", ("auto", "fp32", "tf32", "bf16"), "auto", "of the networks' matrix products; auto is bf16 where "
-         "the hardware has it, else fp32. Coordinates, depths and losses are float32 always"),
-        ("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: PyTorch; C++ "
-         "for CPUs with AMX; Triton or tiny-cuda-nn for CUDA; auto is native where it can be, else PyTorch"),
-        ("compile", ("", "inductor", "aot_eager"), "", "compile the forward pass and the losses with this backend of "
-         "torch.compile; inductor uses CUDA graphs on a GPU"),
-        ("seed", int, 1234, "seed of everything random"),
-        ("num_iters", int, 100_000, "number of training steps; all schedules are shares of it"),
-        ("max_pixels", int, MAX_PIXELS, "refuse larger images and video frames"),
-    ],
-    "data": [
-        ("num_imgs", int, 250, "use at most this many frames"),
-        ("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences on the GPU; auto: where they fill "
-         "at most half of its free memory"),
-        ("num_pairs", int, 8, "pairs of frames a step, of all processes together; a multiple of their number"),
-        ("num_pts", int, 256, "points a pair"),
-        ("start_interval", int, 20, "largest distance between the frames of a pair at the start of the curriculum"),
-        ("neighbor_weight", float, 0.5, "weight of each adjacent frame when the partner of a frame is drawn"),
-        ("use_count_map", int, 1, "before the first error map, draw pixels by 1/sqrt(valid correspondences + 1)"),
-        ("error_map", ("accumulated", "last", "off"), "accumulated", "hard mining: add up errors over the whole run, "
-         "keep only the last evaluation (OmniMotion), or none"),
-        ("error_map_cell", int, 8, "side of an error map's cell in pixels"),
-        ("error_map_uniform", float, 0.1, "share of draws that ignores the error map: every pixel stays reachable"),
-        ("error_map_random", float, 0.0, "share of the points that is replaced by random ones (OmniMotion: 0.5)"),
-        ("i_cache", int, 20_000, "published steps between full evaluations for the error map"),
-    ],
-    "model": [
-        ("num_samples_ray", int, 32, "samples a ray"),
-        ("min_depth", float, 0.0, "nearest depth"),
-        ("max_depth", float, 2.0, "farthest depth"),
-        ("deform", ("mlp", "grid"), "mlp", "maps between frames and canonical volume: coupling layers whose scales and "
-         "shifts MLPs compute from a time latent, or space-time grids of displacements, which are far cheaper"),
-        ("grid_levels", int, 6, "deform = grid: levels of the grids, with sides of 3, 5, 9, ... vertices"),
-        ("grid_layers", int, 0, "deform = grid: layers of motion, one behind the other; 0: 2, with --init_layers 1 a "
-         "third in front where something crosses the picture"),
-        ("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
-        ("time_latent", ("hash", "gabor", "table"), "hash", "network of the frames' latents"),
-        ("latent_dim", int, 128, "size of a frame's latent"),
-        ("coupling_width", int, 256, "width of the coupling layers' networks"),
-        ("coupling_layers", int, 2, "hidden layers of a coupling's MLP"),
-        ("projection_layers", int, 2, "layers of the coupling's projection; 1 is OmniMotion's"),
-        ("pe_freq", int, 4, "octaves of the coupling layers' encoding"),
-        ("use_affine", int, 1, "affine map of x and y beside the coupling layers; grids have theirs always"),
-        ("affine_width", int, 256, "width of the affine map's MLP"),
-        ("affine_layers", int, 8, "linear layers of the affine map's MLP"),
-        ("field_width", int, 256, "width of the canonical field"),
-        ("field_layers", int, 3, "hidden layers of the canonical field"),
-        ("field_encoding", ("periodic", "nerf", "none"), "periodic", "code of canonical points: periodic, 66-d; "
-         "nerf, 63-d (the coordinates and 10 octaves); or none"),
-    ],
-    "optimization": [
-        ("optimizer", ("adam", "muon"), "adam", "Adam, as published, or Muon for the invertible network's matrices"),
-        ("lr_feature", float, 1e-3, "learning rate of the time latent"),
-        ("lr_deform", float, 1e-4, "learning rate of the invertible network"),
-        ("lr_color", float, 3e-4, "learning rate of the canonical field"),
-        ("lrate_decay_steps", float, 20_000, "published steps between decays of the learning rates"),
-        ("lrate_decay_factor", float, 0.5, "factor of a decay"),
-        ("lrate_warmup_steps", float, 0.0, "published steps over which the learning rates rise from 0"),
-        ("grad_clip", float, 1_000.0, "largest norm of the gradient, far above those of a healthy run; 0: no clipping"),
-        ("deform_start", float, 0.0, "published step at which the maps between frames and canonical volume begin to "
-         "learn; before it, the field learns alone"),
-        ("freeze_step", float, 40_000, "published step at which the time latents are frozen; 0: never"),
-        ("distortion_start", float, 40_000, "published step at which the distortion loss begins"),
-        ("w_smoothness", float, 0.0, "weight of OmniMotion's scene-flow smoothness loss (published: 20)"),
-        ("w_depth", float, 0.0, "weight of the depth prior's loss (`python -m preprocessing --depth` makes the prior)"),
-        ("init_layers", int, 0, "deform = grid: 1 starts from the background's motion behind that of what moves; with "
-         "field = grid correspondences vote which of them each place shows"),
-        ("init_depth", bool, False, "start with surfaces near the depth prior"),
-        ("recompute_above", int, 32_768, "on the CPU: samples a step (pairs x points x samples on a ray) above which "
-         "activations are computed again in the backward pass instead of stored"),
-        ("max_padding", float, 0.0, "predictions farther than this outside the frame have no flow loss, in pixels"),
-        ("mask_near", bool, False, "hide the nearest fifth of the samples for the first 4,000 published steps"),
-    ],
-    "inference": [
-        ("use_max_loc", int, 1, "follow the sample of the largest weight instead of compositing the ray"),
-        ("follow_flow", int, 0, "1: tracks go with the flow of the sequence's correspondences where that can be "
-         "trusted, and as a rule with the model elsewhere"),
-        ("occlusion_th", float, 0.99, "the model hides a point when more light than this is absorbed in front of it"),
-        ("chunk_size", int, 2_048, "pixels computed at a time; less needs less memory"),
-    ],
-    "logging": [
-        ("i_print", int, 100, "steps between TensorBoard scalars"),
-        ("i_img", int, 500, "steps between TensorBoard pictures; 0: none"),
-        ("i_weight", int, 20_000, "steps between checkpoints (one is always written at the end and on Ctrl-C)"),
-        ("save_every_minutes", float, 10.0, "a checkpoint is also written when the last one is older; 0: never"),
-        ("keep", int, 3, "checkpoints that are kept, the newest ones; 0: all"),
-        ("no_tensorboard", bool, False, "write no TensorBoard files"),
-    ],
-    "limits": [
-        ("max_memory", float, 0.0, "GiB that training may take (on a GPU: of its memory); activations are computed "
-         "again in pieces to keep to it; 0: no limit"),
-        ("process_timeout", float, 10.0, "several processes: minutes without an answer after which one counts as lost"),
-    ],
-    "evaluation": [
-        ("annotations", str, "", "annotations (.npz) to score against"),
-        ("queries", str, "", "query points (.npz or .csv) to track, instead of annotations"),
-        ("predictions", str, "", "tracks (.npz) of any tracker to score"),
-        ("query_mode", ("first", "strided"), "strided", "TAP-Vid's query mode"),
-        ("baselines", str, "", "comma-separated baselines in the table: static,chain"),
-        ("out", str, "", "file to write, instead of the default in the run's folder"),
-    ],
-    "benchmark": [
-        ("tapvid", str, "", "benchmark: a TAP-Vid pickle, a folder of its shards, or a folder of clips with "
-         "annotations.npz; every video is preprocessed, trained, tracked and scored; --predictions is then a folder of "
-         "NAME.npz"),
-        ("videos", str, "", "comma-separated names: these videos only"),
-        ("baseline", ("", "static", "chain"), "", "score this baseline instead of the model"),
-        ("compare", str, "", "comma-separated folders of other results, shown beside in the plots and in results.md"),
-        ("tapvid_size", int, 256, "side of the square frames that are tracked, TAP-Vid's is 256; 0: as in the file, "
-         "which TAP-Vid counts as another category"),
-        ("preprocessing", str, "--chain", "options of `python -m preprocessing` for every video"),
-        ("sequences", str, "", "folder of the videos' sequence folders, shared by experiments; "
-         "default SAVE_DIR/sequences/BENCHMARK"),
-        ("shard", str, "", "I/N: only every N-th video, from the I-th on (0 to N-1), as for job arrays"),
-        ("ray", "optional", "", "run one video a task on Ray: `--ray` starts it here, `--ray ADDRESS` joins a cluster"),
-        ("num_cpus", float, 1, "Ray: CPUs that a task asks for"),
-        ("num_gpus", float, -1, "Ray: GPUs that a task asks for; fractions share one; -1: 1 where there is CUDA"),
-    ],
-    "visualization": [
-        ("what", str, "tracks,depth", "comma-separated: tracks, trails, occlusion, depth, flow, color, canonical, "
-         "errors, pairs, all (these), page"),
-        ("formats", str, "mp4", "comma-separated: mp4, gif, png (a folder of frames)"),
-        ("out_dir", str, "", "folder of the results, instead of the run's"),
-        ("query_frame_id", int, 0, "frame whose points are drawn"),
-        ("target_frame_id", int, -1, "the other frame of `pairs`; -1: half the clip away"),
-        ("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side"),
-        ("use_mask", bool, False, "draw points of the sequence's foreground mask only"),
-        ("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
-        ("fps", float, 10.0, "frames a second of the videos and of the page"),
-        ("dense_interval", int, 0, "pixels between computed depths, colors and flow; 0: all on a GPU, else 96 along "
-         "the longer side"),
-        ("page_interval", int, 0, "page: pixels between its tracks; 0: 4 on a GPU, else 64 along the longer side"),
-        ("page_query_stride", int, 5, "page: frames between those whose pixels have tracks"),
-        ("page_mb", float, 25.0, "page: largest size of the file; tracks are rounded more, then fewer, to keep to it"),
-    ],
-}
-
-AT_MOST = {"grid_levels": 8,  # sides of 257 vertices, 3 GiB for 250 frames and two layers, with Adam's moments
-           "grid_layers": 4}
-AT_LEAST = {  # smallest values that make sense
-    **dict.fromkeys(("num_iters", "num_pairs", "num_pts", "start_interval", "error_map_cell", "chunk_size", "i_print",
-                     "i_weight", "i_cache", "latent_dim", "coupling_width", "coupling_layers", "projection_layers",
-                     "pe_freq", "affine_width", "field_width", "field_layers", "lrate_decay_steps",
-                     "grid_levels"), 1),
-    **dict.fromkeys(("num_imgs", "num_samples_ray", "affine_layers"), 2), "fps": 0.1, "page_query_stride": 1,
-    "page_mb": 1, "dense_interval": 0, "page_interval": 0, "grid_layers": 0,
-    **dict.fromkeys(("i_img", "grid_interval", "grad_clip", "deform_start", "freeze_step", "error_map_uniform",
-                     "error_map_random", "lr_feature", "lr_deform", "lr_color", "lrate_warmup_steps",
-                     "recompute_above", "tapvid_size", "num_cpus", "w_depth", "save_every_minutes", "keep",
-                     "max_memory", "process_timeout"), 0),
-    "max_pixels": 1,
-}
+ALL = ("train", "eval", "viz")
+TRAIN = ("train",)
+EVAL = ("eval",)
+VIZ = ("viz",)
+TRACK = ("eval", "viz")  # drivers that track with a trained model
 
 
-class _Parser(configargparse.ArgumentParser):
-    """Errors are one line and exit code 2."""
+@dataclass(frozen=True)
+class Option:
+    """One option. `type` is bool, int, float, str, or the tuple of the allowed strings.
 
-    def error(self, message: str) -> None:
-        sys.stderr.write(f"{self.prog}: {message} (--help lists the options)\n")
-        sys.exit(2)
+    `drivers` read the option. `old_names`, `old_negations` (of a bool: names of its opposite) and `old_values` are
+    accepted in place of the current ones; of a comma-separated value, each part may be an old one. `bare` is the
+    value of an option that is given without one."""
+    name: str
+    type: type | tuple[str, ...]
+    default: bool | int | float | str
+    help: str
+    drivers: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    old_names: tuple[str, ...] = ()
+    old_negations: tuple[str, ...] = ()
+    old_values: tuple[tuple[str, str], ...] = ()
+    bare: str | None = None
+    group: str = ""
 
 
-def parser(driver: str) -> configargparse.ArgumentParser:
-    """The option table as a parser; all three drivers read the same config files."""
-    out = _Parser(prog=f"{driver}.py", allow_abbrev=False,
-                  config_file_parser_class=configargparse.DefaultConfigFileParser,
-                  formatter_class=configargparse.ArgumentDefaultsHelpFormatter)
+def _group(group: str, drivers: tuple[str, ...], *options: Option) -> list[Option]:
+    """The options of one group. `drivers` read those that name no drivers of their own."""
+    return [replace(option, group=group, drivers=option.drivers or drivers) for option in options]
+
+
+OPTIONS = (
+    *_group(
+        "run", ALL,
+        Option("data_dir", str, "", "sequence folder: color/ and correspondences/, or OmniMotion's layout"),
+        Option("expname", str, "default", "name of the experiment; results go to SAVE_DIR/EXPNAME_SEQUENCE"),
+        Option("save_dir", str, "out", "folder of all results"),
+        Option("num_iters", int, 100_000, "number of training steps; all schedules are scaled to it", TRAIN, minimum=1),
+        Option("seed", int, 1234, "seed of all random numbers", ("train", "viz")),
+        Option("ckpt_path", str, "", "train: checkpoint whose model a new run starts from; eval, viz: checkpoint to "
+               "use instead of the newest one of the run"),
+        Option("reload", bool, True, "continue from the newest checkpoint in the run's folder",
+               TRAIN, old_negations=("no_reload",)),
+        Option("device", ("auto", "cpu", "cuda"), "auto", "device to compute on; auto: CUDA if available"),
+    ),
+    *_group(
+        "evaluation", EVAL,
+        Option("annotations", str, "", "annotations (.npz) to score the tracks against"),
+        Option("queries", str, "", "query points (.npz or .csv) to track, without a score"),
+        Option("predictions", str, "", "tracks (.npz) of any tracker to score; with --tapvid: folder of NAME.npz"),
+        Option("query_mode", ("first", "strided"), "strided", "TAP-Vid's query mode"),
+        Option("baselines", str, "", "comma-separated baselines to score beside the model: static,chain"),
+        Option("out", str, "", "file to write, instead of the default in the run's folder"),
+    ),
+    *_group(
+        "benchmark (options of train.py in --config or on the command line are used for training)", EVAL,
+        Option("tapvid", str, "", "TAP-Vid pickle, folder of its shards, or folder of clips with annotations.npz; "
+               "every video is preprocessed, trained, tracked and scored"),
+        Option("videos", str, "", "comma-separated names of the videos to use; default: all"),
+        Option("score_model", bool, True, "train and score the model; no: score only --baselines"),
+        Option("compare", str, "", "comma-separated folders of other results to show in plots and results.md"),
+        Option("tapvid_size", int, 256, "side of the square frames in pixels, 256 in TAP-Vid; 0: size of the file's "
+               "frames, which TAP-Vid reports as another category", minimum=0),
+        Option("preprocessing", str, "--chain", "options of `python -m preprocessing` for every video"),
+        Option("sequences", str, "", "folder of the videos' sequence folders, shared by experiments; default: "
+               "SAVE_DIR/sequences/BENCHMARK"),
+        Option("shard", str, "", "I/N: every N-th video, from the I-th on (0 to N-1), for job arrays"),
+        Option("ray", str, "", "run one video per task on Ray: `--ray` starts it here, `--ray ADDRESS` joins a cluster",
+               bare="local"),
+        Option("num_cpus", float, 1, "Ray: number of CPUs per task", minimum=0),
+        Option("num_gpus", float, -1, "Ray: number of GPUs per task, may be a fraction; -1: 1 if CUDA is available"),
+    ),
+    *_group(
+        "visualization", VIZ,
+        Option("what", str, "tracks,depth", "comma-separated: tracks, trails, occlusion, depth, flow, color, "
+               "canonical, errors, pairs, all (these), page", old_values=(("colour", "color"),)),
+        Option("formats", str, "mp4", "comma-separated: mp4, gif, png (a folder of frames)"),
+        Option("out_dir", str, "", "folder of the results; default: in the run's folder"),
+        Option("query_frame_id", int, 0, "frame whose points are drawn"),
+        Option("target_frame_id", int, -1, "`pairs`: the other frame; -1: half the clip away"),
+        Option("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side",
+               minimum=0),
+        Option("use_mask", bool, False, "draw only points of the sequence's foreground mask"),
+        Option("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
+        Option("fps", float, 10.0, "frames per second of videos and page", minimum=0.1),
+        Option("dense_interval", int, 0, "pixels between computed depths, colors and flow; 0: every pixel on a GPU, "
+               "96 values along the longer side on a CPU", minimum=0),
+        Option("page_interval", int, 0, "`page`: pixels between tracks; 0: 4 on a GPU, 64 tracks along the longer side "
+               "on a CPU", minimum=0),
+        Option("page_query_stride", int, 5, "`page`: frames between query frames", minimum=1),
+        Option("page_mb", float, 25.0, "`page`: largest file size in MB; tracks are rounded, then thinned, to fit",
+               minimum=1),
+    ),
+    *_group(
+        "inference", TRACK,
+        Option("follow_flow", bool, False, "follow the sequence's correspondences where they are reliable, and mostly "
+               "the model elsewhere"),
+        Option("use_max_loc", bool, True, "follow the sample of the largest weight; no: composite the ray"),
+        Option("occlusion_th", float, 0.99, "a point is occluded if more than this share of the light is absorbed in "
+               "front of it"),
+    ),
+    *_group(
+        "data", TRAIN,
+        Option("num_imgs", int, 250, "use at most this many frames", ALL, minimum=2),
+        Option("num_pairs", int, 8, "pairs of frames per step, over all processes; a multiple of their number",
+               minimum=1),
+        Option("num_pts", int, 256, "points per pair", minimum=1),
+        Option("start_interval", int, 20, "curriculum: largest distance between the frames of a pair at the start",
+               minimum=1),
+        Option("neighbor_weight", float, 0.5, "sampling weight of each adjacent frame as the second frame of a pair",
+               old_names=("neighbour_weight",)),
+        Option("use_count_map", bool, True, "until the first error map, sample pixels by 1/sqrt(valid correspondences "
+               "+ 1)"),
+        Option("error_map", ("accumulated", "last", "off"), "accumulated", "hard mining: sum errors over the whole "
+               "run, keep only the last evaluation (OmniMotion), or none"),
+        Option("error_map_cell", int, 8, "side of an error map's cell in pixels", minimum=1),
+        Option("error_map_uniform", float, 0.1, "share of points drawn uniformly instead of by the error map",
+               minimum=0),
+        Option("error_map_random", float, 0.0, "share of points replaced by random ones (OmniMotion: 0.5)", minimum=0),
+        Option("i_cache", int, 20_000, "reference steps between full evaluations for the error map", minimum=1),
+    ),
+    *_group(
+        "optimization", TRAIN,
+        Option("optimizer", ("adam", "muon"), "adam", "Adam as in OmniMotion, or Muon for the weight matrices of the "
+               "invertible network", old_names=("optimiser",)),
+        Option("lr_feature", float, 1e-3, "learning rate of the time latent", minimum=0),
+        Option("lr_deform", float, 1e-4, "learning rate of the invertible network", minimum=0),
+        Option("lr_color", float, 3e-4, "learning rate of the canonical field", minimum=0),
+        Option("lrate_decay_steps", float, 20_000, "reference steps between decays of the learning rates", minimum=1),
+        Option("lrate_decay_factor", float, 0.5, "factor of each decay"),
+        Option("lrate_warmup_steps", float, 0.0, "reference steps of linear warm-up", minimum=0),
+        Option("grad_clip", float, 1_000.0, "largest norm of the gradient, far above that of a healthy run; 0: no "
+               "clipping", minimum=0),
+        Option("freeze_step", float, 40_000, "reference step at which the time latents are frozen; 0: never",
+               minimum=0),
+        Option("deform_start", float, 0.0, "reference step until which only the canonical field learns", minimum=0),
+        Option("distortion_start", float, 40_000, "reference step at which the distortion loss begins"),
+        Option("w_smoothness", float, 0.0, "weight of the scene-flow smoothness loss (OmniMotion: 20)"),
+        Option("w_depth", float, 0.0, "weight of the depth prior's loss (`python -m preprocessing --depth` writes the "
+               "prior)", minimum=0),
+        Option("init_layers", bool, False, "deform = grid: initialize the deformation from segmented motion, "
+               "background behind foreground; with field = grid, also the field"),
+        Option("init_depth", bool, False, "initialize surfaces near the depth prior"),
+        Option("max_padding", float, 0.0, "no flow loss for predictions farther than this outside the frame, in "
+               "pixels"),
+        Option("mask_near", bool, False, "hide the nearest fifth of the samples for the first 4,000 reference steps"),
+    ),
+    *_group(
+        "model", TRAIN,
+        Option("num_samples_ray", int, 32, "samples per ray; eval, viz: only for OmniMotion checkpoints", ALL,
+               minimum=2),
+        Option("min_depth", float, 0.0, "nearest depth; eval, viz: only for OmniMotion checkpoints", ALL),
+        Option("max_depth", float, 2.0, "farthest depth; eval, viz: only for OmniMotion checkpoints", ALL),
+        Option("deform", ("mlp", "grid"), "mlp", "map between a frame and the canonical volume: coupling layers with "
+               "MLPs, or space-time displacement grids, which are much faster"),
+        Option("grid_levels", int, 6, "deform = grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
+               minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
+        Option("grid_layers", int, 0, "deform = grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
+               "something that crosses the picture", minimum=0, maximum=4),
+        Option("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
+        Option("field_width", int, 256, "width of the canonical field", minimum=1),
+        Option("field_layers", int, 3, "hidden layers of the canonical field", minimum=1),
+        Option("field_encoding", ("periodic", "nerf", "none"), "periodic", "encoding of canonical points: periodic "
+               "(66 values), nerf (63: coordinates and 10 octaves), or none"),
+        Option("time_latent", ("hash", "gabor", "table"), "hash", "network of the time latents"),
+        Option("latent_dim", int, 128, "size of a time latent", minimum=1),
+        Option("coupling_width", int, 256, "width of the coupling layers' MLPs", minimum=1),
+        Option("coupling_layers", int, 2, "hidden layers of a coupling layer's MLP", minimum=1),
+        Option("projection_layers", int, 2, "layers of a coupling layer's projection (OmniMotion: 1)", minimum=1),
+        Option("pe_freq", int, 4, "octaves of the coupling layers' encoding", minimum=1),
+        Option("use_affine", bool, True, "affine map of x and y before the coupling layers; grids always have one"),
+        Option("affine_width", int, 256, "width of the affine map's MLP", minimum=1),
+        Option("affine_layers", int, 8, "linear layers of the affine map's MLP", minimum=2),
+    ),
+    *_group(
+        "logging", TRAIN,
+        Option("i_print", int, 100, "steps between scalars in TensorBoard", minimum=1),
+        Option("i_img", int, 500, "steps between pictures in TensorBoard; 0: none", minimum=0),
+        Option("i_weight", int, 20_000, "steps between checkpoints; one is also written at the end and on Ctrl-C",
+               minimum=1),
+        Option("save_every_minutes", float, 10.0, "longest time between checkpoints; 0: no limit", minimum=0),
+        Option("keep", int, 3, "number of checkpoints to keep; 0: all", minimum=0),
+        Option("tensorboard", bool, True, "write TensorBoard files", old_negations=("no_tensorboard",)),
+    ),
+    *_group(
+        "speed and memory", TRAIN,
+        Option("precision", ("auto", "fp32", "tf32", "bf16"), "auto", "precision of the networks' matrix products; "
+               "auto: bf16 if the hardware multiplies it, else fp32. Coordinates, depths and losses are always fp32",
+               ALL),
+        Option("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: "
+               "PyTorch, C++ (CPUs with AMX), Triton or tiny-cuda-nn (CUDA); auto: native if possible, else PyTorch",
+               ALL),
+        Option("chunk_size", int, 2_048, "pixels computed at a time outside training steps; less needs less memory",
+               ALL, minimum=1),
+        Option("max_pixels", int, MAX_PIXELS, "refuse images and video frames with more pixels", ALL, minimum=1),
+        Option("compile", ("", "inductor"), "", "compile the forward pass and the losses with torch.compile; inductor "
+               "uses CUDA graphs on a GPU", old_values=(("aot_eager", ""),)),
+        Option("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences in GPU memory; auto: if "
+               "they take at most half of what is free", old_values=(("true", "yes"), ("True", "yes"), ("1", "yes"),
+                                                               ("false", "no"), ("False", "no"), ("0", "no"))),
+        Option("max_memory", float, 0.0, "limit of training's memory in GiB (GPU memory on CUDA); activations are "
+               "recomputed in pieces to stay below it; 0: no limit", minimum=0),
+        Option("recompute_above", int, 32_768, "CPU: number of samples per step (pairs x points x samples per ray) "
+               "above which activations are recomputed in the backward pass", minimum=0),
+        Option("process_timeout", float, 10.0, "several processes: minutes without an answer before one counts as "
+               "lost", minimum=0),
+    ),
+)
+
+
+def parser(driver: str) -> Parser:
+    """The parser of `driver`. It accepts all options; its help lists those that the driver reads."""
+    out = Parser(prog=f"{driver}.py", usage=f"{driver}.py [--config FILE] --data_dir FOLDER [options]",
+                 allow_abbrev=False, config_file_parser_class=configargparse.DefaultConfigFileParser)
     out.add_argument("--config", is_config_file=True, help="config file, a preset of configs/ or your own")
-    for group, options in OPTIONS.items():
-        section = out.add_argument_group(group)
-        for name, kind, default, text in options:
-            if kind is bool:
-                section.add_argument(f"--{name}", action="store_true", help=text)
-            elif kind == "optional":  # a flag that may have a value
-                section.add_argument(f"--{name}", nargs="?", const="local", default=default, help=text)
-            elif isinstance(kind, tuple):
-                section.add_argument(f"--{name}", choices=kind, default=default, help=text)
-            else:
-                section.add_argument(f"--{name}", type=kind, default=default, help=text)
+    groups = {}
+    for option in OPTIONS:
+        if option.group not in groups:
+            groups[option.group] = out.add_argument_group(option.group)
+        shown = option.help if driver in option.drivers else SUPPRESS
+        _add(groups[option.group], option, shown)
     out.add_argument("--version", action="version", version="OmniMotion Turbo 0.1", help=SUPPRESS)
+    out.add_argument("--baseline", help=SUPPRESS)  # removed; `parse` names its replacement
     return out
 
 
+def _add(group, option: Option, shown: str) -> None:
+    """Add one option to an argparse group with the help text `shown`."""
+    if option.type is bool:
+        group.add_argument(f"--{option.name}", action=Flag, default=option.default, help=shown,
+                           old_names=option.old_names, old_negations=option.old_negations)
+        return
+    settings = {"dest": option.name, "default": option.default, "help": shown, "type": _reader(option)}
+    if isinstance(option.type, tuple):
+        settings["choices"] = option.type
+    if option.bare is not None:
+        settings |= {"nargs": "?", "const": option.bare}
+    group.add_argument(f"--{option.name}", *(f"--{name}" for name in option.old_names), **settings)
+
+
+def _reader(option: Option) -> Callable:
+    """The function that turns an argument's text into the option's value."""
+    if option.type in (int, float):
+        return option.type
+    current = dict(option.old_values)
+    return lambda text: ",".join(current.get(part, part) for part in text.split(","))
+
+
 def parse(driver: str, argv: list[str] | None = None) -> Namespace:
-    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names.
-    `max_pixels` holds from here on."""
+    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names. SystemExit
+    2 for a mistake, after one line on stderr."""
     reader = parser(driver)
     try:
         options = reader.parse_args(argv)
     except UnicodeDecodeError:
         reader.error("the --config file is not a text in UTF-8")
-    limit_pixels(options.max_pixels)
-    for name, low in AT_LEAST.items():
-        if not getattr(options, name) >= low:
-            reader.error(f"--{name} {getattr(options, name)}: must be at least {low}")
-    for name in ("init_layers", "follow_flow"):
-        if getattr(options, name) not in (0, 1):
-            reader.error(f"--{name} {getattr(options, name)}: must be 0 or 1")
+    if options.baseline:
+        reader.error(f"--baseline was removed: say --no-score_model --baselines {options.baseline}")
+    del options.baseline
+    for option in OPTIONS:
+        value = getattr(options, option.name)
+        if option.minimum is not None and not value >= option.minimum:  # also true for NaN
+            reader.error(f"--{option.name} {value}: must be at least {option.minimum}")
+        if option.maximum is not None and value > option.maximum:
+            reader.error(f"--{option.name} {value}: must be at most {option.maximum}")
     if options.min_depth >= options.max_depth:
         reader.error(f"--max_depth {options.max_depth}: must be more than --min_depth {options.min_depth}")
-    for name in AT_MOST:
-        if getattr(options, name) > AT_MOST[name]:
-            reader.error(f"--{name} {getattr(options, name)}: must be at most {AT_MOST[name]}")
     return options
 
 
@@ -234,17 +293,3 @@ def run_dir(options: Namespace) -> Path:
     if not options.data_dir:
         raise UserError("no sequence folder given: say --data_dir seqs/NAME")
     return Path(options.save_dir) / f"{options.expname}_{Path(options.data_dir).resolve().name}"
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a driver's main; what is the user's to mend becomes one line on stderr and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except OSError as error:  # a full or read-only disk, a folder that is gone
-        if error.errno is None:  # not the system's word
-            raise
-        sys.stderr.write(f"error: {os_error_line(error)}; what was saved before is as it was\n")
-        sys.exit(2)

@@ -25,7 +25,7 @@ from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimization")  # groups of options that a model depends on
-NO_MATTER = {"num_imgs", "recompute_above", "chunk_size"}  # options of eval.py that change no result
+NO_MATTER = {"num_imgs"}  # options of eval.py that change no result
 # options of `python -m preprocessing` that are about frames, and those that say where and how fast
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
 NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
@@ -67,8 +67,8 @@ def check_options(options: Namespace) -> None:
     """UserError for options that do not go together, or with --preprocessing options that do not exist."""
     if options.ckpt_path:
         raise UserError("--ckpt_path is one video's model, --tapvid trains one for each video: give one of them")
-    if options.baseline and options.predictions:
-        raise UserError("--baseline and --predictions are two trackers: give one of them")
+    if not (options.score_model or options.predictions or options.baselines):
+        raise UserError("--no-score_model leaves nothing to score: name baselines, as --baselines static,chain")
     if options.predictions and not Path(options.predictions).is_dir():
         raise UserError(f"no folder {options.predictions}: with --tapvid, --predictions is a folder of NAME.npz")
     if unknown := set(filter(None, options.baselines.split(","))) - set(BASELINES):
@@ -80,13 +80,14 @@ def check_options(options: Namespace) -> None:
 
 
 def chosen_trackers(options: Namespace) -> tuple[str, ...]:
-    """The trackers of this command: the model, a baseline or predictions, then the baselines beside it."""
-    main = options.baseline or "model"
+    """The trackers of this command: the model or predictions, then the baselines."""
+    main = ["model"] if options.score_model else []
     if options.predictions:
-        main = Path(options.predictions).resolve().name
-        if main in ("model", *BASELINES):
-            raise UserError(f"{options.predictions}: rename this folder, '{main}' is a name of this project's own")
-    return tuple(dict.fromkeys([main, *filter(None, options.baselines.split(","))]))
+        name = Path(options.predictions).resolve().name
+        if name in ("model", *BASELINES):
+            raise UserError(f"{options.predictions}: rename this folder, '{name}' is a name of this project's own")
+        main = [name]
+    return tuple(dict.fromkeys([*main, *filter(None, options.baselines.split(","))]))
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -140,7 +141,7 @@ def sequences_folder(options: Namespace) -> Path:
 
 def training_settings(options: Namespace) -> dict:
     """Everything that a trained model depends on."""
-    names = [name for group in TRAINING for name, *_ in OPTIONS[group]]
+    names = [option.name for option in OPTIONS if option.group in TRAINING]
     return {"seed": options.seed, "num_iters": options.num_iters, **preprocessing_settings(options),
             **{name: getattr(options, name) for name in names if name not in NO_MATTER}}
 
@@ -148,7 +149,7 @@ def training_settings(options: Namespace) -> dict:
 def tracker_settings(options: Namespace, tracker: str) -> dict:
     """Everything that a tracker's tracks depend on beside the trained model."""
     if tracker == "model":
-        names = [name for name, *_ in OPTIONS["inference"] if name not in NO_MATTER]
+        names = [option.name for option in OPTIONS if option.group == "inference"]
         return training_settings(options) | {name: getattr(options, name) for name in names}
     if tracker == "chain":
         return preprocessing_settings(options)
@@ -179,9 +180,12 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
         write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     before = read_json(path, "remove it and what is beside it")
-    defaults = {name: default for options in OPTIONS.values() for name, _, default, _ in options}
+    table = {option.name: option for option in OPTIONS}
     for name in settings:
-        then = before.get(name, defaults.get(name))  # an option that is younger than the folder
+        then = before.get(name)
+        if name not in before and name in table:  # the folder has the option's old name, or is older than the option
+            old = [before[known] for known in table[name].old_names if known in before]
+            then = old[0] if old else table[name].default
         if then != settings[name]:
             raise UserError(f"{folder} was made with {name} {then}, now it is {settings[name]}: give another "
                             "--expname, or remove that folder")

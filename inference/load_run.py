@@ -30,7 +30,7 @@ def open_run(options: Namespace) -> tuple[VideoSequence, Tracker]:
 
 def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) -> Tracker:
     """The tracker that the options of inference ask for. UserError if it follows flow and the sequence has none."""
-    arguments = bool(options.use_max_loc), options.occlusion_th, options.chunk_size
+    arguments = options.use_max_loc, options.occlusion_th, options.chunk_size
     if not options.follow_flow:
         return Tracker(model, *arguments)
     try:

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.errors import UserError
+from common.files import MAX_PIXELS
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever a file is called; of others, EPS would start Ghostscript
-MAX_PIXELS = 1 << 26  # 8192x8192: room for 8K (7680x4320, and 8192x4320)
 _limit = {"pixels": MAX_PIXELS}
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # an error here, not a warning

@@ -2,7 +2,7 @@
 
 import sys
 
-from configs.options import run
+from common.cli import run
 from preprocessing.cli import main
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from preprocessing.synthetic.render import render_scene
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "
          "--affine_layers 3 --field_width 24 --i_img 0 --no_tensorboard --tapvid_size 64 --query_mode first").split()
+STATIC = ("--no-score_model", "--baselines", "static")
 
 
 def benchmark(*arguments):
@@ -132,7 +133,7 @@ def test_other_settings_need_another_name(done, tmp_path):
     data = read_pickle(path)
     data["easy"]["video"][0] = 0
     (tmp_path / "mixed_davis.pkl").write_bytes(pickle.dumps(data))
-    assert benchmark("--tapvid", tmp_path / "mixed_davis.pkl", "--save_dir", tmp_path, *QUICK, "--baseline", "static",
+    assert benchmark("--tapvid", tmp_path / "mixed_davis.pkl", "--save_dir", tmp_path, *QUICK, *STATIC,
                      "--sequences", path.parent / "out/sequences/mixed_davis", "--videos", "easy") == 1
     failed = json.loads((tmp_path / "default_mixed_davis/first/static/easy.failed.json").read_text())["error"]
     assert "made from another video" in failed
@@ -183,7 +184,7 @@ def test_numbers_by_hand_from_the_file_to_the_report(mode, tmp_path):
     (tmp_path / "hand.pkl").write_bytes(pickle.dumps([{
         "video": np.zeros((11, 32, 48, 3), np.uint8), "points": ((positions + 0.5) / 256).astype(np.float32),
         "occluded": np.zeros((2, 11), bool)}]))
-    assert benchmark("--tapvid", tmp_path / "hand.pkl", "--save_dir", tmp_path, "--baseline", "static", "--query_mode",
+    assert benchmark("--tapvid", tmp_path / "hand.pkl", "--save_dir", tmp_path, *STATIC, "--query_mode",
                      mode) == 0
     found = metrics(tmp_path / "default_hand" / mode, "static")["0000"]
     queries = [0] if mode == "first" else [0, 5, 10]
@@ -196,7 +197,7 @@ def test_numbers_by_hand_from_the_file_to_the_report(mode, tmp_path):
 
 
 def test_shards_make_up_the_whole(small_file, tmp_path):
-    whole = ("--tapvid", small_file, "--tapvid_size", 64, "--query_mode", "strided", "--baseline", "static")
+    whole = ("--tapvid", small_file, "--tapvid_size", 64, "--query_mode", "strided", *STATIC)
     assert benchmark(*whole, "--save_dir", tmp_path / "whole") == 0
     for shard in ("0/2", "1/2"):
         assert benchmark(*whole, "--save_dir", tmp_path / "shards", "--shard", shard) == 0
@@ -219,14 +220,14 @@ def test_mistakes_are_one_line(arguments, words, small_file, tmp_path):
 def test_a_ray_cluster_that_is_not_there(small_file, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(UserError, match=r"no Ray cluster at .*refused.*ray start --head"):
-        benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, "--baseline", "static",
+        benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, *STATIC,
                   "--ray", "127.0.0.1:1")
 
 
 def test_ray_is_optional(small_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="--ray needs Ray: pip install"):
-        benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, "--baseline", "static", "--ray")
+        benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, *STATIC, "--ray")
 
 
 def test_published_rows_are_figures_with_a_source():

@@ -21,7 +21,7 @@ def test_the_options_file_reads_back_to_the_same_options(arguments, tmp_path):
     options = parse("train", arguments)
     (tmp_path / "args.txt").write_text(as_config(options))
     again = parse("train", ["--config", str(tmp_path / "args.txt")])
-    names = [name for group in OPTIONS.values() for name, *_ in group]
+    names = [option.name for option in OPTIONS]
     assert {name: getattr(again, name) for name in names} == {name: getattr(options, name) for name in names}
 
 

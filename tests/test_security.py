@@ -256,7 +256,7 @@ def test_the_limit_is_the_users(small_limit):
     refused(open_sequence, "large", "40x40", "--max_pixels 1000")
     write_video("a.mp4", [np.zeros((40, 40, 3), np.uint8)] * 3)
     refused(lambda path: list(read_video(path)), "a.mp4", "--max_pixels 1000")
-    parse("train", ["--data_dir", "x", "--max_pixels", "1600"])
+    limit_pixels(parse("train", ["--data_dir", "x", "--max_pixels", "1600"]).max_pixels)
     assert open_sequence("large").size == (40, 40) and len(list(read_video("a.mp4"))) == 3
 
 

@@ -38,12 +38,11 @@ def write_record(run_dir: Path, options: Namespace, step: int) -> None:
 def as_config(options: Namespace) -> str:
     """The options as a config file that `--config` reads back to the same values."""
     lines = []
-    for group in OPTIONS.values():
-        for name, _, default, _ in group:
-            value = getattr(options, name)
-            if value == "" and default == "":
-                continue
-            lines.append(f"{name} = {_quoted(name, value) if isinstance(value, str) else value}\n")
+    for option in OPTIONS:
+        name, value = option.name, getattr(options, option.name)
+        if value == "" and option.default == "":
+            continue
+        lines.append(f"{name} = {_quoted(name, value) if isinstance(value, str) else value}\n")
     return "".join(sorted(lines))
 
 

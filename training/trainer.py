@@ -73,7 +73,7 @@ class Trainer:
                                   self.device)
         self.sampler = PairSampler(
             frames, store, options.num_pairs, options.num_pts, self.generators["sampler"], options.neighbor_weight,
-            bool(options.use_count_map), options.error_map_random, self.device,
+            options.use_count_map, options.error_map_random, self.device,
             fits_on(self.device, options.resident, store, frames))
         self.step, self.gradient_norm = 0, torch.zeros((), device=self.device)
         self.forward = forward
@@ -322,7 +322,7 @@ class Trainer:
     def _start_from_checkpoint(self) -> None:
         """Go on from the run's newest sound checkpoint, or from the model of `ckpt_path`; UserError if it does not
         fit."""
-        if self.options.no_reload and self.processes.first:
+        if not self.options.reload and self.processes.first:
             set_aside(self.dir)
         self.processes.wait()
         found = newest_checkpoint(self.dir)

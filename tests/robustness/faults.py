@@ -41,7 +41,8 @@ FILES = {  # what a damaged file is read by: name in the inputs -> stage or opti
     "clip.mp4": "preprocessing", "seq/color/00003.png": "training", "seq/correspondences/meta.json": "training",
     "seq/correspondences/00002.row": "training", "seq/annotations.npz": "evaluation",
     "queries.npz": ("--queries", "queries.npz", "--out", "t.npz"), "queries.csv": ("--queries", "queries.csv"),
-    "small.pkl": ("--tapvid", "small.pkl", "--baseline", "static"), "out/default_seq/model_000024.pth": "evaluation",
+    "small.pkl": ("--tapvid", "small.pkl", "--no-score_model", "--baselines", "static"),
+    "out/default_seq/model_000024.pth": "evaluation",
     "out/default_seq/args.txt": ("--config", "out/default_seq/args.txt", "--queries", "queries.csv")}
 
 

@@ -1,0 +1,113 @@
+"""Command lines: one parser class, one way to say yes and no, one way to report a user's mistake."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import configargparse
+
+from common.errors import UserError, os_error_line
+
+YES = ("true", "yes", "on", "1")
+NO = ("false", "no", "off", "0")
+
+
+def yes_or_no(text: str) -> bool:
+    """The meaning of true, yes, on, 1, false, no, off, 0, in any case. ValueError for another text."""
+    word = text.strip().lower()
+    if word not in YES + NO:
+        raise ValueError(f"'{text}' is neither true nor false")
+    return word in YES
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Every option on a line of its own with its current name only, and its default after its help text."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]
+        if isinstance(action, Flag):
+            return f"{name}, --no-{name.removeprefix('--')}"
+        return f"{name} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        if isinstance(action, Flag):
+            default = "yes" if action.default else "no"
+        elif default in (None, "", argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return f"{action.help} (default: {str(default).replace('%', '%%')})"
+
+
+class Parser(configargparse.ArgumentParser):
+    """A parser whose errors are one line on stderr and exit code 2."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": HelpFormatter, "add_config_file_help": False} | settings)
+
+    def error(self, message: str) -> None:
+        sys.stderr.write(f"{self.prog}: {message} (--help lists the options)\n")
+        sys.exit(2)
+
+    def convert_item_to_command_line_arg(self, action: argparse.Action | None, key: str, value) -> list[str]:
+        """A line of a config file as arguments. A flag keeps the name that the file uses, which may be a negation."""
+        if isinstance(action, Flag):
+            return [f"--{key.lstrip('-')}={value}"]
+        return super().convert_item_to_command_line_arg(action, key, value)
+
+
+class Flag(argparse.Action):
+    """`--name` is yes and `--no-name` is no. In a config file: `name = true` or `name = false`.
+
+    `old_names` are further names, `old_negations` are further names of the opposite. Unless `nargs` is 0, a value may
+    follow: `--name 0`."""
+
+    def __init__(self, option_strings: list[str], dest: str, default: bool = False, help: str = "",
+                 old_names: tuple[str, ...] = (), old_negations: tuple[str, ...] = (), nargs: int | str = "?"):
+        names = [*(name.removeprefix("--") for name in option_strings), *old_names]
+        self.negations = {f"--no{sign}{name}" for name in names for sign in "-_"} | {f"--{n}" for n in old_negations}
+        super().__init__([f"--{name}" for name in names] + sorted(self.negations), dest, nargs=nargs,
+                         default=default, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            value = yes_or_no(values) if isinstance(values, str) else True
+        except ValueError as error:
+            parser.error(f"{option_string}: {error}")
+        setattr(namespace, self.dest, value != (option_string in self.negations))
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An option's type: a whole number from `low` up."""
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {low}")
+        return int(text)
+    return parse
+
+
+def positive(text: str) -> float:
+    """An option's type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a command's main function. A UserError or an error of the file system becomes one line on stderr and exit
+    code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None:  # raised by a library, not by the operating system
+            raise
+        sys.stderr.write(f"error: {os_error_line(error)}; files saved before are intact\n")
+        sys.exit(2)
