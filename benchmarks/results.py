@@ -19,9 +19,9 @@ import logging
 import re
 from pathlib import Path
 
+from common.cli import run
 from common.errors import UserError
 from common.files import read_json, write_text
-from configs.options import run
 
 log = logging.getLogger("results")
 ROOT = Path(__file__).resolve().parents[1]
