@@ -11,8 +11,9 @@ A rule decides where a chain breaks, and which flow is stored where the chain an
     trusted     A chain breaks where the forward-backward error of a link is above LINK_ERROR_TH or the chain leaves the
                 frame. Chains are preferred to direct flow, which is nearly always wrong over a great distance where it
                 disagrees with an unbroken chain (docs/preprocessing.md).
-    unfiltered  OmniMotion's rule. A chain breaks where a link is not cycle-consistent by the filters of
-                preprocessing/filtering.py. Direct flow is preferred, and the chain continues from its end.
+    unfiltered  OmniMotion's rule, without that test of the chain. A chain breaks only where a link is not flagged as
+                cycle-consistent (preprocessing/filtering.py). Direct flow is preferred, and the chain continues from
+                its end.
 """
 
 from collections.abc import Callable, Iterator

@@ -47,15 +47,17 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
         if source is None:
             raise UserError("--depth npz needs --depth_dir, a folder of .npy maps or an .npz with `depth`")
         read = _files(sequence, source)
-        sign = -1 if disparity else 1
         method = {"kind": kind, "source": source.name}
     else:
         from third_party.depth import DisparityEstimator
 
         estimator = DisparityEstimator(kind, name, models.weights_dir, models.offline, models.device)
-        read = lambda t: estimator(sequence.frame(t))  # noqa: E731
-        sign = -1
+        disparity = True
         method = {"kind": kind, "model": estimator.name}
+
+        def read(t: int) -> np.ndarray:
+            return estimator(sequence.frame(t))
+    sign = -1 if disparity else 1  # so that larger values are farther
     folder = sequence.root / "depth"
     raw = sequence.root / "depth.partial"
     shutil.rmtree(raw, ignore_errors=True)

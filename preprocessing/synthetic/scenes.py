@@ -33,7 +33,7 @@ class Recipe:
     travel: float  # length of the objects' paths
     wave: float    # amplitude of the waves in the sheet
     spin: float    # rotation of the solid, radians
-    encounters: tuple[tuple[str, float], ...] = ()  # (key of PLACES, share of the clip in which the object is hidden)
+    encounters: tuple[tuple[str, float], ...] = ()  # (kind: see PLACES, share of the clip in which it is hidden)
 
 
 RECIPES = {
