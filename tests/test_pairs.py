@@ -53,7 +53,7 @@ def test_half_is_a_checkerboard_of_the_distant_pairs(fresh, small_sequence):
         assert share == pytest.approx(np.mean(counts) / 64**2, abs=0.02)
 
 
-def test_the_cost_is_told_and_a_small_disk_is_refused(fresh, monkeypatch, caplog):
+def test_the_cost_is_logged_and_a_small_disk_is_refused(fresh, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 19))
     with pytest.raises(UserError, match=r"GiB are needed.*--pairs log"):
@@ -70,7 +70,7 @@ def test_memory_that_does_not_suffice_is_refused(fresh):
         build_store(fresh, Method(), max_memory=1 << 29)
 
 
-def test_a_cache_keeps_what_was_used_last_and_computes_once(tmp_path):
+def test_a_cache_keeps_the_most_recently_used_and_computes_once(tmp_path):
     computed = []
 
     def compute(t):

@@ -72,7 +72,7 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     assert np.array_equal(pair.cycle_at(pixels[stored]), pair.cycle[rows[stored]])
 
 
-def test_flow_beyond_16_bits_is_not_believed():
+def test_flow_beyond_16_bits_loses_its_flags():
     flow = np.zeros((8, 8, 2), np.float32)
     flow[0, 0], flow[1, 1] = MAX_FLOW + 1, np.nan
     block = encode(flow, np.ones((8, 8), bool), np.zeros((8, 8), bool), every_pixel=True)
@@ -237,7 +237,7 @@ CHAIN = (8.0, 4.0)
     (Clip(off=20, cycle=False, occlusion=True), (CHAIN, True, False), ((28, 4), False, True)),
     (Clip(off=20, gap=5, cycle=False, occlusion=True), ((28, 4), False, True), ((28, 4), False, True)),
 ])
-def test_what_is_believed_of_chain_and_direct_flow(clip, trusted, unfiltered):
+def test_which_of_chain_and_direct_flow_is_stored(clip, trusted, unfiltered):
     for rule, (flow, *flags) in (("trusted", trusted), ("unfiltered", unfiltered)):
         found, *found_flags = clip.found(rule)
         assert found_flags == flags, rule
@@ -264,14 +264,14 @@ def test_the_command_names_rules(capsys):
     assert "longest" in capsys.readouterr().err
 
 
-def test_old_stores_say_chain_as_they_did():
-    """The word in meta.json decides whether a store is the one that is asked for."""
+def test_chain_settings_are_written_as_in_older_stores():
+    """A store is recognized by the settings in its meta.json."""
     said = {chain: Method(chain=chain).settings((64, 64), {}, {})["chain"] for chain in ("", *RULES)}
     assert said == {"": False, "unfiltered": True, "trusted": "trusted"}
 
 
-def test_former_trusted_chains_are_not_taken_for_these(tmp_path):
-    """Their links might be off by a pixel."""
+def test_trusted_chains_with_the_older_threshold_are_refused(tmp_path):
+    """Older versions allowed a forward-backward error of 1 px per link."""
     write_scene(tmp_path / "seq", "easy", (48, 48), 3, seed=0, num_points=4)
     sequence, method = open_sequence(tmp_path / "seq"), Method(chain="trusted")
     meta = build_store(sequence, method).root / "meta.json"
@@ -377,7 +377,7 @@ def test_frames_of_another_video_are_not_overwritten(small_sequence, tmp_path):
 
 
 def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
-    """SIGKILL in the flow stage and among the chains; what is written by then decides the moment."""
+    """SIGKILL in the flow stage and among the chains, when a given number of files is written."""
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         shutil.copytree(small_sequence / "color", folder / "color")

@@ -108,7 +108,7 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
-def test_cotracker_is_asked_for_grids_in_several_frames(sequence, checkout):
+def test_cotracker_tracks_grids_of_several_frames(sequence, checkout):
     models = ModelOptions(weights_dir=checkout.parent, offline=True)
     store = build_from_cotracker(sequence, TrackerOptions(checkout, grid=2, every=3), models)
     assert store.meta["method"]["query_frames"] == [0, 3, 4] and len(store.pairs) == 20
