@@ -1,6 +1,6 @@
 """Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
 
-Preprocesses the video with each source of SOURCES, chains as published (resumed where it was stopped; Ctrl-C stops),
+Preprocesses the video with each source of SOURCES, unfiltered chains (resumed where it was stopped; Ctrl-C stops),
 and prints, in Markdown:
     time, time of all cores together, peak memory, disk of the finished store
     the share of pixels with a valid correspondence, by interval
@@ -204,7 +204,7 @@ def main() -> None:
     for name in args.sources:
         options = SOURCES[name]
         folder = folders[name] = args.work_dir / name.replace(" ", "_")
-        cost = preprocess(folder, ["--video", args.video, "--chain", "published", *options, *weights,
+        cost = preprocess(folder, ["--video", args.video, "--chain", "unfiltered", *options, *weights,
                                    *args.preprocessing])
         sequence = open_sequence(folder, None)
         store = open_correspondences(sequence)
