@@ -92,26 +92,6 @@ class DensePair:
     occlusion: np.ndarray  # (H, W) bool
 
 
-@dataclass
-class Block:
-    """An encoded pair; `valid` counts its pixels with a flag."""
-    stored: int
-    valid: int
-    data: bytes
-
-
-def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pixel: bool) -> Block:
-    """Flow `(H, W, 2)` pixels and flags `(H, W)` as a block. Flow that is not finite or too large loses its flags."""
-    in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
-    cycle, occlusion = cycle & in_range, occlusion & in_range
-    valid = cycle | occlusion
-    kept = np.ones_like(valid) if every_pixel else valid
-    limit = MAX_FLOW if every_pixel else np.inf  # only an unflagged pixel of an adjacent pair can be out of range
-    q = np.rint(np.nan_to_num(flow[kept]).clip(-limit, limit) * STEPS).astype(np.int16)  # (n, 2)
-    sections = (np.packbits(cycle).tobytes(), np.packbits(occlusion).tobytes(), q.tobytes())
-    return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
-
-
 def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) -> StoredPair:
     """The block of `stored` pixels that begins at `offset` of a uint8 buffer; its flow stays in the buffer. ValueError
     if its flags are not those of so many pixels."""
@@ -124,18 +104,6 @@ def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) 
             raise ValueError(f"{len(pixels)} flags for {stored} stored pixels")
         pixels = np.arange(size[0] * size[1])
     return StoredPair(pixels, flow_q, cycle[pixels], occlusion[pixels])
-
-
-def thinned(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int], parity: int) -> Block:
-    """A block with the stored pixels of one color of a checkerboard only, x + y + parity even."""
-    cycle, occlusion = flags(buffer, offset, size)
-    pair = decode(buffer, offset, stored, size)
-    chosen = (pair.pixels // size[1] + pair.pixels % size[1] + parity) % 2 == 0  # (n,)
-    kept = np.zeros_like(cycle)
-    kept[pair.pixels[chosen]] = True
-    sections = (np.packbits(cycle & kept).tobytes(), np.packbits(occlusion & kept).tobytes(),
-                pair.flow_q[chosen].tobytes())
-    return Block(int(chosen.sum()), int(((cycle | occlusion) & kept).sum()), b"".join(map(pad, sections)))
 
 
 def flags(buffer: np.ndarray, offset: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -223,13 +191,3 @@ class Row:
         """Number of flagged correspondences of each pixel over all target frames `(H, W)` uint16."""
         H, W = self.size
         return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)
-
-
-def row_header(table: list[tuple[int, int, int]]) -> bytes:
-    """Header of a row file from its (target frame, stored, valid) in ascending order."""
-    return pad(np.array([len(table), *np.ravel(table)], np.int64).tobytes())
-
-
-def pad(section: bytes) -> bytes:
-    """`section` with zeros up to a multiple of ALIGN."""
-    return section.ljust(padded(len(section)), b"\0")

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import write_bytes, write_text
-from loaders.correspondences import FOLDER, CorrespondenceStore, StoreWriter, open_correspondences
+from loaders.correspondences import FOLDER, CorrespondenceStore, open_correspondences
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import PublishedFolder, is_published
 from loaders.sequence import VideoSequence
+from preprocessing.correspondence_writer import StoreWriter
 from preprocessing.pair_selection import Cost, check_disk
 
 log = logging.getLogger(__name__)

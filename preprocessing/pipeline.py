@@ -26,9 +26,10 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from loaders.correspondences import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
+from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence
 from preprocessing.chaining import LINK_ERROR_TH, chain_row
+from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from loaders.correspondence_format import block_bytes
-from loaders.correspondences import CorrespondenceStore, StoreWriter, finished_store, open_correspondences
+from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence
 from loaders.track_files import load_tracks
+from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
 from preprocessing.pair_selection import Cost, check_disk, intervals, pairs_at

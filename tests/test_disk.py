@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from common.files import atomic_path, write_text
-from loaders.correspondences import StoreWriter, open_correspondences
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
+from preprocessing.correspondence_writer import StoreWriter
 from preprocessing.frame_cache import FrameCache
 from tests.launch import launch
 

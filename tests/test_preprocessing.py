@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.geometry import bilinear, pixel_grid, similarity
-from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex, decode, encode
-from loaders.correspondences import StoreWriter, open_correspondences
+from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex, decode
+from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from preprocessing.chaining import RULES, chain_row
 from preprocessing.cli import main_parser
+from preprocessing.correspondence_writer import StoreWriter, encode
 from preprocessing.filtering import cycle_flags
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene

@@ -18,7 +18,7 @@ from common.errors import UserError
 from configs.options import parse
 from evaluation.report import _record
 from loaders.checkpoint import load_checkpoint
-from loaders.correspondences import StoreWriter, open_correspondences
+from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
 from loaders.omnimotion_layout import PublishedFolder
@@ -37,6 +37,7 @@ from loaders.track_files import (
 from loaders.video import read_video, write_gif, write_video
 from models.factory import checkpoint_num_frames, model_from_checkpoint, new_model
 from preprocessing.convert import to_omnimotion_layout
+from preprocessing.correspondence_writer import StoreWriter
 
 SIZE, FRAMES = (24, 32), 3
 QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layers 2 --field_width 8".split()

@@ -1,0 +1,245 @@
+"""Writing of correspondence stores, whose bytes loaders/correspondence_format.py describes.
+
+Notation
+    T, H, W  frames, height, width
+    (i, j)   ordered pair of frames; its correspondences start at the pixels of frame i and end in frame j
+    part     file of one written pair in `parts/`, until the pairs of a source frame are packed into its row file
+
+`unfinished.json` is written first and renamed to `meta.json` when the store is finished.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import atomic_path, write_text
+from loaders.correspondence_format import (
+    ALIGN,
+    MAX_FLOW,
+    STEPS,
+    DensePair,
+    as_images,
+    block_bytes,
+    decode,
+    flags,
+    padded,
+)
+from loaders.correspondences import FOLDER, FORMAT, CorrespondenceStore, read_meta, row_path
+from loaders.npy import read_npy, save_npy
+from loaders.sequence import VideoSequence
+
+log = logging.getLogger(__name__)
+AFRESH = "run the same command without --resume"
+
+
+class StoreWriter:
+    """Writes a store pair by pair, in any order and from several threads; what is written survives a kill.
+
+    sequence: its `correspondences` folder is written
+    method:   what the store depends on besides the frames; goes to meta.json. With "keep" "half", the finished store
+              has every other correspondence of the pairs that are not adjacent (a checkerboard)
+    resume:   go on with an unfinished store of the same frames and method; otherwise start afresh
+
+    UserError if `resume` is set and the unfinished store is of other frames or another method."""
+
+    def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False):
+        self.root, self.size, self.num_frames = sequence.root / FOLDER, sequence.size, len(sequence)
+        self.half = method.get("keep") == "half"
+        self._parts, self._journal = self.root / "parts", self.root / "unfinished.json"
+        meta = describe(sequence, method)
+        if resume and self._journal.is_file():
+            check_same(read_meta(self._journal), meta, self._journal)
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+            write_text(self._journal, json.dumps(meta, indent=1))
+        for leftover in self.root.rglob(".tmp-*"):
+            leftover.unlink()
+
+    def has(self, i: int, j: int) -> bool:
+        """Whether the ordered pair is written, and whole: parts are not forced onto the disk one by one, so a machine
+        that died may have left some of them short."""
+        return self.has_row(i) or self._is_whole(self._part(i, j))
+
+    def has_row(self, i: int) -> bool:
+        """Whether source frame i is packed."""
+        return row_path(self.root, i).is_file()
+
+    def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
+              chained: bool = False, every_pixel: bool = True) -> None:
+        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the direct
+        one and takes its place when the row is packed. every_pixel: of adjacent frames keep pixels without a flag
+        too."""
+        adjacent = every_pixel and abs(i - j) == 1
+        block = encode(flow, cycle, occlusion, every_pixel=adjacent)
+        with atomic_path(self._part(i, j, chained), sync=False) as temporary, open(temporary, "wb") as file:
+            file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
+            file.write(block.data)
+            if adjacent:  # chains add these up: until the store is finished they are also kept without round-off
+                file.write(np.ascontiguousarray(flow, np.float32))
+
+    def dense(self, i: int, j: int) -> DensePair:
+        """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet. The flow of
+        adjacent frames has no round-off."""
+        stored, data, exact = self._read(self._part(i, j))
+        pair = as_images(decode(data, 0, stored, self.size), self.size)
+        if len(exact):
+            pair.flow = exact.view(np.float32).reshape(*self.size, 2)
+        return pair
+
+    def scratch(self, name: str) -> Path:
+        """A folder for what is needed until the store is finished."""
+        return self._parts / name
+
+    def used_bytes(self) -> int:
+        """What the unfinished store takes on the disk."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+    def keep_start(self, i: int, j: int, start: np.ndarray) -> None:
+        """Keep what the flow of the pair after (i, j) starts from; call it before the pair is written."""
+        save_npy(self._start(i, j), start, sync=False)
+
+    def start(self, i: int, j: int) -> np.ndarray:
+        """What `keep_start` kept of a pair that is written. UserError if it is gone or damaged."""
+        return read_npy(self._start(i, j), AFRESH)
+
+    def drop_starts(self, interval: int | None) -> None:
+        """Forget what was kept of the pairs `interval` apart."""
+        for i in range(self.num_frames if interval else 0):
+            for j in (i - interval, i + interval):
+                self._start(i, j).unlink(missing_ok=True)
+
+    def targets(self, i: int) -> list[int]:
+        """Frames j for which (i, j) is written and whose row is not packed yet, ascending."""
+        return sorted({int(path.stem) for path in self._part(i, 0).parent.glob("[0-9]*")})
+
+    def pack(self, i: int) -> None:
+        """Turn the parts of source frame i into its row file; only one part is in memory at a time."""
+        chosen = [self._part(i, j, chained=True) for j in self.targets(i)]
+        chosen = [path if path.is_file() else path.with_suffix(".pair") for path in chosen]
+        count_map = np.zeros(self.size[0] * self.size[1], np.uint16)
+        heads = [(int(path.stem), 0, 0) for path in chosen]
+        with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
+            file.write(row_header(heads))  # room for it; the numbers are known at the end
+            for k, path in enumerate(chosen):
+                j, stored, data = int(path.stem), *self._read(path)[:2]
+                if self.half and abs(i - j) > 1:
+                    block = thinned(data, 0, stored, self.size, i + j)
+                    stored, data = block.stored, np.frombuffer(block.data, np.uint8)
+                valid = np.logical_or(*flags(data, 0, self.size))
+                count_map += valid
+                heads[k] = (j, stored, int(valid.sum()))
+                file.write(data)
+            file.write(count_map)
+            file.seek(0)
+            file.write(row_header(heads))
+        for path in self._part(i, 0).parent.iterdir():
+            if abs(int(path.stem) - i) > 1:  # chains of other rows still walk along the adjacent pairs
+                path.unlink()
+
+    def finish(self) -> None:
+        """Pack what is not packed yet and turn the folder into a finished store."""
+        for i in range(self.num_frames):
+            if not self.has_row(i):
+                self.pack(i)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._journal.replace(self.root / "meta.json")
+
+    def _part(self, i: int, j: int, chained: bool = False) -> Path:
+        return self._parts / f"{i:05d}" / f"{j:05d}.{'chained' if chained else 'pair'}"
+
+    def _start(self, i: int, j: int) -> Path:
+        return self.scratch("starts") / f"{i:05d}_{j:05d}.npy"
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a part is there and as long as its header says, with or without exact flow."""
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            stored = int.from_bytes(file.read(8), "little")
+        length, pixels = path.stat().st_size, self.size[0] * self.size[1]
+        return stored <= pixels and length - ALIGN - block_bytes(stored, self.size) in (0, 8 * pixels)
+
+    def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
+        """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any. UserError if damaged."""
+        if not self._is_whole(path):
+            raise UserError(f"{path} is missing or damaged: {AFRESH}")
+        data = np.fromfile(path, np.uint8)
+        stored = int(data[:8].view(np.int64)[0])
+        end = ALIGN + block_bytes(stored, self.size)
+        return stored, data[ALIGN:end], data[end:]
+
+
+def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore | None:
+    """The sequence's store if there is a finished one. UserError if it is of other frames or another method."""
+    meta = sequence.root / FOLDER / "meta.json"
+    if not meta.is_file():
+        return None
+    check_same(read_meta(meta), describe(sequence, method), meta)
+    log.info("%s is finished already: left as it is", meta.parent)
+    return CorrespondenceStore(meta.parent, read_meta(meta), len(sequence))
+
+
+def describe(sequence: VideoSequence, method: dict) -> dict:
+    """The content of meta.json: what the store was made of, and how (`method`: names and thresholds)."""
+    return json.loads(json.dumps({  # tuples become lists, as they will be when it is read again
+        "format": FORMAT, "size": sequence.size, "names": sequence.names, "hashes": sequence.hashes(),
+        "method": method}))
+
+
+def check_same(old: dict, new: dict, path: Path) -> None:
+    """UserError naming what differs between two metas: frames, size, or a setting."""
+    again = "delete that folder, or give the same settings"
+    for key, name in (("size", "frame size"), ("names", "frame names"), ("hashes", "frame contents")):
+        if old[key] != new[key]:
+            raise UserError(f"{path} was made with another {name}: {again}")
+    for key in sorted(old["method"].keys() | new["method"].keys()):
+        a, b = old["method"].get(key), new["method"].get(key)
+        if a != b:
+            raise UserError(f"{path} was made with {key} {a}, now it is {b}: {again}")
+
+
+@dataclass
+class Block:
+    """An encoded pair; `valid` counts its pixels with a flag."""
+    stored: int
+    valid: int
+    data: bytes
+
+
+def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pixel: bool) -> Block:
+    """Flow `(H, W, 2)` pixels and flags `(H, W)` as a block. Flow that is not finite or too large loses its flags."""
+    in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
+    cycle, occlusion = cycle & in_range, occlusion & in_range
+    valid = cycle | occlusion
+    kept = np.ones_like(valid) if every_pixel else valid
+    limit = MAX_FLOW if every_pixel else np.inf  # only an unflagged pixel of an adjacent pair can be out of range
+    q = np.rint(np.nan_to_num(flow[kept]).clip(-limit, limit) * STEPS).astype(np.int16)  # (n, 2)
+    sections = (np.packbits(cycle).tobytes(), np.packbits(occlusion).tobytes(), q.tobytes())
+    return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
+
+
+def thinned(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int], parity: int) -> Block:
+    """A block with the stored pixels of one color of a checkerboard only, x + y + parity even."""
+    cycle, occlusion = flags(buffer, offset, size)
+    pair = decode(buffer, offset, stored, size)
+    chosen = (pair.pixels // size[1] + pair.pixels % size[1] + parity) % 2 == 0  # (n,)
+    kept = np.zeros_like(cycle)
+    kept[pair.pixels[chosen]] = True
+    sections = (np.packbits(cycle & kept).tobytes(), np.packbits(occlusion & kept).tobytes(),
+                pair.flow_q[chosen].tobytes())
+    return Block(int(chosen.sum()), int(((cycle | occlusion) & kept).sum()), b"".join(map(pad, sections)))
+
+
+def row_header(table: list[tuple[int, int, int]]) -> bytes:
+    """Header of a row file from its (target frame, stored, valid) in ascending order."""
+    return pad(np.array([len(table), *np.ravel(table)], np.int64).tobytes())
+
+
+def pad(section: bytes) -> bytes:
+    """`section` with zeros up to a multiple of ALIGN."""
+    return section.ljust(padded(len(section)), b"\0")
