@@ -19,7 +19,7 @@ from evaluation.video_job import Job
 from training.run_metadata import versions
 
 AGAIN = "remove it, and run the same command again"
-PUBLISHED = Path(__file__).with_name("published.csv")
+PAPER_RESULTS = Path(__file__).with_name("paper_results.csv")
 STAGES = ("frames", "preprocess", "train", "track")
 WIDTH = 28  # of a video's name on the screen
 
@@ -167,8 +167,8 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
                      f"{hours:.2f} |")
     if any(table.own and len(table.videos) < len(names) for table in tables):
         lines += ["", "Not all videos are in every mean: such a mean is not the benchmark's, and cannot be compared "
-                  "with published ones."]
-    lines += _published_lines(benchmark, options)
+                  "with those of papers."]
+    lines += _paper_lines(benchmark, options)
     for table in (table for table in tables if table.own):
         lines += ["", f"## {table.tracker}, video by video", "",
                   "| video | queries | AJ | delta_avg | OA | TC | " + " | ".join(f"{s} (s)" for s in STAGES) + " |",
@@ -188,23 +188,23 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
     return "\n".join(lines)
 
 
-def published_rows(benchmark: str, query_mode: str) -> list[dict[str, str]]:
-    """Rows of published.csv for a benchmark (its key is part of the file's name) and query mode.
+def paper_rows(benchmark: str, query_mode: str) -> list[dict[str, str]]:
+    """Rows of paper_results.csv for a benchmark (its key is part of the file's name) and query mode.
 
     UserError if the file lacks a column."""
-    with open(PUBLISHED, newline="", encoding="utf-8") as file:
+    with open(PAPER_RESULTS, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {"benchmark", "query_mode", "tracker", "kind", "AJ", "delta_avg", "OA", "TC", "source", "note"}
     if not rows or columns - rows[0].keys():
-        raise UserError(f"{PUBLISHED} must have the columns {', '.join(sorted(columns))}")
+        raise UserError(f"{PAPER_RESULTS} must have the columns {', '.join(sorted(columns))}")
     return [row for row in rows if row["benchmark"] in benchmark and row["query_mode"] == query_mode]
 
 
-def _published_lines(benchmark: str, options: Namespace) -> list[str]:
-    rows = published_rows(benchmark, options.query_mode)
+def _paper_lines(benchmark: str, options: Namespace) -> list[str]:
+    rows = paper_rows(benchmark, options.query_mode)
     if not rows:
-        return ["", f"No published rows are known for {benchmark} in the query mode {options.query_mode}."]
-    lines = ["", "## Published", "", "Percent. Each row as its source prints it; where two sources "
+        return ["", f"No results from papers are known for {benchmark} in the query mode {options.query_mode}."]
+    lines = ["", "## Results from papers", "", "Percent. Each row as its source prints it; where two sources "
              "differ, both are here. Optimized: fitted to each video. Feed-forward: trained on other videos."]
     if options.tapvid_size != 256:
         lines += ["", "These are at TAP-Vid's 256x256; the means above are not."]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import UserError, os_error_line
+from evaluation.training_process import exit_name
 from evaluation.video_job import Job, record_failure, run_video, running_file
 
 log = logging.getLogger("eval")
@@ -42,7 +43,7 @@ def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
             if process.exitcode == 130:
                 raise KeyboardInterrupt
             if process.exitcode:
-                _record_death(job, f"its process ended with {_exit_name(process.exitcode)}")
+                _record_death(job, f"its process ended with {exit_name(process.exitcode)}")
             finished(job)
     except KeyboardInterrupt:
         log.info("stopped: the same command goes on from here")
@@ -161,14 +162,6 @@ def _record_death(job: Job, why: str) -> None:
         if not job.result(tracker).is_file() and not job.failure(tracker).is_file():
             record_failure(job, tracker, f"{why}; the same command tries again")
     running_file(job).unlink(missing_ok=True)
-
-
-def _exit_name(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"signal {name}" + (", out of memory?" if name == "SIGKILL" else "")
 
 
 def _under_way(jobs: Sequence[Job]) -> str:

@@ -16,7 +16,6 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import socket
 import time
 import traceback
@@ -36,8 +35,8 @@ from common.files import atomic_path, read_json, write_text
 from configs.options import run_dir
 from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
+from evaluation.training_process import train
 from inference.load_run import open_run
-from loaders.checkpoint import checkpoint_path
 from loaders.images import limit_pixels
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
@@ -169,7 +168,7 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
         seconds |= _seconds(job.sequence)
         if tracker == "model":
             with _stage(job, "train", run):
-                _train(job.options)
+                train(job.options, job.threads)
             seconds |= _seconds(run)
         before = time.monotonic()
         with _stage(job, "track"):
@@ -205,20 +204,6 @@ def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
         return baseline_tracks(tracker, open_sequence(job.sequence, num_imgs=None), queries)
     sequence, model = open_run(job.options)
     return as_point_tracks(model.track(queries), queries, sequence.size)
-
-
-def _train(options: Namespace) -> None:
-    """Train, or go on where the last run stopped; nothing if the last step's checkpoint is there."""
-    if checkpoint_path(run_dir(options), options.num_iters).is_file():
-        return
-    from train import train
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        train(options)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

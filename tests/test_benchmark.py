@@ -22,7 +22,7 @@ from configs.options import parse
 from evaluation.benchmark import check_settings, run_benchmark
 from evaluation.metrics import THRESHOLDS
 from evaluation.plots import draw_videos
-from evaluation.report import PUBLISHED, Table, published_rows
+from evaluation.report import PAPER_RESULTS, Table, paper_rows
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from loaders.track_files import load_tracks, save_tracks
 from preprocessing.synthetic.render import render_scene
@@ -230,8 +230,8 @@ def test_ray_is_optional(small_file, tmp_path, monkeypatch):
         benchmark("--tapvid", small_file, "--save_dir", tmp_path, *QUICK, *STATIC, "--ray")
 
 
-def test_published_rows_are_figures_with_a_source():
-    with open(PUBLISHED, newline="") as file:
+def test_paper_rows_are_figures_with_a_source():
+    with open(PAPER_RESULTS, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len({tuple(row.values()) for row in rows}) > 50
     for row in rows:
@@ -239,7 +239,7 @@ def test_published_rows_are_figures_with_a_source():
         assert row["query_mode"] in ("first", "strided") and row["kind"] in ("optimized", "feed-forward")
         assert row["source"] and row["AJ"] + row["delta_avg"]
         assert all(0 < float(row[key]) < 100 for key in ("AJ", "delta_avg", "OA", "TC") if row[key])
-    (best,) = [row for row in published_rows("tapvid_davis", "strided") if row["tracker"] == "OmniMotion (RAFT input)"]
+    (best,) = [row for row in paper_rows("tapvid_davis", "strided") if row["tracker"] == "OmniMotion (RAFT input)"]
     assert (best["AJ"], best["delta_avg"], best["OA"], best["TC"]) == ("51.7", "67.5", "85.3", "0.74")
 
 
