@@ -24,12 +24,14 @@ class HelpFormatter(argparse.HelpFormatter):
     """Every option on a line of its own with its current name only, and its default after its help text."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
+        if not action.option_strings:
+            return self._format_args(action, action.dest.upper())
         name = action.option_strings[0]
         if isinstance(action, Flag):
             return f"{name}, --no-{name.removeprefix('--')}"
-        return f"{name} {self._format_args(action, action.dest.upper())}"
+        if action.nargs == 0:
+            return ", ".join(action.option_strings)
+        return f"{name} {self._format_args(action, name.lstrip('-').upper())}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from common.cli import Flag, Parser, at_least, positive
 from common.errors import UserError, os_error_line
+from common.files import MAX_PIXELS
 from loaders.correspondences import CorrespondenceStore
-from loaders.images import MAX_PIXELS, limit_pixels, read_image
+from loaders.images import limit_pixels, read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import is_published
 from loaders.sequence import VideoSequence, open_sequence
@@ -30,37 +32,9 @@ log = logging.getLogger(__name__)
 LAYOUTS = ("store", "omnimotion")
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2."""
-
-    def error(self, message: str) -> None:
-        sys.stderr.write(f"{self.prog}: {message} (--help lists the options)\n")
-        sys.exit(2)
-
-
-def at_least(low: int):
-    """An option's type: a whole number from `low` up."""
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {low}")
-        return int(text)
-    return parse
-
-
-def positive(text: str) -> float:
-    """An option's type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
 def main_parser() -> Parser:
     """Options of the command that makes a sequence folder."""
-    out = Parser(prog="python -m preprocessing", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    out = Parser(prog="python -m preprocessing",
                  description="Video -> sequence folder with correspondences. Other commands: `synthetic` renders a "
                              "sequence with ground truth, `tapvid` a benchmark file of such scenes, `flow` computes "
                              "the flow of one pair, `convert` changes the layout (each has --help).")
@@ -85,21 +59,23 @@ def main_parser() -> Parser:
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
     add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
         "4, 6, 8, 12, 16, ... frames apart, for long videos)")
-    add("--keep", choices=("auto", "all", "half"), default="auto", help="correspondences of pairs that are not "
-        "adjacent: all, or every other one (a checkerboard), which halves the disk; auto: half above 256x256 pixels")
+    add("--density", "--keep", dest="keep", choices=("auto", "all", "half"), default="auto", help="correspondences to "
+        "store of pairs that are not adjacent: all, or half (a checkerboard), which halves the disk space; auto: half "
+        "above 256x256 pixels")
     add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
     add("--chain", nargs="?", const="trusted", type=chain_rule, choices=RULES, help="also correspondences chained over "
         "adjacent frames. trusted (the value of --chain alone): prefer unbroken chains to direct flow; unfiltered "
         "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
-    add("--resume", action="store_true", help="go on with unfinished work instead of starting again")
+    add("--resume", action=Flag, nargs=0, help="go on with unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
-    add("--max_memory", type=positive, default=2.0, metavar="GIB", help="main memory to stay within")
+    add("--memory_gib", "--max_memory", dest="max_memory", type=positive, default=2.0, metavar="GIB", help="limit of "
+        "main memory")
     add_model_options(out)
     add = out.add_argument_group("depth, a prior for training").add_argument
     add("--depth", choices=DEPTHS, help="also write a depth map of every frame: of a model, or of files")
     add("--depth_dir", help="with --depth npz: folder of .npy maps (H, W), one a frame, or an .npz with "
         "`depth` (T, H, W)")
-    add("--depth_is_disparity", action="store_true", help="the values of these files are larger where it is nearer")
+    add("--depth_is_disparity", action=Flag, nargs=0, help="the values of these files are larger where it is nearer")
     add("--depth_model", default="", help="another model of the kind: a name of the hub, or a folder")
     add = out.add_argument_group("CoTracker").add_argument
     add("--cotracker", metavar="DIR", help="needed with --flow cotracker, which runs the code of "
@@ -120,22 +96,23 @@ def add_model_options(out: argparse.ArgumentParser) -> None:
     add = out.add_argument_group("models").add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto: CUDA if it is there")
     add("--weights_dir", help="folder of weights, and where they are downloaded to (default: the user's cache)")
-    add("--offline", action="store_true", help="download nothing")
+    add("--offline", action=Flag, nargs=0, help="download nothing")
     add("--feature_model", default="", help="another DINO or DINOv2 than ViT-S/16 and ViT-S/14, as "
         "facebook/dinov2-base or facebook/dinov2-with-registers-small: a name of the hub, or a folder")
     add("--feature_side", type=at_least(32), default=480, help="shorter side of the image that DINO describes")
     add("--raft_weights", default="", help="file in WEIGHTS_DIR (default: raft-things.pth, else the best one there)")
     add("--raft_iterations", type=at_least(1), default=20, help="refinements of a flow")
     add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="RAFT's correlations at "
-        "once, or, in less memory and the same values, on demand; auto: at once where MAX_MEMORY allows it")
-    add("--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="of RAFT's networks")
-    add("--cold_start", action="store_true", help="start every flow of RAFT from zero, not from the pair before")
+        "once, or, in less memory and the same values, on demand; auto: at once if MEMORY_GIB allows it")
+    add("--raft_precision", "--precision", dest="precision", choices=("float32", "bfloat16", "float16"),
+        default="float32", help="precision of RAFT's networks")
+    add("--cold_start", action=Flag, nargs=0, help="start every flow of RAFT from zero, not from the pair before")
     add("--batch", type=at_least(1), default=8, help="pairs that RAFT computes at a time on CUDA")
 
 
 def flow_parser() -> Parser:
     """Options of the command that computes the flow of one pair."""
-    out = Parser(prog="python -m preprocessing flow", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    out = Parser(prog="python -m preprocessing flow",
                  description="Optical flow from image A to image B as (H, W, 2) float32 pixels.")
     out.add_argument("images", nargs=2, metavar=("A", "B"), help="two images of one size")
     out.add_argument("--flow", choices=list(FLOW_MODELS), default="dis", help="optical flow")
@@ -147,12 +124,12 @@ def flow_parser() -> Parser:
 
 def convert_parser() -> Parser:
     """Options of the command that converts between layouts."""
-    out = Parser(prog="python -m preprocessing convert", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    out = Parser(prog="python -m preprocessing convert",
                  description="Correspondences of a sequence folder from one layout to the other; both stay.")
     out.add_argument("--data_dir", required=True, help="sequence folder")
     out.add_argument("--to", required=True, choices=LAYOUTS, help="store: correspondences/, 16 bits a flow component; "
                      "omnimotion: raft_exhaustive/, raft_masks/, count_maps/, flow_stats.json")
-    out.add_argument("--resume", action="store_true", help="go on with unfinished work")
+    out.add_argument("--resume", action=Flag, nargs=0, help="go on with unfinished work")
     add_pixel_limit(out)
     return out
 
@@ -175,15 +152,13 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["synthetic"]:
         from preprocessing.synthetic import render
 
-        parser = Parser(prog="python -m preprocessing synthetic", description="A sequence with exact ground truth.",
-                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        parser = Parser(prog="python -m preprocessing synthetic", description="A sequence with exact ground truth.")
         render.add_arguments(parser)
         render.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["tapvid"]:
         from preprocessing.synthetic import tapvid
 
-        parser = Parser(prog="python -m preprocessing tapvid", description="A synthetic benchmark as a TAP-Vid file.",
-                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        parser = Parser(prog="python -m preprocessing tapvid", description="A synthetic benchmark as a TAP-Vid file.")
         tapvid.add_arguments(parser)
         tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:

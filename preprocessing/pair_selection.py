@@ -97,4 +97,4 @@ def check_disk(cost: Cost, folder: Path, used: int = 0) -> None:
     needed = int(DISK_MARGIN * cost.peak_disk) - used
     if needed > free:
         raise UserError(f"{folder} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed: free "
-                        "some, or use fewer pairs (--pairs log), smaller frames or --keep half")
+                        "some, or use fewer pairs (--pairs log), smaller frames or --density half")

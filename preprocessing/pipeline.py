@@ -102,11 +102,11 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     wanted = 1 if models.device == "cuda" else num_workers
     workers = min(wanted, budget // per_worker)
     if workers < 1:
-        raise UserError(f"--max_memory {max_memory / 2**30:.3g} is too little for {method.flow} at this frame size: "
+        raise UserError(f"--memory_gib {max_memory / 2**30:.3g} is too little for {method.flow} at this frame size: "
                         f"about {(max_memory - budget + per_worker) / 2**30:.1f} GiB are needed; give more, or use "
                         "smaller frames")
     if workers < wanted:
-        log.info("using %d of %d threads to stay below %.3g GiB (--max_memory)", workers, wanted, max_memory / 2**30)
+        log.info("using %d of %d threads to stay below %.3g GiB (--memory_gib)", workers, wanted, max_memory / 2**30)
     writer = StoreWriter(sequence, settings, resume)
     cache_bytes = max_memory - PROCESS_BYTES - workers * per_worker
     with _single_threaded_libraries():

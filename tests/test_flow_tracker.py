@@ -200,7 +200,7 @@ def test_a_model_that_looks_worse_is_not_believed(off):
 
 
 NOWHERE = np.zeros(H * W, bool)
-ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --keep half leaves of a pair of frames
+ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --density half leaves of a pair of frames
 
 
 @pytest.mark.parametrize("options,model_off,confirms", [

@@ -10,6 +10,7 @@ import pytest
 from common.cli import Parser, yes_or_no
 from configs.options import ALL, OPTIONS, parse, parser
 from models.omnimotion import ModelConfig
+from preprocessing.cli import convert_parser, flow_parser, main_parser
 
 FLAGS = [option for option in OPTIONS if option.type is bool]
 
@@ -117,3 +118,22 @@ def test_errors_of_the_parser_are_one_line(capsys):
     with pytest.raises(SystemExit):
         Parser(prog="tool").parse_args(["--unknown"])
     assert capsys.readouterr().err == "tool: unrecognized arguments: --unknown (--help lists the options)\n"
+
+
+def test_old_names_of_preprocessing():
+    old = ["--keep", "half", "--max_memory", "3", "--precision", "float16"]
+    new = ["--density", "half", "--memory_gib", "3", "--raft_precision", "float16"]
+    parsed = [vars(main_parser().parse_args(["--data_dir", "x", *words])) for words in (old, new)]
+    assert parsed[0] == parsed[1]
+    assert (parsed[0]["keep"], parsed[0]["max_memory"], parsed[0]["precision"]) == ("half", 3.0, "float16")
+
+
+@pytest.mark.parametrize("make", [main_parser, flow_parser, convert_parser])
+def test_help_of_preprocessing(make):
+    text = make().format_help()
+    assert "--max_pixels" in text and "--keep" not in text and "--precision" not in text
+
+
+def test_flags_without_values_leave_positional_arguments():
+    args = flow_parser().parse_args(["--offline", "a.png", "b.png", "--out", "o.npy", "--cold_start", "--no-offline"])
+    assert args.images == ["a.png", "b.png"] and args.cold_start and not args.offline

@@ -66,7 +66,7 @@ def test_the_cost_is_logged_and_a_small_disk_is_refused(fresh, monkeypatch, capl
 
 
 def test_memory_that_does_not_suffice_is_refused(fresh):
-    with pytest.raises(UserError, match=r"--max_memory 0\.5 is too little"):
+    with pytest.raises(UserError, match=r"--memory_gib 0\.5 is too little"):
         build_store(fresh, Method(), max_memory=1 << 29)
 
 
