@@ -1,11 +1,11 @@
-"""A page to click on: one HTML file with the video, its layers and the tracks, for a browser without a network.
+"""Write the interactive page: one HTML file with the video, its layers and the tracks, which needs no network.
 
-The file is web/page.html with its style and scripts put in, and data in inert <script> elements as base64: images in
-WebP, tracks as pack.py says.
+The file is the template web/page.html with its style sheet and scripts inserted. The data follow as base64 in
+<script> elements that the browser does not run: images as WebP, tracks in the format of pack.py.
 
 Notation
     T, H, W   frames of the page, height, width of the video
-    layer     pictures of something else at every frame: depth, flow, error
+    layer     a picture shown over each frame: depth, flow or error
 """
 
 import base64
@@ -15,53 +15,42 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from common.files import write_text
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
 from drawing.legend import flow_wheel
 from drawing.maps import depth_range, error_scale
-from drawing.pack import GridTracks, coarsest_quantum, pack
+from drawing.pack import coarsest_quantum, pack
+from drawing.page_data import PageData, collect_page_data
 from drawing.run_views import Views
-from inference.dense import grid_pixels
 
 log = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("unpack.js", "stage.js", "timeline.js", "main.js")
-BASE64 = 4 / 3
-IMAGE_SHARE = 0.45                                          # of the file, at most, for the video
-IMAGE_STEPS = ((80, 1280), (65, 1280), (65, 854), (50, 640), (35, 480), (20, 320))  # WebP quality, longer side
-QUANTA = (1 / 8, 1 / 4, 1 / 2)
-MOST_FRAMES = 120           # of a page; a longer video is thinned
-MOST_SAMPLES = 20_000_000   # tracks x frames; a denser grid is thinned
-CPU_SIDE, CPU_SAMPLES = 64, 4_000_000  # on the CPU, unless asked for: query points along the longer side, and samples
+BASE64 = 4 / 3       # characters a byte
+IMAGE_SHARE = 0.45   # largest share of the file for the video's images
+IMAGE_STEPS = ((80, 1280), (65, 1280), (65, 854), (50, 640), (35, 480), (20, 320))  # (WebP quality, longer side in px)
+QUANTA = (1 / 8, 1 / 4, 1 / 2)  # pixels to which positions are rounded, the finest first
 
 
-@dataclass
-class PageData:
-    """What a page shows. `frame_ids` are the numbers, in the whole video, of the T frames that the page has."""
-    title: str
-    fps: float
-    frames: np.ndarray             # (T, H, W, 3) uint8
-    frame_ids: list[int]
-    blocks: list[GridTracks]
-    interval: int                  # pixels between query points
-    occlusion_th: float
-    depths: np.ndarray             # (T, h, w)
-    flows: np.ndarray              # (T - 1, h, w, 2) pixels, from each frame to the next
-    errors: np.ndarray | None      # (T, h, w) pixels
-    notices: list[str] = field(default_factory=list)  # what was left out, for the reader
+def write_page(views: Views, path: Path) -> Path:
+    """Write the page of a run, at most --page_mb large, to `path`, and return `path`."""
+    data = collect_page_data(views)
+    write_text(path, page_html(data, views.options.page_mb))
+    log.info("page: %d tracks, %.1f MB", sum(len(block.tracks) for block in data.blocks), path.stat().st_size / 1e6)
+    return path
 
 
 def page_html(data: PageData, megabytes: float = 25.0) -> str:
-    """The page, at most `megabytes` (10^6 bytes) large: the video's images are made smaller, positions rounded to
-    1/4 or 1/2 instead of 1/8 pixel, and then every second row and column of tracks left out, until it fits."""
+    """The page as HTML, at most `megabytes` (10^6 bytes) large.
+
+    To fit, the video's images are made smaller, then positions are rounded to 1/4 or 1/2 instead of 1/8 pixel, then
+    every second row and column of tracks is left out. `data` then holds the tracks that are left."""
     budget = megabytes * 1e6 - sum((WEB / name).stat().st_size for name in (*SCRIPTS, "page.html", "page.css"))
     images, layers = _video(data.frames, budget * IMAGE_SHARE), _layers(data)
     pictures = {"video": images} | {name: layer.pop("images") for name, layer in layers.items()}
@@ -80,8 +69,8 @@ def page_html(data: PageData, megabytes: float = 25.0) -> str:
 
 
 def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[float, float], PageData]:
-    """Packed blocks within `limit` bytes, the quantum and depth range they have, and the data with the blocks that
-    were packed."""
+    """Pack the tracks within `limit` bytes: packed blocks, their quantum in pixels, their depth range, and the data
+    with the blocks that were packed."""
     size = data.frames.shape[1:3]
     depths = np.concatenate([block.depth[:, ::4].ravel() for block in data.blocks])
     near_far = tuple(float(v) for v in np.percentile(depths, (0.1, 99.9)))
@@ -92,7 +81,7 @@ def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[flo
             if sum(map(len, packed)) <= limit:
                 return packed, quantum, near_far, data
         if max(data.blocks[0].shape) < 8:
-            log.warning("the page will be larger than asked for: the video alone needs that")
+            log.warning("the page will be larger than --page_mb: the video alone needs that")
             return packed, quantum, near_far, data
         data.blocks = [block.thinned() for block in data.blocks]
         data.interval *= 2
@@ -102,7 +91,7 @@ def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[flo
 
 
 def _video(frames: np.ndarray, limit: float) -> list[bytes]:
-    """Frames as WebP within `limit` bytes of base64, as good as that allows."""
+    """Frames as WebP in the best quality that fits into `limit` bytes of base64, else in the lowest quality."""
     for quality, side in IMAGE_STEPS:
         scale = min(1, side / max(frames.shape[1:3]))
         images = [_webp(_scaled(frame, scale), quality) for frame in frames]
@@ -112,7 +101,7 @@ def _video(frames: np.ndarray, limit: float) -> list[bytes]:
 
 
 def _layers(data: PageData) -> dict[str, dict]:
-    """Every layer's images, and what its legend says."""
+    """Images and legend of each layer, by the layer's name."""
     near, far = depth_range(data.depths)
     longest = full_saturation(data.flows)
     flows = [*data.flows, np.zeros_like(data.flows[0])]
@@ -132,12 +121,13 @@ def _layers(data: PageData) -> dict[str, dict]:
 
 
 def _filled(meta: dict, items: dict[str, bytes]) -> str:
-    """The template with everything in its place. Nothing of `meta` can end a script or become markup."""
+    """Fill the template. `meta` is escaped so that none of its text can end a script element or become markup."""
     safe = json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
     data = "\n".join(f'<script type="application/octet-stream" id="{name}">{_text(value)}</script>'
                      for name, value in items.items())
     script = "\n".join((WEB / name).read_text() for name in SCRIPTS)
-    digest = hashlib.sha256(f"\n{script}\n".encode()).digest()  # of all between the tags: the browser runs nothing else
+    # The Content-Security-Policy names this hash, so the browser runs this script only.
+    digest = hashlib.sha256(f"\n{script}\n".encode()).digest()
     parts = {"title": html.escape(meta["title"]), "style": (WEB / "page.css").read_text(), "meta": safe, "data": data,
              "script": script, "hash": _text(digest)}
     pieces = (WEB / "page.html").read_text().split("%%")  # text, name, text, name, ..., text
@@ -163,49 +153,3 @@ def _webp(image: np.ndarray, quality: int) -> bytes:
 
 def _text(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
-
-
-def write_page(views: Views, path: Path) -> Path:
-    """Compute what the page needs and write it."""
-    options, notices = views.options, []
-    step = -(-views.T // MOST_FRAMES)
-    ids = list(range(0, views.T, step))
-    if step > 1:
-        notices.append(f"every {_ordinal(step)} of {views.T} frames is shown")
-    stride = max(1, round(options.page_query_stride / step))
-    query_frames = range(0, len(ids), stride)
-    interval = _interval(views, len(query_frames) * len(ids), notices)
-    for notice in notices:
-        log.warning("page: %s", notice)
-    blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
-    data = PageData(
-        title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
-        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
-        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices)
-    write_text(path, page_html(data, options.page_mb))
-    log.info("page: %d tracks, %.1f MB", sum(len(block.tracks) for block in data.blocks), path.stat().st_size / 1e6)
-    return path
-
-
-def _interval(views: Views, frames: int, notices: list[str]) -> int:
-    """Pixels between query points; raised where `frames` (query frames x frames) would make too many samples."""
-    asked, most = views.options.page_interval or 4, MOST_SAMPLES
-    if not views.options.page_interval and views.tracker.device.type == "cpu":
-        asked, most = max(1, round(max(views.size) / CPU_SIDE)), CPU_SAMPLES
-    interval = asked
-    while len(grid_pixels(views.size, interval)[0]) * frames > most:
-        interval += 1
-    if interval > asked:
-        notices.append(f"tracks are {interval} instead of {asked} pixels apart, or there would be too many")
-    return interval
-
-
-def _block(views: Views, k: int, ids: list[int], interval: int) -> GridTracks:
-    """Tracks of a grid of frame ids[k], at the frames `ids`."""
-    pixels, shape = grid_pixels(views.size, interval)
-    found = views.track(ids[k], pixels, ids)
-    return GridTracks(k, shape, found.tracks, found.visible, found.depth, found.occlusion_score)
-
-
-def _ordinal(n: int) -> str:
-    return {2: "second", 3: "third"}.get(n, f"{n}th")

@@ -1,8 +1,8 @@
-"""What viz.py draws: everything that a trained run knows about its video, computed when it is first asked for.
+"""Lazily computed, cached results of a trained run: what viz.py draws.
 
 Notation
     T, H, W, N  frames, height, width, drawn points
-    grid        every `interval`-th pixel of a frame, (h, w): dense pictures are computed on it and enlarged
+    grid        every `interval`-th pixel of a frame, (h, w); dense results are computed on it and enlarged for drawing
 """
 
 import logging
@@ -32,13 +32,17 @@ log = logging.getLogger("viz")
 
 
 class Views:
-    """A run's pictures-to-be. UserError where an option asks for what the run or the sequence does not have."""
+    """Lazily computed, cached results of a run. UserError if an option names a frame or mask that does not exist."""
 
     def __init__(self, options: Namespace):
-        self.options, self.dir = options, run_dir(options)
+        self.options = options
+        self.dir = run_dir(options)
         self.sequence, self.tracker = open_run(options)
-        self.size, self.T = self.sequence.size, len(self.sequence)
-        self._rendered, self._flows = {}, {}
+        self.size = self.sequence.size  # (H, W)
+        self.T = len(self.sequence)
+        self.query_frame = options.query_frame_id
+        self._rendered = {}  # frame -> (colors, depths)
+        self._flows = {}     # frame -> flow to the next frame
         if not 0 <= options.query_frame_id < self.T:
             raise UserError(f"--query_frame_id {options.query_frame_id}: the sequence has frames 0 to {self.T - 1}")
 
@@ -49,20 +53,21 @@ class Views:
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """The query frame's foreground `(H, W)` of --foreground_mask_path, or of the sequence's mask/; else None."""
+        """Foreground `(H, W)` bool of the query frame, of --foreground_mask_path or the sequence's masks, else None."""
         if self.options.foreground_mask_path:
             return read_mask(Path(self.options.foreground_mask_path), self.size)
         masks = self.sequence.masks()
-        return None if masks is None else masks[self.options.query_frame_id]
+        return None if masks is None else masks[self.query_frame]
 
     @cached_property
     def points(self) -> np.ndarray:
-        """The drawn points `(N, 2)` of the query frame: a grid, or what of it lies in the foreground."""
+        """The drawn points `(N, 2)` of the query frame: a regular grid, or its part inside the mask."""
         return self.grid(self.spacing)
 
     def grid(self, interval: int) -> np.ndarray:
-        """The same, `interval` pixels apart. UserError if no point is left."""
-        points, options = point_grid(self.size, interval), self.options
+        """As `points`, `interval` pixels apart. UserError if no point lies in the foreground."""
+        points = point_grid(self.size, interval)
+        options = self.options
         if not (options.use_mask or options.foreground_mask_path):
             return points
         if self.mask is None:
@@ -75,13 +80,13 @@ class Views:
 
     @property
     def spacing(self) -> int:
-        """Pixels between the grid's points."""
+        """Pixels between the points of the drawn grid."""
         return self.options.grid_interval or grid_spacing(self.size)
 
     @cached_property
     def tracks(self) -> Tracks:
         """Tracks of `points` through all frames."""
-        return self.track(self.options.query_frame_id, self.points)
+        return self.track(self.query_frame, self.points)
 
     def track(self, t: int, points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
         """Tracks of points `(N, 2)` of frame t through all frames, or through `frames`."""
@@ -90,15 +95,17 @@ class Views:
 
     @cached_property
     def scene(self) -> tuple[Tracks, np.ndarray]:
-        """Tracks of a coarse grid over the whole query frame, and which of them are foreground `(M,)`: by the mask,
-        else by how they move."""
+        """Tracks of a coarse grid over the whole query frame, and which of them are foreground `(M,)` bool.
+
+        The foreground is that of the mask; without a mask, the tracks that do not move with the background."""
         points = point_grid(self.size)
         same = np.array_equal(points, self.points)
-        found = self.tracks if same else self.track(self.options.query_frame_id, points)
+        found = self.tracks if same else self.track(self.query_frame, points)
         if self.mask is not None:
             return found, _at(self.mask, points)
         moving = foreground_tracks(found.tracks, found.visible, self.size, self.options.seed)
-        log.info("no mask: %d of %d tracks move apart from the background", moving.sum(), len(moving))
+        log.info("no mask: %d of %d tracks do not move with the background and count as foreground", moving.sum(),
+                 len(moving))
         return found, moving
 
     @cached_property
@@ -112,7 +119,9 @@ class Views:
     @cached_property
     def background_steps(self) -> np.ndarray:
         """Homographies `(T - 1, 3, 3)` of the background's motion from each frame to the next."""
-        points, (found, moving), out = point_grid(self.size), self.scene, []
+        points = point_grid(self.size)
+        found, moving = self.scene
+        out = []
         for t in range(self.T - 1):
             nearest = np.array([((found.tracks[:, t] - p) ** 2).sum(-1).argmin() for p in points])
             still = points[~moving[nearest]]
@@ -121,16 +130,16 @@ class Views:
 
     @cached_property
     def interval(self) -> int:
-        """Pixels between the grid's columns and rows."""
+        """Pixels between columns and rows of the grid of dense results."""
         if self.options.dense_interval:
             return self.options.dense_interval
         interval = dense.grid_interval(self.tracker)
         if interval > 1:
-            log.info("on the CPU, dense pictures are computed %d pixels apart (--dense_interval 1: all)", interval)
+            log.info("on the CPU, dense results are %d pixels apart (--dense_interval 1: every pixel)", interval)
         return interval
 
     def renderings(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rendered colors `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, half precision."""
+        """Rendered colors `(T', h, w, 3)` in [0, 1] and depths `(T', h, w)` of frames `ids`, float16."""
         pairs = self._each(self._rendered, "rendering", ids,
                            lambda t: dense.colors_and_depths(self.tracker, t, self.interval))
         return tuple(np.stack(arrays).astype(np.float16) for arrays in zip(*pairs, strict=True))
@@ -142,7 +151,7 @@ class Views:
 
     @cached_property
     def errors(self) -> np.ndarray | None:
-        """The accumulated error map `(T, h', w')` in pixels; None if the run kept none."""
+        """The accumulated error map `(T, h', w')` in pixels; None if the checkpoint has none."""
         checkpoint = find_checkpoint(self.dir, self.options.ckpt_path)[1]
         state = checkpoint.get("error_map")
         if state is None or not state["counts"].any():
@@ -153,7 +162,7 @@ class Views:
         return error_map.mean().numpy()
 
     def canonical_cloud(self, frames: int = 6, points: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
-        """Canonical points `(N, 3)` that some frames show, and their frames' colors `(N, 3)` uint8."""
+        """About `points` canonical surface points `(N, 3)` seen in `frames` frames, and their colors `(N, 3)` uint8."""
         ids = np.unique(np.linspace(0, self.T - 1, frames).astype(int))
         interval = max(1, round((self.size[0] * self.size[1] * len(ids) / points) ** 0.5))
         pixels, _ = dense.grid_pixels(self.size, interval)
@@ -161,27 +170,27 @@ class Views:
         return np.concatenate(found), np.concatenate([_at(self.frames[t], pixels) for t in ids])
 
     def render_canonical(self, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The canonical volume between two corners `(3,)` from the front, `(*shape, 3)` in [0, 1]."""
+        """Rendering `(*shape, 3)` in [0, 1], from the front, of the canonical volume between two corners `(3,)`."""
         return dense.render_canonical(self.tracker, low, high, shape)
 
     @property
     def target_frame(self) -> int:
-        """The second frame of a pair: --target_frame_id, else half the clip away from the query frame."""
+        """The second frame of a pair: --target_frame_id, else half the video away from the query frame."""
         t = self.options.target_frame_id
         if t < 0:
-            return (self.options.query_frame_id + self.T // 2) % self.T
+            return (self.query_frame + self.T // 2) % self.T
         if t >= self.T:
             raise UserError(f"--target_frame_id {t}: the sequence has frames 0 to {self.T - 1}")
         return t
 
     def _each(self, known: dict, name: str, ids: Sequence[int], compute: Callable[[int], Any]) -> list:
-        """What `compute` says of each frame, computed once."""
+        """`compute(t)` for each frame of `ids`; results are cached in `known`."""
         for t in tqdm([t for t in ids if t not in known], name):
             known[t] = compute(t)
         return [known[t] for t in ids]
 
 
 def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Values of an image `(H, W, ...)` at whole pixels `(N, 2)`."""
+    """Values of an image `(H, W, ...)` at points `(N, 2)`, rounded down to whole pixels."""
     x, y = points.astype(int).T
     return image[y, x]

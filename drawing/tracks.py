@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from common.geometry import pixel_grid
 from drawing.legend import point_legend, with_strip
 
 PICTURE_SIDE, LONGEST_SIDE = 480, 1920  # pictures' shorter side, at least, as long as the longer one is at most this
@@ -116,8 +117,8 @@ def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
     """Points `(N, 2)` of a regular grid on a frame of `size` (H, W), row by row, `interval` pixels apart; 0:
     `grid_spacing`."""
     interval = interval or grid_spacing(size)
-    y, x = np.mgrid[interval // 2: size[0]: interval, interval // 2: size[1]: interval]
-    return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+    start = interval // 2
+    return pixel_grid(size)[start::interval, start::interval].reshape(-1, 2).numpy()
 
 
 def grid_shape(size: tuple[int, int]) -> tuple[int, int]:

@@ -96,7 +96,7 @@ def run(small_sequence, tmp_path_factory):
 
 
 def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("drawing.page.MOST_FRAMES", 4)
+    monkeypatch.setattr("drawing.page_data.MAX_FRAMES", 4)
     visualize(parse("viz", [*run[0], "--what", "page", "--page_interval", "8", "--dense_interval", "8",
                             "--out_dir", str(tmp_path)]))
     text = (tmp_path / "page.html").read_text()

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from common.files import write_bytes
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation, position_colors
 from drawing.legend import color_bar, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
+from drawing.output import write_png
 from drawing.tracks import match_picture
 
 FOLDER = "vis"
@@ -69,8 +68,3 @@ class Board:
         """Write out what is buffered."""
         if self.writer is not None:
             self.writer.close()
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write `(H, W, 3)` uint8 RGB, whole or not at all."""
-    write_bytes(path, cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,88 @@
+"""Collect what a page shows: frames, tracks of query grids, depth, flow and errors.
+
+A long video is shown with every k-th frame, and a dense grid of tracks is made coarser, so that the page stays small
+and is computed in reasonable time; the page says so.
+
+Notation
+    T, H, W   frames of the page, height, width of the video
+    sample    position of one track in one frame
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from drawing.pack import GridTracks
+from drawing.run_views import Views
+from inference.dense import grid_pixels
+
+log = logging.getLogger(__name__)
+MAX_FRAMES = 120          # frames of a page
+MAX_SAMPLES = 20_000_000  # tracks x frames of a page
+# On the CPU, unless --page_interval is given:
+CPU_SIDE = 64             # query points along the longer side
+CPU_SAMPLES = 4_000_000
+
+
+@dataclass
+class PageData:
+    """Content of a page. `frame_ids` are the indices, in the whole video, of the T frames that the page shows."""
+    title: str
+    fps: float
+    frames: np.ndarray             # (T, H, W, 3) uint8
+    frame_ids: list[int]
+    blocks: list[GridTracks]
+    interval: int                  # pixels between query points
+    occlusion_th: float
+    depths: np.ndarray             # (T, h, w)
+    flows: np.ndarray              # (T - 1, h, w, 2) pixels, from each frame to the next
+    errors: np.ndarray | None      # (T, h, w) pixels
+    notices: list[str] = field(default_factory=list)  # shown on the page: what was left out
+
+
+def collect_page_data(views: Views) -> PageData:
+    """Compute the content of the page for a run."""
+    options = views.options
+    notices = []
+    step = -(-views.T // MAX_FRAMES)
+    ids = list(range(0, views.T, step))
+    if step > 1:
+        notices.append(f"every {_ordinal(step)} of {views.T} frames is shown")
+    stride = max(1, round(options.page_query_stride / step))
+    query_frames = range(0, len(ids), stride)
+    interval = _interval(views, len(query_frames) * len(ids), notices)
+    for notice in notices:
+        log.warning("page: %s", notice)
+    blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
+    return PageData(
+        title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
+        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
+        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices)
+
+
+def _interval(views: Views, frames: int, notices: list[str]) -> int:
+    """Pixels between query points, raised until points x `frames` (query frames x frames) is within the limit."""
+    asked = views.options.page_interval or 4
+    most = MAX_SAMPLES
+    if not views.options.page_interval and views.tracker.device.type == "cpu":
+        asked = max(1, round(max(views.size) / CPU_SIDE))
+        most = CPU_SAMPLES
+    interval = asked
+    while len(grid_pixels(views.size, interval)[0]) * frames > most:
+        interval += 1
+    if interval > asked:
+        notices.append(f"tracks are {interval} instead of {asked} pixels apart, to limit their number")
+    return interval
+
+
+def _block(views: Views, k: int, ids: list[int], interval: int) -> GridTracks:
+    """Tracks, through the frames `ids`, of a grid of points of frame ids[k]."""
+    pixels, shape = grid_pixels(views.size, interval)
+    found = views.track(ids[k], pixels, ids)
+    return GridTracks(k, shape, found.tracks, found.visible, found.depth, found.occlusion_score)
+
+
+def _ordinal(n: int) -> str:
+    return {2: "second", 3: "third"}.get(n, f"{n}th")
