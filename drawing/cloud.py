@@ -1,4 +1,4 @@
-"""A cloud of colored points that swings from side to side, seen without perspective.
+"""Pictures of a colored point cloud that swings from side to side, in orthographic projection.
 
 Notation
     N        points
@@ -11,14 +11,14 @@ import numpy as np
 
 from drawing.legend import STRIP
 
-SWING = np.radians(40)  # to either side
-TILT = np.radians(15)   # seen a little from above
+SWING = np.radians(40)  # radians: largest rotation to either side
+TILT = np.radians(15)   # radians: the view is from slightly above
 
 
 def cloud_pictures(points: np.ndarray, colors: np.ndarray, size: tuple[int, int], count: int,
                    dot: int = 2) -> Iterator[np.ndarray]:
-    """`count` pictures `(H, W, 3)` of `size` (H, W), one swing there and back, of points `(N, 3)` in colors `(N, 3)`
-    uint8; each is a square of `dot` pixels, nearer ones in front."""
+    """`count` pictures `(H, W, 3)` of `size` (H, W), of one full swing of points `(N, 3)` with colors `(N, 3)`
+    uint8. A point is a square of `dot` pixels; nearer points cover farther ones."""
     center = np.median(points, axis=0)
     centered = points - center
     reach = np.percentile(abs(centered), 99, axis=0).clip(1e-6)
@@ -31,8 +31,9 @@ def cloud_pictures(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]
 
 
 def _view(turn: float) -> np.ndarray:
-    """Rotation `(3, 3)`: about the vertical axis, then the tilt."""
-    c, s, ct, st = np.cos(turn), np.sin(turn), np.cos(TILT), np.sin(TILT)
+    """Rotation `(3, 3)` by `turn` radians about the vertical axis, then by TILT about the horizontal axis."""
+    c, s = np.cos(turn), np.sin(turn)
+    ct, st = np.cos(TILT), np.sin(TILT)
     return np.array([[1, 0, 0], [0, ct, st], [0, -st, ct]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
 

@@ -1,5 +1,6 @@
-"""Colors for positions, flow, depth, errors and scores, uint8 RGB. They read the same with any kind of color vision;
-only the flow wheel, the field's standard, does not, and its pictures have arrows.
+"""Color maps for positions, flow, depth, errors and scores, uint8 RGB.
+
+They can be told apart with every kind of color vision, except the standard flow wheel, whose pictures also have arrows.
 
 Notation
     H, W, N  height, width, points
@@ -8,20 +9,20 @@ Notation
 import cv2
 import numpy as np
 
-# A 3x3 patch over the frame, from Okabe and Ito's palette for all kinds of color vision: left is blue, right is yellow
-# to red, the upper row is lighter than the lower one, and the middle is green.
+# Colors at a 3x3 grid over the frame, after the color-blind safe palette of Okabe and Ito: blue at the left, green in
+# the middle, yellow to red at the right; the upper row is lighter than the lower one.
 POSITIONS = np.array([[[86, 180, 233], [130, 215, 190], [245, 233, 90]],
                       [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
                       [[0, 84, 190], [150, 80, 175], [213, 84, 0]]], np.float32)
 SCORES = np.array([[0, 114, 230], [245, 245, 245], [230, 92, 0]], np.float32)
 # Middlebury's wheel (Baker et al., "A database and evaluation methodology for optical flow", 2011): six hues and the
-# number of steps from each to the next, by what is felt as different. Direction 0 is right, then down.
+# number of steps from each to the next, chosen for even perceptual spacing. Angle 0 points right and grows downward.
 WHEEL = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
 WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 
 
 def position_colors(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A color for each point `(N, 2)` of a frame of `size` (H, W), `(N, 3)`: neighbors are alike, corners are not."""
+    """Colors `(N, 3)` that vary smoothly with the position of points `(N, 2)` in a frame of `size` (H, W)."""
     place = ((points + 0.5) / np.array(size[::-1])).clip(0, 1) * 2
     column, row = (place.astype(int).clip(max=1)).T
     x, y = (place - np.stack([column, row], -1)).T[..., None]
@@ -30,8 +31,9 @@ def position_colors(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
-    """Flow `(H, W, 2)` pixels as `(H, W, 3)`: hue is direction, saturation length, white no motion. `longest`, the
-    length of full saturation, is by default that of 98% of the flow; what is longer is darker."""
+    """Flow `(H, W, 2)` in pixels as `(H, W, 3)`: hue shows direction, saturation length; white is no motion.
+
+    Flow of `longest` pixels (default: `full_saturation`) has full saturation; longer flow is darker."""
     length = np.hypot(flow[..., 0], flow[..., 1])
     length = length / (longest or full_saturation(flow))
     wheel = _wheel()
@@ -44,7 +46,7 @@ def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
 
 
 def full_saturation(flow: np.ndarray) -> float:
-    """The length of 98% of the flow `(..., 2)`, at least a tenth of a pixel: noise is not motion."""
+    """The 98th percentile of the length of flow `(..., 2)`, at least 0.1 pixel so that noise stays near white."""
     return max(float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 98)), 0.1)
 
 
@@ -54,14 +56,15 @@ def depth_colors(depth: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def error_colors(error: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Errors `(H, W)` as `(H, W, 3)`, dark is 0; `largest` is by default the largest of them."""
+    """Errors `(H, W)` as `(H, W, 3)`: dark is 0, the lightest color is `largest` (default: the maximum)."""
     return _mapped(_share(error, 0, largest or float(error.max())), cv2.COLORMAP_INFERNO)
 
 
 def score_colors(scores: np.ndarray) -> np.ndarray:
     """Scores in [0, 1] of any shape as `(..., 3)`: blue is 0, white 0.5, orange 1."""
     place = scores.clip(0, 1)[..., None] * 2
-    lower, upper = (1 - place) * SCORES[0] + place * SCORES[1], (2 - place) * SCORES[1] + (place - 1) * SCORES[2]
+    lower = (1 - place) * SCORES[0] + place * SCORES[1]
+    upper = (2 - place) * SCORES[1] + (place - 1) * SCORES[2]
     return np.rint(np.where(place < 1, lower, upper)).astype(np.uint8)
 
 

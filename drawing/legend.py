@@ -1,4 +1,4 @@
-"""Text, and what explains colors and marks: the strip under every picture.
+"""Captions and legends, drawn in a strip under every picture.
 
 Notation
     strip    a dark band as wide as the picture, with the caption on its left and the legend on its right
@@ -15,12 +15,15 @@ from drawing.colors import flow_colors, score_colors
 
 STRIP = (22, 24, 28)
 TEXT = (226, 229, 233)
-HEIGHT, TEXT_SIZE, GAP, BAR = 34, 14, 10, (150, 12)  # pixels; BAR is (width, height)
+HEIGHT = 34      # pixels
+TEXT_SIZE = 14   # pixels
+GAP = 10         # pixels between parts of the strip
+BAR = (150, 12)  # width and height of a color bar in pixels
 
 
 @lru_cache(maxsize=512)
 def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
-    """A line of text on the strip's color, `(h, w, 3)`."""
+    """A line of text on the strip's background, `(h, w, 3)`."""
     font = ImageFont.load_default(size)
     left, _, right, _ = font.getbbox(text or " ")
     picture = Image.new("RGB", (int(right - left) + 2, size + 8), STRIP)
@@ -29,7 +32,7 @@ def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
 
 
 def row(parts: list[np.ndarray], gap: int = GAP) -> np.ndarray:
-    """Pictures beside each other, centered vertically in a strip `(HEIGHT, w, 3)`."""
+    """Pictures side by side, centered vertically in a strip `(HEIGHT, w, 3)`."""
     width = sum(part.shape[1] for part in parts) + gap * max(len(parts) - 1, 0)
     out, x = np.full((HEIGHT, width, 3), STRIP, np.uint8), 0
     for part in parts:
@@ -46,7 +49,7 @@ def color_bar(colors: Callable[[np.ndarray], np.ndarray], low: str, high: str, t
 
 
 def mark_legend(color: tuple[int, int, int] = TEXT) -> np.ndarray:
-    """A legend of the marks of points: a disc is visible, a ring occluded."""
+    """Legend of point marks: a disc is a visible point, a ring an occluded one."""
     marks = []
     for thickness in (cv2.FILLED, 1):
         mark = np.full((14, 14, 3), STRIP, np.uint8)
@@ -56,14 +59,14 @@ def mark_legend(color: tuple[int, int, int] = TEXT) -> np.ndarray:
 
 
 def point_legend(dense: bool = False, scored: bool = False) -> np.ndarray:
-    """The marks of points, or what stands for them where they are dense, and the colors of occlusion scores."""
+    """Legend of points: the marks (a note instead for `dense` grids), and with `scored` the colors of scores."""
     marks = text_picture("occluded points are not drawn") if dense else mark_legend()
     bar = [color_bar(score_colors, "0", "1", "occlusion score")] if scored else []
     return row([marks, *bar], 2 * GAP)
 
 
 def flow_wheel(size: int) -> np.ndarray:
-    """The wheel of flow colors, `(size, size, 4)` with transparency outside it."""
+    """The flow color wheel as RGBA `(size, size, 4)`, transparent outside the circle."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     flow = np.stack(np.meshgrid(axis, axis), -1)
     radius = np.hypot(*np.moveaxis(flow, -1, 0))
@@ -73,7 +76,7 @@ def flow_wheel(size: int) -> np.ndarray:
 
 
 def flow_legend(longest: float) -> np.ndarray:
-    """The wheel in small, and the length of its rim."""
+    """Legend of flow colors: a small wheel, and the flow in pixels that its rim stands for."""
     wheel = flow_wheel(HEIGHT - 4).astype(np.float32)
     alpha = wheel[..., 3:] / 255
     flat = np.rint(alpha * wheel[..., :3] + (1 - alpha) * np.array(STRIP)).astype(np.uint8)
@@ -81,7 +84,7 @@ def flow_legend(longest: float) -> np.ndarray:
 
 
 def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = None) -> np.ndarray:
-    """The picture `(H, W, 3)` with a strip below it: two rows high where caption and legend do not fit into one."""
+    """The picture `(H, W, 3)` with a strip below it; caption and legend get a row each if one is too narrow."""
     W = picture.shape[1]
     words = text_picture(caption)
     parts = [words] if legend is None else [words, legend]
@@ -97,7 +100,7 @@ def with_strip(picture: np.ndarray, caption: str, legend: np.ndarray | None = No
 
 
 def shrunk(picture: np.ndarray, width: int) -> np.ndarray:
-    """The picture, made smaller if it is wider than `width`."""
+    """The picture, scaled down to `width` if it is wider."""
     if picture.shape[1] <= width:
         return picture
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))

@@ -1,4 +1,4 @@
-"""Videos of what has a value at every pixel: depth, flow, rendered color, error.
+"""Pictures of dense results: depth, flow, rendered color, flow error.
 
 Notation
     T, H, W  frames, height, width
@@ -14,11 +14,11 @@ from drawing.colors import depth_colors, error_colors, flow_colors, full_saturat
 from drawing.legend import color_bar, flow_legend, text_picture, with_strip
 from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
 
-ARROWS = 24            # arrows along the longer side of a flow picture
+ARROWS = 24  # arrows along the longer side of a flow picture
 
 
 def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Depths `(T, h, w)` of frames of `size` (H, W), in one scale of colors."""
+    """Pictures of depths `(T, h, w)` of frames of `size` (H, W), all with the same color scale."""
     near, far = depth_range(depths)
     legend = color_bar(lambda share: depth_colors(share, 0, 1), f"{near:.2f}", f"{far:.2f}", "near")
     for t, depth in enumerate(depths):
@@ -27,23 +27,23 @@ def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.nda
 
 
 def depth_range(depths: np.ndarray) -> tuple[float, float]:
-    """Depths that the colors reach: all but the nearest and the farthest percent."""
+    """Range of the color scale: the 1st and the 99th percentile of depth."""
     near, far = np.percentile(depths.astype(np.float32), (1, 99))
     return float(near), float(far)
 
 
 def flow_pictures(flows: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Flows `(T - 1, h, w, 2)` in pixels from each frame of `size` (H, W) to the next: colors of one scale, arrows."""
-    longest, legend = full_saturation(flows), None
+    """Pictures of flows `(T - 1, h, w, 2)` in pixels from each frame of `size` (H, W) to the next, with arrows."""
+    longest = full_saturation(flows)
+    legend = flow_legend(longest)
     for t, flow in enumerate(flows):
         picture = flow_colors(fit(flow, picture_size(size)), longest)
-        legend = flow_legend(longest) if legend is None else legend
         _draw_arrows(picture, flow, longest)
         yield with_strip(picture, f"flow from frame {t} to {t + 1}", legend)
 
 
 def color_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames `(T, H, W, 3)` uint8 beside what the model renders of them `(T, h, w, 3)` in [0, 1]."""
+    """Frames `(T, H, W, 3)` uint8 beside their renderings `(T, h, w, 3)` in [0, 1]."""
     size = frames.shape[1:3]
     for t, (frame, colors) in enumerate(zip(frames, rendered, strict=True)):
         shown = np.rint(colors.clip(0, 1) * 255).astype(np.uint8)
@@ -55,7 +55,7 @@ def color_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndar
 
 
 def error_pictures(frames: np.ndarray, errors: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames `(T, H, W, 3)` uint8 beside the accumulated flow errors `(T, h, w)` in pixels, one scale of colors."""
+    """Frames `(T, H, W, 3)` uint8 beside their accumulated flow errors `(T, h, w)` in pixels."""
     size, largest = frames.shape[1:3], error_scale(errors)
     legend = color_bar(lambda share: error_colors(share, 1), "0", f"{largest:.2f} px", "mean flow error")
     for t, (frame, error) in enumerate(zip(frames, errors, strict=True)):
@@ -64,18 +64,18 @@ def error_pictures(frames: np.ndarray, errors: np.ndarray) -> Iterator[np.ndarra
 
 
 def error_scale(errors: np.ndarray) -> float:
-    """The error that the lightest color means: that of 99% of the cells."""
+    """Upper end of the color scale: the 99th percentile of the errors, in pixels."""
     return max(float(np.percentile(errors, 99)), 1e-3)
 
 
 def picture_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the picture of a frame of `size` (H, W)."""
+    """(height, width) of the picture of a frame of `size` (H, W), in picture pixels."""
     zoom = picture_zoom(size)
     return round(size[0] * zoom), round(size[1] * zoom)
 
 
 def fit(values: np.ndarray, shape: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """A map or frame `(h, w, ...)` enlarged (or made smaller) to `shape`."""
+    """A map or frame `(h, w, ...)` resized to `shape`."""
     if values.shape[0] > shape[0]:
         interpolation = cv2.INTER_AREA
     values = values if values.dtype == np.uint8 else values.astype(np.float32)
@@ -83,13 +83,13 @@ def fit(values: np.ndarray, shape: tuple[int, int], interpolation: int = cv2.INT
 
 
 def beside(pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures of one size in a row, made smaller if that is wider than a screen."""
+    """Pictures of equal size side by side, shrunk to at most LONGEST_SIDE pixels of width."""
     out = np.concatenate(list(pictures), axis=1)
     return enlarge(out, min(1, LONGEST_SIDE / out.shape[1]))
 
 
 def _draw_arrows(picture: np.ndarray, flow: np.ndarray, longest: float) -> None:
-    """Arrows on the picture; `longest` pixels of flow `(h, w, 2)` are four fifths of what the arrows are apart."""
+    """Draw arrows on the picture. Flow `(h, w, 2)` of `longest` pixels is drawn as 0.8 times the arrows' spacing."""
     apart = max(picture.shape[:2]) / ARROWS
     for y in np.arange(apart / 2, picture.shape[0], apart):
         for x in np.arange(apart / 2, picture.shape[1], apart):

@@ -1,12 +1,13 @@
-"""Tracks as few bytes that a browser unpacks quickly.
+"""Pack tracks into few bytes that a browser unpacks quickly (web/unpack.js).
 
 Notation
     T, h, w    frames, and rows and columns of the grid of query points; arrays are (T, h, w) here
-    quantum    pixels between two values that can be told apart: positions are off by at most half of it
+    quantum    step in pixels to which positions are rounded; the error is at most half of it
 
 A packed block is one zlib stream of, in this order: x, y, visible, depth, score.
     x, y       position / quantum as int16; then the difference from the frame before, and of that the difference from
-               the left neighbor (both modulo 2^16); zigzag, so that small is small; all low bytes, then all high bytes
+               the left neighbor (both modulo 2^16); zigzag, so that small differences have a zero
+               high byte; all low bytes, then all high bytes
     visible    one bit each, the lowest bit of a byte first
     depth      uint8, 0 and 255 are the ends of the range; difference from the frame before (modulo 2^8)
     score      uint8, 255 is 1; difference from the frame before (modulo 2^8)
@@ -38,7 +39,7 @@ class GridTracks:
 
 
 def pack(block: GridTracks, quantum: float, depth_range: tuple[float, float]) -> bytes:
-    """The packed block; positions beyond 32767 quanta are cut off there."""
+    """Pack a block; positions are clipped to 32767 quanta."""
     near, far = depth_range
     depth = (block.depth - near) / max(far - near, 1e-6)
     parts = [_positions(_cube(block.tracks[..., axis], block.shape), quantum) for axis in (0, 1)]
@@ -48,7 +49,7 @@ def pack(block: GridTracks, quantum: float, depth_range: tuple[float, float]) ->
 
 
 def coarsest_quantum(size: tuple[int, int], quantum: float) -> float:
-    """`quantum`, or a larger one if int16 could not hold positions up to a frame's side outside frames of `size`."""
+    """`quantum`, doubled until int16 holds positions up to one frame side outside a frame of `size` (H, W)."""
     while 2 * max(size) / quantum > 32_767:
         quantum *= 2
     return quantum

@@ -1,9 +1,9 @@
-"""Which tracks move with the background: motion segmentation from tracks alone.
+"""Motion segmentation from tracks: which tracks do not move with the background.
 
 Under an affine camera all tracks of a rigid scene lie in one affine subspace of dimension 3 (Tomasi and Kanade, IJCV
 1992): four tracks span it. As in Sheikh, Javed and Kanade ("Background subtraction for freely moving cameras", ICCV
 2009, section 3), the background is the subspace with the most tracks near it, found by RANSAC; the rest is foreground.
-Tracks of the model need no completion: they go on behind occluders.
+The model predicts positions behind occluders too, so that tracks are complete, as the factorization needs.
 
 Notation
     N, T     tracks, frames
@@ -13,16 +13,16 @@ Notation
 
 import numpy as np
 
-SAMPLES = 400           # subspaces that are tried
-BASIS = 4               # tracks that span one
-NEIGHBORS = 13         # tracks that vote on the label of one
-FLOOR = 0.004           # share of the frame's longer side: closer tracks are background whatever the rest does
+SAMPLES = 400   # RANSAC samples
+BASIS = 4       # tracks in a sample: they span an affine subspace of dimension 3
+NEIGHBORS = 13  # nearest tracks that vote on the label of a track
+FLOOR = 0.004   # smallest residual of foreground, as a share of the frame's longer side
 
 
 def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, int], seed: int = 0) -> np.ndarray:
     """Foreground `(N,)` bool of tracks `(N, T, 2)`, visible `(N, T)`, in frames of `size` (H, W).
 
-    All False if there are fewer than 8 tracks or nothing moves apart from the background."""
+    All False if there are fewer than 8 tracks or all move with the background."""
     N = len(tracks)
     x = tracks.reshape(N, -1).astype(np.float64)
     if N < 2 * BASIS or not np.isfinite(x).all():
@@ -33,7 +33,7 @@ def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, 
         found = _residuals(x, rng.choice(N, BASIS, replace=False), visible) < floor
         if found.sum() > near.sum():
             near = found
-    for _ in range(3):  # the subspace of all that is near it, and what is near that
+    for _ in range(3):  # refit the subspace to its inliers, then select inliers again
         if near.sum() < BASIS:
             return np.zeros(N, bool)
         residual = _residuals(x, np.flatnonzero(near), visible)

@@ -1,8 +1,8 @@
-"""Points and matches drawn over frames.
+"""Draw points, tracks and matches on frames.
 
 Notation
     T, H, W, N  frames, height, width, points
-    picture     a frame enlarged by `zoom`, so that marks on a small video can be told apart
+    picture     a frame scaled by `zoom`, so that marks on a small video do not overlap
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,15 @@ import numpy as np
 from common.geometry import pixel_grid
 from drawing.legend import point_legend, with_strip
 
-PICTURE_SIDE, LONGEST_SIDE = 480, 1920  # pictures' shorter side, at least, as long as the longer one is at most this
-SHIFT = 4           # binary places of cv2's sub-pixel coordinates
-DARK = (20, 20, 20)
-DENSE = 0.65        # opacity of squares
+PICTURE_SIDE = 480   # pixels: smallest shorter side of a picture
+LONGEST_SIDE = 1920  # pixels: largest longer side of a picture, takes precedence
+SHIFT = 4            # fractional bits of cv2's sub-pixel coordinates
+DARK = (20, 20, 20)  # RGB of outlines
+DENSE = 0.65         # opacity of the squares of dense grids
 
 
 def picture_zoom(size: tuple[int, int]) -> float:
-    """The factor by which frames of `size` (H, W) are enlarged, a whole number, or made smaller."""
+    """Scale from frames of `size` (H, W) to pictures: a whole number for small frames, below 1 for large ones."""
     if max(size) > LONGEST_SIDE:
         return LONGEST_SIDE / max(size)
     return min(-(-PICTURE_SIDE // min(size)), LONGEST_SIDE // max(size)) if min(size) < PICTURE_SIDE else 1
@@ -35,16 +36,16 @@ def enlarge(frame: np.ndarray, zoom: float) -> np.ndarray:
 
 
 def on_picture(points: np.ndarray, zoom: float) -> np.ndarray:
-    """Points `(..., 2)` of a frame in pixels of its picture."""
+    """Convert points `(..., 2)` from pixels of the frame to pixels of its picture."""
     return (points + 0.5) * zoom - 0.5
 
 
 def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, colors: np.ndarray, zoom: float,
                 spacing: float = np.inf) -> None:
-    """Mark points `(N, 2)`, in pixels of the frame, on its picture: a disc where visible `(N,)`, a ring where occluded.
+    """Draw points `(N, 2)`, in pixels of the frame, on its picture: discs if visible `(N,)`, rings if occluded.
 
-    Points outside the frame are not drawn. Discs lie over rings. Points of a grid that leaves no room for discs, with
-    `spacing` pixels of the frame between them, are see-through squares where visible, and nothing where occluded."""
+    Points outside the frame are not drawn. Discs cover rings. If the points are a grid too dense for discs (`spacing`
+    pixels of the frame apart), visible points are translucent squares and occluded points are not drawn."""
     H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
     inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
     radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
@@ -63,15 +64,16 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
 
 
 def too_dense(spacing: float, zoom: float) -> bool:
-    """Whether points `spacing` pixels of the frame apart leave too little room on the picture for discs and rings."""
+    """Whether points `spacing` pixels of the frame apart are less than 8 pixels apart on the picture."""
     return spacing * zoom < 8
 
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colors: np.ndarray,
                    query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
-    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`, in colors `(N, 3)`, or in those
-    of their occlusion scores `(N, T, 3)`. Query points `spacing` pixels apart."""
-    zoom, scored = picture_zoom(frames.shape[1:3]), colors.ndim == 3
+    """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`. Colors are constant `(N, 3)`, or
+    one a frame `(N, T, 3)` for occlusion scores. Query points are `spacing` pixels of the frame apart."""
+    zoom = picture_zoom(frames.shape[1:3])
+    scored = colors.ndim == 3
     legend = point_legend(too_dense(spacing, zoom), scored)
     for t, frame in enumerate(frames):
         picture = enlarge(frame, zoom)
@@ -81,8 +83,8 @@ def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, 
 
 def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, matches: np.ndarray, visible: np.ndarray,
                   colors: np.ndarray, caption: str = "", lines: int = 0, spacing: float = np.inf) -> np.ndarray:
-    """Points `(N, 2)` of the first frame and where they are in the second `(N, 2)`, visible `(N,)` there or not, side
-    by side, with lines between `lines` of them."""
+    """Two frames side by side with points `(N, 2)` of the first and their matches `(N, 2)`, visible `(N,)`, in the
+    second. Lines join `lines` of the visible matches."""
     zoom = picture_zoom(frames[0].shape[:2])
     pictures = [enlarge(frame, zoom) for frame in frames]
     draw_points(pictures[0], points, np.ones(len(points), bool), colors, zoom, spacing)
@@ -97,14 +99,14 @@ def match_picture(frames: tuple[np.ndarray, np.ndarray], points: np.ndarray, mat
 
 
 def draw_paths(picture: np.ndarray, paths: np.ndarray, colors: np.ndarray, thickness: int = 1) -> None:
-    """Lines through `(N, L, 2)` pixels of the picture, in colors `(N, 3)`."""
+    """Draw polylines `(N, L, 2)`, in pixels of the picture, in colors `(N, 3)`."""
     places = np.rint(paths.clip(-9_999, 9_999) * (1 << SHIFT)).astype(np.int32)
     for path, color in zip(places, colors.tolist(), strict=True):
         cv2.polylines(picture, [path], False, color, thickness, cv2.LINE_AA, SHIFT)
 
 
 def frame_caption(t: int, T: int, query_frame: int | None = None) -> str:
-    """`frame 3 / 81`, and whether it is the frame whose points are drawn."""
+    """Caption such as `frame 3 / 81`, marked if it is the query frame."""
     return f"frame {t} / {T - 1}" + ("   query frame" if t == query_frame else "")
 
 
@@ -114,8 +116,9 @@ def grid_spacing(size: tuple[int, int]) -> int:
 
 
 def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
-    """Points `(N, 2)` of a regular grid on a frame of `size` (H, W), row by row, `interval` pixels apart; 0:
-    `grid_spacing`."""
+    """Points `(N, 2)` float32 of a regular grid on a frame of `size` (H, W), row by row.
+
+    They are `interval` pixels apart, or `grid_spacing(size)` if it is 0."""
     interval = interval or grid_spacing(size)
     start = interval // 2
     return pixel_grid(size)[start::interval, start::interval].reshape(-1, 2).numpy()
@@ -128,7 +131,8 @@ def grid_shape(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _draw_squares(picture: np.ndarray, centers: np.ndarray, colors: np.ndarray, side: int) -> None:
-    (H, W), frame = picture.shape[:2], picture.copy()
+    H, W = picture.shape[:2]
+    frame = picture.copy()
     column, row = np.rint(centers - (side - 1) / 2).astype(int).T
     for dy in range(side):
         for dx in range(side):

@@ -1,4 +1,4 @@
-"""Trails: the path of each foreground point over the last frames, seen from the moving background.
+"""Trails: the path of each foreground point over the last frames, relative to the background.
 
 Notation
     T, N, L  frames, tracks, frames of a trail
@@ -13,15 +13,15 @@ import numpy as np
 from drawing.legend import point_legend, with_strip
 from drawing.tracks import draw_paths, draw_points, enlarge, frame_caption, on_picture, picture_zoom, too_dense
 
-TRAIL = 24        # frames
-PIECE = 3         # frames of a trail that fade together
+TRAIL = 24        # frames of a trail
+PIECE = 3         # consecutive frames of a trail drawn with one opacity
 DIMMED = 0.55     # brightness of the frames under the trails
-RANSAC_PX = 1.5   # pixels within which a point moves with the background
+RANSAC_PX = 1.5   # pixels: inlier distance of the background's homography
 
 
 def background_step(points: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """The homography `(3, 3)` that most of the points `(M, 2)` follow to `moved` `(M, 2)`; a shift by the median motion
-    where there are too few points for one."""
+    """Homography `(3, 3)` from points `(M, 2)` to `moved` `(M, 2)` by RANSAC; a translation by the median motion if
+    there are fewer than 8 points or no homography is found."""
     if len(points) >= 8:
         found, _ = cv2.findHomography(points.astype(np.float64), moved.astype(np.float64), cv2.RANSAC, RANSAC_PX)
         if found is not None and np.isfinite(found).all():
@@ -33,10 +33,12 @@ def background_step(points: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
 
 def stabilized_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int = TRAIL) -> np.ndarray:
-    """Where tracks `(N, T, 2)` were in the frames up to t, carried into frame t by the background's motion:
-    `(N, L, 2)`, the last is the point itself."""
+    """Positions of tracks `(N, T, 2)` in the last frames up to t, warped into frame t by the background's motion.
+
+    Returns `(N, L, 2)`, oldest first; the last one is the position in frame t."""
     start = max(0, t - length)
-    out, carry = np.empty((len(tracks), t - start + 1, 2)), np.eye(3)
+    out = np.empty((len(tracks), t - start + 1, 2))
+    carry = np.eye(3)  # homography from frame k to frame t
     for k in range(t, start - 1, -1):
         if k < t:
             carry = carry @ steps[k]
@@ -61,7 +63,7 @@ def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, 
 
 
 def _draw_trails(picture: np.ndarray, trails: np.ndarray, colors: np.ndarray) -> None:
-    """Trails `(N, L, 2)` in pixels of the picture, from the oldest, faintest piece to the newest."""
+    """Draw trails `(N, L, 2)` in pixels of the picture; older pieces are fainter."""
     last = trails.shape[1] - 1
     for age in reversed(range(0, last, PIECE)):
         layer = picture.copy()

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: TensorBoard scalars and pictures, and the same pictures as files."""
+"""Training logs: TensorBoard scalars, histograms and pictures, and the same pictures as PNG files."""
 
 from pathlib import Path
 
@@ -15,23 +15,24 @@ FOLDER = "vis"
 
 class Board:
     """Scalars and pictures of a run: TensorBoard files in `run_dir`/tensorboard unless switched off, PNG files in
-    `run_dir`/vis. What an earlier run showed after `step` is dropped from the curves."""
+    `run_dir`/vis. On resume at `step`, TensorBoard drops what an earlier run logged after that step."""
 
     def __init__(self, run_dir: Path, tensorboard: bool = True, step: int = 0):
-        self.dir, self.writer = run_dir, None
+        self.dir = run_dir
+        self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """One point of each curve."""
+        """Log one value of each curve."""
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def weights(self, values: dict[str, np.ndarray], step: int) -> None:
-        """Of each weight matrix a histogram, and its root mean square as a curve."""
+        """Log the histogram of each weight matrix, and its root mean square as a curve."""
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_histogram(f"weights/{name}", value, step)
@@ -40,13 +41,15 @@ class Board:
 
     def pictures(self, step: int, ids: list[int], frames: np.ndarray, points: np.ndarray, matches: np.ndarray,
                  flow: np.ndarray, depths: np.ndarray, colors: np.ndarray, errors: np.ndarray) -> None:
-        """Matches of two frames, the flow between them, and of each: frame, rendered colors, depth, error map.
+        """Log the matches and the flow between two frames, and for each frame its rendering, depth and error map.
 
-        ids: the two frames' numbers; frames `(2, H, W, 3)` uint8; points `(N, 2)` of the first frame and where they are
-        in the second; on a grid of the frame: flow `(h, w, 2)` pixels from the first to the second, depths `(2, h, w)`,
-        colors `(2, h, w, 3)` in [0, 1]; errors `(2, h', w')` pixels."""
+        ids: indices of the two frames; frames `(2, H, W, 3)` uint8; points `(N, 2)` of the first frame and
+        their matches in the second; on a grid of the frame: flow `(h, w, 2)` pixels from the first to the second,
+        depths `(2, h, w)`, colors `(2, h, w, 3)` in [0, 1]; errors `(2, h', w')` pixels."""
         size = frames.shape[1:3]
-        (near, far), largest, longest = depth_range(depths), error_scale(errors), full_saturation(flow)
+        near, far = depth_range(depths)
+        largest = error_scale(errors)
+        longest = full_saturation(flow)
         legend = row([color_bar(lambda s: depth_colors(s, 0, 1), f"{near:.2f}", f"{far:.2f}", "near"),
                       color_bar(lambda s: error_colors(s, 1), "0", f"{largest:.2f} px", "flow error")], 24)
         views = {
@@ -65,6 +68,6 @@ class Board:
                 self.writer.add_image(name, view, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush and close the TensorBoard writer."""
         if self.writer is not None:
             self.writer.close()
