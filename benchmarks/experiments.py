@@ -5,7 +5,8 @@ Notation
     preset   a config file over a base config file: what it does not say, the base says
     cell     one run: a preset on a clip with a seed, for a number of steps or of seconds
     curve    of a cell: seconds of training so far and metrics at a few equally spaced steps, the last at the end
-Results are files, OUT/cells/NAME.json: a second run does only what is missing.
+Results are files, OUT/cells/NAME.json: a second run does only what is missing. `train_and_score` is for benchmarks
+whose runs are full runs of train.py and eval.py, scored once at their end.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from common.files import write_text
-from configs.options import parse
+from configs.options import parse, run_dir
 from evaluation.scoring import as_point_tracks, score
 from inference.load_run import new_tracker
 from loaders.correspondences import open_correspondences
@@ -195,6 +196,27 @@ def clips_of(args: argparse.Namespace) -> list[str]:
     """Folders of all clips that the arguments name."""
     scenes = [name for name in args.scenes.split(",") if name]
     return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames, args.chain) + args.clips
+
+
+def train_and_score(arguments: list[str], annotations: str = "") -> dict:
+    """Run train.py and eval.py with `arguments`; the metrics (none without annotations), the entry of diagnosis.json
+    for the last step ("diagnosis") and the training time ("seconds").
+
+    They are kept in the run's folder: a finished run is not repeated, an interrupted one is resumed."""
+    folder = run_dir(parse("train", arguments))
+    result = folder / "result.json"
+    if not result.is_file():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "train.py", *arguments, "--i_img", "0", "--no_tensorboard"], check=True)
+        out = {"seconds": time.perf_counter() - start}
+        if annotations:
+            subprocess.run([sys.executable, "eval.py", *arguments, "--annotations", annotations, "--query_mode",
+                            "first", "--out", str(folder / "metrics.json")], check=True)
+            out |= json.loads((folder / "metrics.json").read_text())
+        diagnosis = folder / "diagnosis.json"
+        out["diagnosis"] = json.loads(diagnosis.read_text())[-1] if diagnosis.is_file() else None
+        write_text(result, json.dumps(out))
+    return json.loads(result.read_text())
 
 
 def spread(values: list[float]) -> str:

@@ -1,8 +1,7 @@
 """What bf16 products cost: python -m benchmarks.precision --data_dir seqs/demo --annotations seqs/demo/annotations.npz
 
 Trains a preset with several seeds in float32 and in bf16, one process a run, scores the tracks, and measures how far
-pixels move when the trained networks map them to the canonical volume and back. A run that is
-there already is not trained again.
+pixels move when the trained networks map them to the canonical volume and back. A finished run is not repeated.
 """
 
 import argparse
@@ -10,8 +9,9 @@ import statistics
 
 import torch
 
-from benchmarks.runs import METRICS, run_folder, spread, train_and_score
+from benchmarks.experiments import spread, train_and_score
 from configs.options import parse
+from evaluation.scoring import COLUMNS
 from inference.load_run import open_run
 from models.coords import denormalize_pixels
 
@@ -43,15 +43,12 @@ def main() -> None:
             arguments = ["--config", args.config, "--data_dir", args.data_dir, "--save_dir", args.save_dir, "--expname",
                          name, "--seed", str(seed), "--precision", precision, "--device", "cpu"]
             arguments += ["--num_iters", str(args.num_iters)] if args.num_iters else []
-            folder = run_folder(args.save_dir, name, args.data_dir)
-            rows.setdefault(precision, []).append(train_and_score(arguments, folder, args.annotations))
+            rows.setdefault(precision, []).append(train_and_score(arguments, args.annotations))
             trips.setdefault(precision, []).append(round_trip(arguments))
-    print(f"| precision | {' | '.join(METRICS.values())} | training, s | forward then inverse, px |")
-    print("|---" * (len(METRICS) + 3) + "|")
+    print(f"| precision | {' | '.join(COLUMNS.values())} | training, s | forward then inverse, px |")
+    print("|---" * (len(COLUMNS) + 3) + "|")
     for precision, runs in rows.items():
-        cells = []
-        for key in METRICS:
-            cells.append(spread([run[key] for run in runs]))
+        cells = [spread([run[key] for run in runs]) for key in COLUMNS]
         cells += [f"{statistics.mean(run['seconds'] for run in runs):.0f}", f"{max(trips[precision]):.5f}"]
         print(f"| {precision} | {' | '.join(cells)} |")
 

@@ -1,16 +1,16 @@
 """How much results depend on the seed: python -m benchmarks.seeds --config configs/demo.txt --data_dir seqs/demo
 
-Trains the same options with several seeds, one process a run, and prints every seed and the spread. With --annotations
-tracks are scored, without them the flow error of the stored correspondences tells. A run that is there already is not
-trained again, one that was interrupted goes on. Other options of train.py can follow, after `--`.
+Trains the same options with several seeds, one process for each run, and prints the metrics of every seed and their
+spread. With --annotations, tracks are scored; the flow error against the stored correspondences is always printed. A
+finished run is not repeated, an interrupted one is resumed. Other options of train.py can follow, after `--`.
 """
 
 import argparse
-import statistics
 
-from benchmarks.runs import METRICS, run_folder, spread, train_and_score
+from benchmarks.experiments import spread, train_and_score
+from evaluation.scoring import COLUMNS
 
-OWN = {"error": "flow error, px", "near_missed": "missed, adjacent", "far_missed": "missed, distant",
+DIAGNOSIS = {"error": "flow error, px", "near_missed": "missed, adjacent", "far_missed": "missed, distant",
        "hidden": "hidden", "twice": "twice"}
 
 
@@ -27,25 +27,23 @@ def main() -> None:
     for seed in range(1, args.seeds + 1):
         arguments = ["--config", args.config, "--data_dir", args.data_dir, "--save_dir", args.save_dir, "--expname",
                      f"seed_{seed}", "--seed", str(seed), *args.options]
-        runs[seed] = train_and_score(arguments, run_folder(args.save_dir, f"seed_{seed}", args.data_dir),
-                                     args.annotations)
+        runs[seed] = train_and_score(arguments, args.annotations)
     print_table(runs)
 
 
 def print_table(runs: dict[int, dict]) -> None:
-    """A row a seed, the mean with the smallest and the largest value, and the standard deviation."""
-    columns = {title: [run[key] for run in runs.values()] for key, title in METRICS.items()
+    """A row for each seed, then the mean ± standard deviation and the range of every column."""
+    columns = {title: [run[key] for run in runs.values()] for key, title in COLUMNS.items()
                if all(key in run for run in runs.values())}
     if all(run["diagnosis"] for run in runs.values()):
-        columns |= {title: [run["diagnosis"][key] for run in runs.values()] for key, title in OWN.items()}
+        columns |= {title: [run["diagnosis"][key] for run in runs.values()] for key, title in DIAGNOSIS.items()}
     print(f"| seed | {' | '.join(columns)} | warnings |")
     print("|---" * (len(columns) + 2) + "|")
     for k, (seed, run) in enumerate(runs.items()):
         warnings = [line.split(":")[0] for line in (run["diagnosis"] or {"warnings": []})["warnings"]]
         print(f"| {seed} | {' | '.join(f'{values[k]:.3f}' for values in columns.values())} | {'; '.join(warnings)} |")
-    print(f"| mean (min to max) | {' | '.join(map(spread, columns.values()))} | |")
-    if len(runs) > 1:
-        print(f"| standard deviation | {' | '.join(f'{statistics.stdev(v):.3f}' for v in columns.values())} | |")
+    print(f"| mean ± standard deviation | {' | '.join(map(spread, columns.values()))} | |")
+    print(f"| range | {' | '.join(f'{min(v):.3f} to {max(v):.3f}' for v in columns.values())} | |")
 
 
 if __name__ == "__main__":
