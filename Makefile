@@ -1,4 +1,4 @@
-# Two commands to start with: `make demo` and `make test`. Each makes .venv from requirements.txt if it is missing.
+# Start with `make demo` and `make test`. Each target creates .venv from requirements.txt if it is missing. README.md explains the targets.
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make demo: a sequence (rendered, or your clip), correspondences, training, metrics beside two baselines, pictures.
+# make demo: render a sequence (or read VIDEO), compute correspondences, train, score against two baselines, draw.
 set -eu
 SECONDS=0
 if [ -n "${VIDEO:-}" ]; then
@@ -17,4 +17,4 @@ if [ -z "${VIDEO:-}" ]; then
     $PY eval.py --config configs/demo.txt --data_dir "$SEQ" --annotations "$SEQ/annotations.npz" --query_mode first --baselines static,chain
 fi
 $PY viz.py --config configs/demo.txt --data_dir "$SEQ"
-echo "done in $SECONDS s; pictures and results are in out/demo_$NAME/"
+echo "finished in $SECONDS s; results are in out/demo_$NAME/"
