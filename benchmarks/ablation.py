@@ -21,7 +21,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.experiments import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
-from common.cli import run
+from common.cli import Parser, run
 from common.files import atomic_path, write_text
 from evaluation.plots import STYLE
 from evaluation.scoring import COLUMNS
@@ -112,7 +112,7 @@ def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=str(BASE), help="config file that the presets change")
     parser.add_argument("--presets", default="", help="comma-separated names in configs/ablation; default: all")
     parser.add_argument("--steps", type=int, default=0, help="length of every run; 0: the base's own")

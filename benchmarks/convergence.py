@@ -33,7 +33,7 @@ from benchmarks.experiments import (
     run_missing,
     spread,
 )
-from common.cli import run
+from common.cli import Parser, run
 from common.files import atomic_path, write_text
 from evaluation.plots import COLORS, STYLE
 from evaluation.scoring import baseline_tracks, score
@@ -152,7 +152,7 @@ def plot(runs: Runs, path: Path) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="+", help="config files; the first is what the others are compared with")
     parser.add_argument("--steps", nargs="*", default=[], metavar="PRESET=N,N",
                         help="lengths of the runs of a config file, by its name; default: its own num_iters")

@@ -6,7 +6,6 @@ takes to load. The tracks are those of a panning camera and a walking block, wit
 position. Beside the seconds that passed are those that the CPU worked, which other work on the machine hardly changes.
 """
 
-import argparse
 import importlib.util
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.cli import Parser
 from drawing.colors import position_colors
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
@@ -114,7 +114,7 @@ def load_times(path: Path, runs: int = 5) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--noise", type=float, default=0.05, help="pixels")
     parser.add_argument("--page", type=Path, help="only the loading of this page")
     args = parser.parse_args()

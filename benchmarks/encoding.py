@@ -7,11 +7,10 @@ Prints a table with one row an initialization:
               is a frame of the synthetic demo, or --image
 """
 
-import argparse
-
 import torch
 from tqdm import tqdm
 
+from common.cli import Parser
 from loaders.sequence import read_image
 from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialize_for_code
 from preprocessing.synthetic.render import render_scene
@@ -65,7 +64,7 @@ def psnr(model: CanonicalField, image: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", help="picture to fit instead of the synthetic frame")
     args = parser.parse_args()
     torch.set_flush_denormal(True)

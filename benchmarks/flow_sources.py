@@ -27,6 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from common.cli import Parser
 from common.files import write_text
 from common.geometry import sample
 from drawing.colors import flow_colors, full_saturation
@@ -189,7 +190,7 @@ def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", required=True)
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--work_dir", required=True, type=Path)

@@ -6,7 +6,6 @@ the field, all samples into the target frame, and the target's own rays for the 
 table has medians. Machines are noisy: read the ratio.
 """
 
-import argparse
 import json
 import logging
 import statistics
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.cli import Parser
 from common.files import write_text
 from configs.options import parse
 from inference.tracker import Tracker
@@ -37,7 +37,7 @@ def track_per_frame(model: OmniMotion, pixels: Tensor, t: int) -> tuple[Tensor, 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats, after one that is not timed")
     parser.add_argument("--frames", type=int, default=12, help="frames of the video")
     parser.add_argument("--pixels", type=int, default=512, help="pixels of the query frame")

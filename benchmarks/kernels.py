@@ -5,12 +5,12 @@ tiles of models/triton_coupling.py and prints what the assembler reports: regist
 shared memory a block. A block may have 163 KiB on an A100, 227 on an H100.
 """
 
-import argparse
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
 
+from common.cli import Parser
 from models.kernels import triton_coupling as coupling
 
 SHARED_LIMIT = {80: 163, 90: 227}  # KiB a block
@@ -69,7 +69,7 @@ def usages(precision: str, arch: int, width: int = 256, depth: int = 2, octaves:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, times ten")
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
     parser.add_argument("--depth", type=int, default=2, help="hidden layers of a coupling's MLP")

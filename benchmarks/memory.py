@@ -4,10 +4,9 @@ Counts the bytes of all tensors that autograd saves, each storage once, when not
 holds, and can be counted on any machine. What a backward pass needs besides is a few of these tensors at a time.
 """
 
-import argparse
-
 import torch
 
+from common.cli import Parser
 from configs.options import parse
 from models.factory import new_model, new_optimizers, pick_device
 from models.kernels.backend import Products, set_products
@@ -33,7 +32,7 @@ def saved_bytes(model, options) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", default="default,original", help="comma-separated presets")
     args = parser.parse_args()
     print("| preset | products | kept for the backward pass, GiB | parameters, gradients and Adam, GiB |")

@@ -14,12 +14,11 @@ A JSON file holds
     commit   the commit on which it ran; may be empty
 """
 
-import argparse
 import logging
 import re
 from pathlib import Path
 
-from common.cli import run
+from common.cli import Parser, run
 from common.errors import UserError
 from common.files import read_json, write_text
 
@@ -84,7 +83,7 @@ def _cell(value: str | float | None, digits: int) -> str:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     args = parser.parse_args()
     stale = [page for page in pages(ROOT) if render_page(page, ROOT / "docs/results") != page.read_text("utf-8")]

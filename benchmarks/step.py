@@ -7,7 +7,6 @@ fast preset, which is another model. Machines are noisy: read the ratios of medi
 fused default step.
 """
 
-import argparse
 import json
 import logging
 import resource
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.cli import Parser
 from common.files import write_text
 from configs.options import parse
 from loaders.sequence import open_sequence
@@ -121,7 +121,7 @@ def measure(folder: Path, device: torch.device, steps: int,
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=15, help="timed steps a run, after 3 that are not timed")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", default="out/bench/step.json", help="file for the medians")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.flow_sources import NEAR, frame_pairs, stored_ends
+from common.cli import Parser
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import load_annotations
@@ -34,7 +35,7 @@ def errors(root: str) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sequences", nargs="+", help="sequence folders")
     names = [str(low) if low == high else f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
     print("| stored, of these wrong; by interval | " + " | ".join(names) + " |\n" + "|---" * (len(BINS) + 1) + "|")
