@@ -4,12 +4,12 @@ Trains a preset with several seeds in float32 and in bf16, one process a run, sc
 pixels move when the trained networks map them to the canonical volume and back. A finished run is not repeated.
 """
 
-import argparse
 import statistics
 
 import torch
 
 from benchmarks.experiments import spread, train_and_score
+from common.cli import Parser
 from configs.options import parse
 from evaluation.scoring import COLUMNS
 from inference.load_run import open_run
@@ -28,7 +28,7 @@ def round_trip(arguments: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/small.txt", help="preset")
     parser.add_argument("--data_dir", required=True, help="sequence folder")
     parser.add_argument("--annotations", required=True, help="annotations (.npz)")

@@ -5,9 +5,8 @@ spread. With --annotations, tracks are scored; the flow error against the stored
 finished run is not repeated, an interrupted one is resumed. Other options of train.py can follow, after `--`.
 """
 
-import argparse
-
 from benchmarks.experiments import spread, train_and_score
+from common.cli import Parser
 from evaluation.scoring import COLUMNS
 
 DIAGNOSIS = {"error": "flow error, px", "near_missed": "missed, adjacent", "far_missed": "missed, distant",
@@ -15,7 +14,7 @@ DIAGNOSIS = {"error": "flow error, px", "near_missed": "missed, adjacent", "far_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/default.txt", help="preset")
     parser.add_argument("--data_dir", required=True, help="sequence folder")
     parser.add_argument("--annotations", default="", help="annotations (.npz)")
