@@ -1,4 +1,4 @@
-"""What tracking costs nothing: points that do not move, and optical flow chained from frame to frame.
+"""Baselines without a model: points that do not move, and optical flow chained from frame to frame.
 
 Notation
     M, T   query points, frames
@@ -24,7 +24,7 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
     """Query points `(M, 3)` moved along the flow between adjacent frames, forward and backward from their frame.
 
     store: a CorrespondenceStore. UserError unless it has the flow of every pixel of adjacent frames.
-    From the step on where fb exceeds MAX_FB a point counts as occluded, because the chain may then follow what hides
+    From the step on where fb exceeds MAX_FB a point counts as occluded, since the chain may then follow what hides
     it; its position is chained on. Outside the frame it is occluded only for as long. Of MAX_FB 1 and 3 px, recovery
     from a large fb or none, and waiting at the place of the loss or not, this is the best by average_jaccard on the
     synthetic scenes and on a real clip."""

@@ -25,7 +25,7 @@ from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimization")  # groups of options that a model depends on
-NO_MATTER = {"num_imgs"}  # options of eval.py that change no result
+NO_MATTER = {"num_imgs"}  # options that do not change the results
 # options of `python -m preprocessing` that are about frames, and those that say where and how fast
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
 NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
@@ -192,7 +192,7 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
 
 
 def log_result(job: Job) -> None:
-    """What came out for a video, a line a tracker."""
+    """Log the result of every tracker on a video, one line each."""
     for tracker in job.trackers:
         log.info("%s", one_line(job, tracker))
 

@@ -1,7 +1,7 @@
-"""The results of a benchmark as tables: on the screen, results.csv, results.json, results.md.
+"""The results of a benchmark as tables: printed, and in results.csv, results.json and results.md.
 
 Notation
-    tracker  the model, a baseline, or somebody's predictions: a folder of NAME.json beside the reports
+    tracker  the model, a baseline, or predictions of another tracker; its results are a folder of NAME.json
     mean     plain mean over the videos, as TAP-Vid's; of temporal coherence over those in which it is defined
 """
 
@@ -18,10 +18,10 @@ from evaluation.scoring import COLUMNS, UNITS
 from evaluation.video_job import Job
 from training.run_metadata import versions
 
-AGAIN = "remove it, and run the same command again"
+ADVICE = "remove it, and run the same command again"
 PAPER_RESULTS = Path(__file__).with_name("paper_results.csv")
 STAGES = ("frames", "preprocess", "train", "track")
-WIDTH = 28  # of a video's name on the screen
+WIDTH = 28  # characters of a video's name in the printed table
 
 
 @dataclass
@@ -78,21 +78,21 @@ def _tables(results: Path, names: list[str]) -> list[Table]:
 
 def _record(path: Path) -> dict:
     """A result file. UserError unless it has what the reports show."""
-    record = read_json(path, AGAIN)
+    record = read_json(path, ADVICE)
     numbers = [record.get("metrics"), record.get("seconds"), record.get("error_since_query")]
     if not (all(isinstance(record.get(name), int) for name in ("num_queries", "num_frames"))
             and isinstance(numbers[0], dict) and isinstance(numbers[1], dict) and isinstance(record.get("machine"), str)
             and all(isinstance(value, int | float) for table in numbers[:2] for value in table.values())):
-        raise UserError(f"{path} is damaged: {AGAIN}")
+        raise UserError(f"{path} is damaged: {ADVICE}")
     return record
 
 
 def _failure(path: Path) -> str:
-    return str(read_json(path, AGAIN).get("error", "no reason is given"))
+    return str(read_json(path, ADVICE).get("error", "no reason is given"))
 
 
 def one_line(job: Job, tracker: str) -> str:
-    """What came out for one video."""
+    """The result of a tracker on one video, in one line."""
     if job.failure(tracker).is_file():
         return f"{job.name}: {tracker} failed: {_failure(job.failure(tracker))}"
     if not job.result(tracker).is_file():
@@ -130,7 +130,7 @@ def write_reports(results: Path, benchmark: str, tables: list[Table], names: lis
             "mean": table.mean(), "num_videos": len(table.videos), "seconds": table.seconds(),
             "videos": table.videos, "failed": table.failed,
             "missing": [name for name in names if name not in table.videos and name not in table.failed],
-            "settings": read_json(results / table.tracker / "settings.json", AGAIN),
+            "settings": read_json(results / table.tracker / "settings.json", ADVICE),
         } for table in own},
         "config": vars(options), "versions": versions(), "seed": options.seed}, indent=1) + "\n")
     write_text(results / "results.md", _markdown(results, benchmark, tables, names, options))
@@ -181,7 +181,7 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
               "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
               "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
     for table in (table for table in tables if table.own):
-        settings = read_json(results / table.tracker / "settings.json", AGAIN)
+        settings = read_json(results / table.tracker / "settings.json", ADVICE)
         given = (f"{name} {value}" for name, value in settings.items() if value not in (None, ""))
         lines += [f"{table.tracker}: " + ", ".join(given) + ".", ""]
     lines += ["![](curves.png)", "![](videos.png)", "![](since_query.png)", ""]

@@ -1,4 +1,4 @@
-"""Where the videos of a benchmark run: one after the other here, or on Ray. Both give the same files."""
+"""Run the videos of a benchmark: one after the other on this machine, or on Ray. Both write the same files."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **here)
-    except Exception as error:  # Ray raises plain ones too, as when a busy machine takes too long to start it
+    except Exception as error:  # Ray also raises plain exceptions, for example if starting takes too long
         why = " ".join(str(error).split())[:200]
         if address == "local":
             raise UserError(f"Ray does not start on this machine ({why}): try again, or leave --ray out") from error
@@ -114,7 +114,7 @@ def _check_reachable(address: str) -> None:
 def _in_process(job: Job) -> None:
     """A video in a process of its own. SIGTERM is like a Ctrl-C, and comes by itself when the parent is gone."""
     signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_outlive_no_parent, daemon=True).start()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with logging_redirect_tqdm():
@@ -135,7 +135,8 @@ def _on_ray(job: Job) -> None:
         run_video(job)
 
 
-def _outlive_no_parent() -> None:
+def _stop_with_parent() -> None:
+    """Wait until the parent process has ended, then send SIGTERM to this one."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -148,7 +149,7 @@ def _join(process: multiprocessing.Process) -> None:
         process.terminate()
         try:
             process.join()
-        except KeyboardInterrupt:  # the second one means it
+        except KeyboardInterrupt:  # a second signal: do not wait for the checkpoint
             process.kill()
         raise
 

@@ -1,4 +1,4 @@
-"""From tracks and ground truth to a score: what eval.py's single sequences and its benchmarks share."""
+"""Score tracks against ground truth; shared by the single-video and the benchmark modes of eval.py."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray) -> 
 
 
 def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int]) -> PointTracks:
-    """The tracker's result as it is written to a file."""
+    """The tracker's result with its queries and frame size, as track files store it."""
     return PointTracks(**vars(tracks), query_points=queries, frame_size=size)
 
 

@@ -58,7 +58,7 @@ QUERY_MODES = ("first", "strided")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with one video; it travels to other processes and machines (paths are absolute)."""
+    """One video and its trackers. Jobs are pickled for other processes and machines, so all paths are absolute."""
     name: str
     sequence: Path             # sequence folder
     results: Path              # folder of the trackers' results in this query mode
@@ -76,7 +76,7 @@ class Job:
         return self.results / tracker / f"{self.name}.failed.json"
 
     def is_done(self) -> bool:
-        """Whether there is nothing to do. Predictions are scored anew each time: they may have changed."""
+        """Whether all results are there. Predictions are always scored again, since their files may have changed."""
         return not self.options.predictions and all(
             self.result(tracker).is_file() and not self.failure(tracker).is_file() for tracker in self.trackers)
 
@@ -114,15 +114,15 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
         try:
             partial.replace(root)
         except OSError:
-            if not path.is_file():  # else another process was faster
+            if not path.is_file():  # otherwise another process has written it meanwhile
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def run_video(job: Job) -> None:
-    """All trackers on one video, each to its result file. What is wrong becomes its failure file, and never stops the
-    others. SystemExit 130 if a signal stopped the training."""
+    """Run all trackers on one video and write a result file for each. An error is written to the tracker's failure file
+    and does not stop the other trackers. SystemExit 130 if a signal stopped training."""
     os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
     limit_pixels(job.options.max_pixels)  # this may be another process than the one that parsed the options
@@ -136,14 +136,14 @@ def run_video(job: Job) -> None:
                 _run_tracker(job, tracker, prepare)
             except UserError as error:
                 record_failure(job, tracker, str(error))
-            except Exception as error:  # one video's trouble must not end the benchmark; it is written down whole
+            except Exception as error:  # one failed video must not end the benchmark; its traceback is kept
                 record_failure(job, tracker, f"{type(error).__name__}: {error}", traceback.format_exc())
     finally:
         running_file(job).unlink(missing_ok=True)
 
 
 def record_failure(job: Job, tracker: str, error: str, details: str = "") -> None:
-    """Write why a tracker has no result for the video."""
+    """Write the failure file of a tracker: the error, and its traceback in `details`."""
     failure = {"video": job.name, "error": " ".join(error.split()), "details": details}
     write_text(job.failure(tracker), json.dumps(failure, indent=1) + "\n")
 
@@ -158,7 +158,7 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
     truth = load_annotations(job.sequence / "annotations.npz")
     queries, rows = sample_queries(truth, mode)
     standing = static_tracks(queries, truth.points.shape[1], truth.frame_size)
-    score(standing, truth, rows, mode)  # is there anything to score? To be known before hours of training
+    score(standing, truth, rows, mode)  # raises UserError if there is nothing to score, before hours of training
     if job.options.predictions:
         tracks, truth, rows = _predictions(job, truth)
     elif tracker == "static":
@@ -208,7 +208,7 @@ def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
 
 @contextmanager
 def _stage(job: Job, stage: str, folder: Path | None = None) -> Iterator[None]:
-    """Say which stage is under way, and add its wall time to FOLDER/seconds.json, also when it is stopped."""
+    """Write the running file, and add the wall time of the stage to FOLDER/seconds.json, also if it is interrupted."""
     running = {"video": job.name, "stage": stage, "pid": os.getpid(), "host": socket.gethostname()}
     write_text(running_file(job), json.dumps(running))
     before = time.monotonic()
@@ -226,7 +226,7 @@ def _add_seconds(folder: Path, stage: str, seconds: float) -> None:
 
 
 def _seconds(folder: Path) -> dict[str, float]:
-    """Wall time of the stages whose output the folder holds, added up over interrupted runs."""
+    """Wall time in seconds of the stages whose output is in the folder, summed over interrupted runs."""
     path = folder / "seconds.json"
     found = read_json(path, "remove it") if path.is_file() else {}
     return {stage: float(value) for stage, value in found.items() if isinstance(value, int | float)}
