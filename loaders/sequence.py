@@ -6,13 +6,16 @@ Notation
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
 from loaders.images import image_files, read_image, size_text
+
+CACHE_BYTES = 1 << 29  # a longer sequence is decoded at each call: preprocessing must keep to its memory budget
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,19 @@ class VideoSequence:
     root: Path
     names: tuple[str, ...]
     size: tuple[int, int]
+    decoded: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T, H, W, 3) if they fit the cache
 
     def __len__(self) -> int:
         return len(self.names)
 
     def frame(self, i: int) -> np.ndarray:
         """Frame i as `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
-        return read_image(self.root / "color" / self.names[i])
+        return self.decoded[i] if self.decoded is not None else read_image(self.root / "color" / self.names[i])
 
     def frames(self) -> np.ndarray:
-        """All frames as `(T, H, W, 3)` uint8 RGB."""
+        """All frames as `(T, H, W, 3)` uint8 RGB; of a sequence that fits the cache, the same array at each call."""
+        if self.decoded is not None:
+            return self.decoded
         out = np.empty((len(self), *self.size, 3), np.uint8)
         for i in range(len(self)):
             out[i] = self.frame(i)
@@ -51,7 +57,11 @@ class VideoSequence:
         return out
 
     def hashes(self) -> list[str]:
-        """Content hash of every frame's file."""
+        """Content hash of every frame's file, computed at the first call."""
+        return list(self._hashes)
+
+    @cached_property
+    def _hashes(self) -> list[str]:
         return [file_hash(self.root / "color" / name) for name in self.names]
 
 
@@ -68,13 +78,17 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequ
         raise UserError(f"no frames: {color} has no image files")
     if len(paths) == 1:
         raise UserError(f"{color} has one frame only: tracking needs at least two")
-    size = read_image(paths[0]).shape[:2]
-    for path in paths[1:]:  # every frame is decoded, so that a broken one is found now and not an hour into training
-        other = read_image(path).shape[:2]
-        if other != size:
+    first = read_image(paths[0])
+    size = first.shape[:2]
+    frames = np.empty((len(paths), *size, 3), np.uint8) if len(paths) * first.nbytes <= CACHE_BYTES else None
+    for i, path in enumerate(paths):  # every frame is decoded here, so that a damaged one is reported at the start
+        frame = read_image(path) if i else first
+        if frame.shape[:2] != size:
             raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {size_text(size)}, "
-                            f"{path.name} is {size_text(other)}")
-    return VideoSequence(root, tuple(path.name for path in paths), size)
+                            f"{path.name} is {size_text(frame.shape[:2])}")
+        if frames is not None:
+            frames[i] = frame
+    return VideoSequence(root, tuple(path.name for path in paths), size, frames)
 
 
 def file_hash(path: Path) -> str:
