@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: drivers print them as one line and exit with code 2."""
+"""Errors that a user can correct: drivers print them as one line and exit with code 2."""
 
 import errno
 
@@ -9,13 +9,13 @@ ADVICE = {
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission is denied: choose another folder, or change its rights",
     errno.EPERM: "permission is denied: choose another folder, or change its rights",
-    errno.ENOENT: "it is not there, or no longer",
-    errno.ENOTDIR: "a part of the path is a file and no folder",
-    errno.EISDIR: "it is a folder and no file",
+    errno.ENOENT: "it does not exist",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many files are open (ulimit -n)",
     errno.EIO: "the disk reports an error",
-    errno.ESTALE: "the network file system has lost it",
+    errno.ESTALE: "the file is gone from the network file system",
 }
 
 
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 def os_error_line(error: OSError, where: object = "") -> str:
-    """What the operating system refused, as one line; `where` is named if the error names no file."""
+    """An operating system error as one line: file and reason. `where` is used if the error names no file."""
     path = error.filename or where
     said = ADVICE.get(error.errno) or error.strerror or " ".join(str(error).split()) or type(error).__name__
     return f"{path}: {said}" if path else said

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading small ones."""
+"""Atomic writing of files, and reading of small JSON files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` (hidden, same suffix) that becomes `path` when the block ends without an error.
 
     Makes the folder if it is missing. A killed process leaves at most a hidden file that no reader looks at. With
-    `sync` the content is on the disk before the name is, so that a machine that dies leaves no empty file either."""
+    `sync` the content is on the disk before the name is, so that a crash of the machine leaves no empty file either."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")

@@ -1,4 +1,6 @@
-"""Image files, which may be anybody's: formats that are decoded in memory only, and no more pixels than a limit.
+"""Reading of image files from untrusted sources: few formats are accepted, and the number of pixels is limited.
+
+Pillow is used instead of imageio, whose reader cannot restrict the formats that Pillow opens.
 
 Notation
     H, W     height, width
@@ -22,7 +24,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever a file is called; of others, EPS would start Ghostscript
 _limit = {"pixels": MAX_PIXELS}
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # an error here, not a warning
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_pixels raises an error instead
 
 
 def limit_pixels(count: int) -> None:

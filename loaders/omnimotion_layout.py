@@ -1,4 +1,4 @@
-"""OmniMotion's published folder layout, read with the interface of our store (loaders/store.py).
+"""Correspondences in OmniMotion's folder layout, with the interface of loaders/correspondences.py.
 
 raft_exhaustive/A_B.npy  (H, W, 2) float flow from frame A to frame B, pixels; A and B are file names of color/
 raft_masks/A_B.png       channel 0: cycle-consistent, channel 1: occluded but reliable

@@ -1,4 +1,7 @@
-"""Video files: reading frames (folders of images too) and writing H.264 and GIF. Frames are (H, W, 3) uint8 RGB."""
+"""Video files: reading frames (folders of images too) and writing H.264 and GIF. Frames are (H, W, 3) uint8 RGB.
+
+PyAV is used instead of imageio: imageio's iterator returns no display matrix (rotation), and its writer takes no crf.
+"""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
