@@ -12,6 +12,8 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from common.cli import run
 from common.errors import UserError
 from common.files import write_text
@@ -26,7 +28,7 @@ from evaluation.scoring import (
     load_predictions,
     score,
 )
-from inference.load_run import open_run
+from inference.load_run import load_run
 from loaders.images import limit_pixels
 from loaders.sequence import open_sequence
 from loaders.track_export import check_format, export_tracks
@@ -56,7 +58,8 @@ def score_model(options: Namespace) -> None:
     names = [name for name in options.baselines.split(",") if name]
     if unknown := set(names) - set(BASELINES):
         raise UserError(f"no baseline '{min(unknown)}': choose among {', '.join(BASELINES)}")
-    sequence, tracker = open_run(options)
+    run = load_run(options)
+    sequence, tracker = run.sequence, run.tracker
     truth = load_annotations(options.annotations, len(sequence)).resized(sequence.size)
     queries, rows = sample_queries(truth, options.query_mode)
     results = {name: baseline_tracks(name, sequence, queries) for name in names}
@@ -72,7 +75,8 @@ def track_queries(options: Namespace) -> None:
     """Tracks of the query points of a file."""
     path = Path(options.out or run_dir(options) / "tracks.npz")
     check_format(path)
-    sequence, tracker = open_run(options)
+    run = load_run(options)
+    sequence, tracker = run.sequence, run.tracker
     queries = load_queries(options.queries, len(sequence), sequence.size)
     export_tracks(path, as_point_tracks(tracker.track(queries), queries, sequence.size), sequence)
     log.info("%d tracks through %d frames: %s", len(queries), len(sequence), path)
@@ -111,6 +115,7 @@ def write_metrics(path: Path, metrics: dict, query_mode: str) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_flush_denormal(True)  # see train.py
     options = parse("eval")
     limit_pixels(options.max_pixels)
     evaluate(options)

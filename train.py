@@ -1,7 +1,7 @@
 """Optimize a small model on one video: python train.py --config configs/default.txt --data_dir seqs/clip
 
-The result is SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard files, pictures. Started again, it goes on
-where it stopped; Ctrl-C and SIGTERM save and stop.
+Results go to SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard files, pictures. The same command resumes a
+run that was stopped; Ctrl-C and SIGTERM save a checkpoint first.
 """
 
 import logging
@@ -9,8 +9,11 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,7 +27,8 @@ from loaders.images import limit_pixels
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import watch
 from training.memory import GIB, plan
-from training.run_metadata import write_record
+from training.optimizers import parameter_groups
+from training.run_metadata import write_run_metadata
 from training.tensorboard import Board
 from training.trainer import CHECK_EVERY, Trainer
 
@@ -32,18 +36,31 @@ log = logging.getLogger("train")
 
 
 def train(options: Namespace, processes: Processes | None = None) -> None:
-    """Run `num_iters` steps, or what is left of them. SystemExit 130 if a signal stopped it."""
-    stop = stop_on_signal()
-    trainer = Trainer(options, processes)
+    """Run `num_iters` steps, or what is left of them. SystemExit 130 if a signal stopped the run."""
+    with stop_on_signal() as received:
+        trainer = Trainer(options, processes)
+        if trainer.step < options.num_iters:
+            log.info("estimated peak memory: %s", plan(trainer, int(options.max_memory * GIB)))
+        board = open_board(trainer)
+        take_steps(trainer, board, received)
+    if board is not None:
+        board.close()
+    log.info("results are in %s", trainer.dir)
     if trainer.step < options.num_iters:
-        log.info("memory at the peak: about %s", plan(trainer, int(options.max_memory * GIB)))
-    board = begin(trainer)
-    begun, saved = trainer.step, time.monotonic()
+        log.info("stopped at step %d of %d; the same command resumes the run", trainer.step, options.num_iters)
+        sys.exit(130)
+
+
+def take_steps(trainer: Trainer, board: Board | None, received: list[int]) -> None:
+    """Train until the last step or a signal; checkpoints, curves and pictures on the way."""
+    options = trainer.options
+    begun = trainer.step
+    saved = time.monotonic()
     with tqdm(total=options.num_iters, initial=trainer.step, desc=trainer.dir.name, unit="step", dynamic_ncols=True,
               disable=board is None) as bar:
         while trainer.step < options.num_iters:
             due = options.save_every_minutes and time.monotonic() - saved > 60 * options.save_every_minutes
-            stopping, saving = agreed(trainer, bool(stop), bool(due))
+            stopping, saving = agree_on(trainer, bool(received), bool(due))
             if stopping:
                 break
             if saving or (trainer.step % options.i_weight == 0 and trainer.step > begun):
@@ -56,24 +73,18 @@ def train(options: Namespace, processes: Processes | None = None) -> None:
                 watch(trainer)
     if trainer.step > begun:
         trainer.save()
-    if board is not None:
-        board.close()
-    log.info("results are in %s", trainer.dir)
-    if trainer.step < options.num_iters:
-        log.info("stopped at step %d of %d; the same command goes on from here", trainer.step, options.num_iters)
-        sys.exit(130)
 
 
-def begin(trainer: Trainer) -> Board | None:
-    """Write down what makes the run, and open its board; None in processes that write nothing."""
+def open_board(trainer: Trainer) -> Board | None:
+    """Write run metadata and open the TensorBoard writer; None in processes other than the first."""
     if not trainer.processes.first:
         return None
-    write_record(trainer.dir, trainer.options, trainer.step)
+    write_run_metadata(trainer.dir, trainer.options, trainer.step)
     return Board(trainer.dir, tensorboard=trainer.options.tensorboard, step=trainer.step)
 
 
-def agreed(trainer: Trainer, *flags: bool) -> list[bool]:
-    """The flags as all processes see them; several processes with GPUs ask each other now and then only."""
+def agree_on(trainer: Trainer, *flags: bool) -> list[bool]:
+    """Whether any process has each flag set. On several GPUs processes ask each other every CHECK_EVERY steps only."""
     processes = trainer.processes
     if processes.count > 1 and trainer.device.type == "cuda" and trainer.step % CHECK_EVERY:
         return [False] * len(flags)
@@ -81,12 +92,13 @@ def agreed(trainer: Trainer, *flags: bool) -> list[bool]:
 
 
 def show(board: Board, bar: tqdm, trainer: Trainer, terms: dict[str, Tensor], error: Tensor) -> None:
-    """What a step leaves on the bar, in the curves, and as pictures."""
-    options, step = trainer.options, trainer.step
+    """Show a step on the progress bar, in TensorBoard's curves, and every `i_img` steps as pictures."""
+    options = trainer.options
+    step = trainer.step
     if step % 10 == 0:
         bar.set_postfix(loss=f"{terms['total']:.3f}", flow_px=f"{error:.2f}", refresh=False)
     if step % options.i_print == 0:
-        rates = {f"lr/{name}": group["lr"] for name, group in trainer.parameter_groups().items()}
+        rates = {f"lr/{name}": group["lr"] for name, group in parameter_groups(trainer.optimizers).items()}
         losses = {f"loss/{name}": float(value) for name, value in terms.items()}
         speed = bar.format_dict["rate"] or 0.0
         board.scalars({**losses, **rates, "flow_error_px": float(error), "steps_per_second": speed,
@@ -97,31 +109,40 @@ def show(board: Board, bar: tqdm, trainer: Trainer, terms: dict[str, Tensor], er
 
 
 def draw(board: Board, trainer: Trainer) -> None:
-    """The pictures of the run so far: matches, flow, depth and colors of the first and the middle frame."""
+    """Pictures of the model as it is: matches, flow, depth and colors of the first and the middle frame."""
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
-    ids = first, second = [0, len(trainer.sequence) // 2]
-    points, interval = point_grid(tracker.size), dense.grid_interval(tracker)
+    first, second = ids = [0, len(trainer.sequence) // 2]
+    interval = dense.grid_interval(tracker)
+    points = point_grid(tracker.size)
     colors, depths = zip(*(dense.colors_and_depths(tracker, t, interval) for t in ids), strict=True)
-    frames, errors = (a[ids].cpu().numpy() for a in (trainer.sampler.frames, trainer.error_map.mean()))
+    frames = trainer.sampler.frames[ids].cpu().numpy()
+    errors = trainer.error_map.mean()[ids].cpu().numpy()
     board.pictures(trainer.step, ids, frames, points, tracker.correspond(points, first, second),
                    dense.coarse_flow(tracker, first, second, interval), np.stack(depths), np.stack(colors), errors)
     board.weights({name: value.detach().cpu().numpy() for name, value in trainer.model.named_parameters()
                    if value.ndim >= 2}, trainer.step)
 
 
-def stop_on_signal() -> list:
-    """A list that a Ctrl-C or SIGTERM makes non-empty: the loop stops between two steps, never inside one."""
-    received = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
-    return received
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that receives SIGINT and SIGTERM, so that the loop stops between two steps; afterwards the former handlers
+    are active again."""
+    received: list[int] = []
+    former = {number: signal.signal(number, lambda number, frame: received.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_flush_denormal(True)  # denormal numbers are common in vanishing filters and moments, and slow on a CPU
     options = parse("train")
     limit_pixels(options.max_pixels)
-    run_dir(options)  # is there anything to train on?
+    run_dir(options)  # refuses missing --data_dir before anything else is started
     with logging_redirect_tqdm():
         train(options, join_processes(options))
     leave_processes()

@@ -14,6 +14,8 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from common.cli import run
 from common.errors import UserError
 from configs.options import parse
@@ -49,6 +51,7 @@ def chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_flush_denormal(True)  # see train.py
     options = parse("viz")
     limit_pixels(options.max_pixels)
     visualize(options)

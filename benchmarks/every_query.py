@@ -12,12 +12,13 @@ from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from benchmarks.experiments import ground_truth
 from common.cli import run
 from configs.options import parse
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
-from inference.load_run import open_run
+from inference.load_run import load_run
 from loaders.track_files import Annotations
 
 KEYS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy", "pts_within_4", "pts_within_8",
@@ -48,10 +49,12 @@ def far_apart(truth: Annotations, queries: np.ndarray, rows: np.ndarray) -> dict
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     options = vars(parse("eval"))
     found = {}
     for name, flow in (("the model alone", 0), ("with the flow", 1)):
-        sequence, tracker = open_run(Namespace(**options | {"follow_flow": flow}))
+        run = load_run(Namespace(**options | {"follow_flow": flow}))
+        sequence, tracker = run.sequence, run.tracker
         truth = ground_truth(sequence)[0]
         queries, rows = every_query(truth)
         found[name] = as_point_tracks(tracker.track(queries), queries, sequence.size)

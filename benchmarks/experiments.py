@@ -227,6 +227,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cell, path = Cell(**json.loads(sys.argv[1])), Path(sys.argv[2])
     write_text(path, json.dumps(run_cell(cell), indent=1) + "\n")

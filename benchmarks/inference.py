@@ -36,6 +36,7 @@ def track_per_frame(model: OmniMotion, pixels: Tensor, t: int) -> tuple[Tensor, 
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats, after one that is not timed")

@@ -8,8 +8,9 @@ import torch
 
 from common.cli import Parser
 from configs.options import parse
-from models.factory import new_model, new_optimizers, pick_device
+from models.factory import new_model, pick_device
 from models.kernels.backend import Products, set_products
+from training.optimizers import new_optimizers
 
 SIZE, FRAMES = (480, 854), 60
 
@@ -32,6 +33,7 @@ def saved_bytes(model, options) -> int:
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", default="default,original", help="comma-separated presets")
     args = parser.parse_args()

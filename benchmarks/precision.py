@@ -12,14 +12,14 @@ from benchmarks.experiments import spread, train_and_score
 from common.cli import Parser
 from configs.options import parse
 from evaluation.scoring import COLUMNS
-from inference.load_run import open_run
+from inference.load_run import load_run
 from models.coords import denormalize_pixels
 
 
 @torch.no_grad()
 def round_trip(arguments: list[str]) -> float:
     """Largest distance in pixels between samples of the first frame and the same samples after forward and inverse."""
-    _, tracker = open_run(parse("eval", arguments))
+    tracker = load_run(parse("eval", arguments)).tracker
     model, generator = tracker.model, torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 2_000, 2, generator=generator) * (torch.tensor(model.size[::-1]) - 1)
     maps, x = model.maps(torch.tensor([0])), model.lift(pixels)
@@ -28,6 +28,7 @@ def round_trip(arguments: list[str]) -> float:
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/small.txt", help="preset")
     parser.add_argument("--data_dir", required=True, help="sequence folder")

@@ -120,6 +120,7 @@ def measure(folder: Path, device: torch.device, steps: int,
 
 
 def main() -> None:
+    torch.set_flush_denormal(True)  # as train.py does
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=15, help="timed steps a run, after 3 that are not timed")

@@ -17,14 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from configs.options import run_dir
 from drawing.segment import foreground_tracks
 from drawing.tracks import grid_shape, grid_spacing, point_grid
 from drawing.trails import background_step
 from inference import dense
-from inference.load_run import open_run
+from inference.load_run import load_run
 from inference.tracker import Tracks
-from loaders.checkpoint import find_checkpoint
 from loaders.error_map import ErrorMap
 from loaders.images import read_mask
 
@@ -36,8 +34,10 @@ class Views:
 
     def __init__(self, options: Namespace):
         self.options = options
-        self.dir = run_dir(options)
-        self.sequence, self.tracker = open_run(options)
+        self.run = load_run(options)
+        self.dir = self.run.dir
+        self.sequence = self.run.sequence
+        self.tracker = self.run.tracker
         self.size = self.sequence.size  # (H, W)
         self.T = len(self.sequence)
         self.query_frame = options.query_frame_id
@@ -152,11 +152,10 @@ class Views:
     @cached_property
     def errors(self) -> np.ndarray | None:
         """The accumulated error map `(T, h', w')` in pixels; None if the checkpoint has none."""
-        checkpoint = find_checkpoint(self.dir, self.options.ckpt_path)[1]
-        state = checkpoint.get("error_map")
+        state = self.run.checkpoint.error_map
         if state is None or not state["counts"].any():
             return None
-        cell = int(checkpoint["options"]["error_map_cell"])
+        cell = int(self.run.checkpoint.options["error_map_cell"])
         error_map = ErrorMap(self.T, self.size, cell)
         error_map.load_state_dict(state)
         return error_map.mean().numpy()

@@ -36,7 +36,7 @@ from configs.options import run_dir
 from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
 from evaluation.training_process import train
-from inference.load_run import open_run
+from inference.load_run import load_run
 from loaders.images import limit_pixels
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
@@ -202,8 +202,8 @@ def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations
 def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
     if tracker == "chain":
         return baseline_tracks(tracker, open_sequence(job.sequence, num_imgs=None), queries)
-    sequence, model = open_run(job.options)
-    return as_point_tracks(model.track(queries), queries, sequence.size)
+    run = load_run(job.options)
+    return as_point_tracks(run.tracker.track(queries), queries, run.sequence.size)
 
 
 @contextmanager

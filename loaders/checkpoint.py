@@ -1,7 +1,14 @@
-"""Checkpoint files: `SAVE_DIR/RUN/model_NNNNNN.pth`, written atomically, read without unpickling foreign code.
+"""Checkpoint files: `SAVE_DIR/RUN/model_NNNNNN.pth`. This module owns their format; nothing else reads or writes them.
 
-A checkpoint is the zip file that torch.save writes; its archive comment is the SHA-256 of all bytes before the
-comment. PyTorch does not check sums itself when it reads, and one file can be neither newer nor older than its sum.
+A checkpoint is the zip file that torch.save writes. Its archive comment is the SHA-256 of all bytes before the comment:
+PyTorch does not verify checksums when it reads. Files are written to a temporary name and renamed, and read with
+`weights_only=True`.
+
+Formats
+    1   no checksum, no "faults"
+    2   "faults" holds a second copy of the model and of the optimizers' state
+    3   everything once (this version)
+    OmniMotion's own format has the three networks and `num_imgs`; models/omnimotion_checkpoint.py converts it
 """
 
 import hashlib
@@ -11,17 +18,43 @@ import pickle
 import re
 import struct
 import zipfile
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 from common.files import atomic_path
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # of what Trainer.save writes; from 2 on a checkpoint has a sum
+FORMAT = 3
 COMMENT = re.compile(rb"sha256=([0-9a-f]{64})\Z")
 COMMENT_BYTES = 71
+OMNIMOTION_KEYS = {"feature_mlp", "deform_mlp", "color_mlp", "num_imgs"}
+
+
+@dataclass
+class Checkpoint:
+    """The content of a checkpoint. Everything after `model` is what a resumed run needs besides the model."""
+    config: dict[str, Any]                       # asdict(models.omnimotion.ModelConfig); {} in OmniMotion's format
+    model: dict[str, Any]                        # state dict; in OmniMotion's format the whole file
+    step: int = 0                                # steps taken
+    optimizers: dict[str, dict] = field(default_factory=dict)   # state dicts by name: adam, muon
+    skipped_in_a_row: int = 0                    # steps skipped up to here because they were not finite
+    error_map: dict[str, Tensor] | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
+    generators: dict[str, Tensor] = field(default_factory=dict)  # states: sampler, jitter
+    rng: dict[str, Tensor | None] | None = None  # PyTorch's global generators: cpu, cuda
+    device: str | None = None                    # type of the device that it was trained on
+    frames: dict[str, Any] | None = None         # size (H, W) and hashes of the frames; None: not known
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def omnimotion(self) -> bool:
+        """Whether the file is in OmniMotion's own format."""
+        return not self.config
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -36,27 +69,29 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` (tensors and plain containers) with `format` and its sum to `path`, whole or not at all, and onto
-    the disk before anything older may go. UserError if it cannot be written."""
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint with its checksum to `path`, completely or not at all, and flush it to the disk.
+
+    UserError if it cannot be written."""
+    content = {"format": FORMAT} | {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     failures: list[OSError] = []
     try:
         with atomic_path(path) as temporary, open(temporary, "w+b") as file:
-            torch.save({"format": FORMAT, **state}, _Sink(file, failures))
-            _append_sum(file)
+            torch.save(content, _Sink(file, failures))
+            _append_checksum(file)
             os.fsync(file.fileno())
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         failures += [error] if isinstance(error, OSError) else []
         if not failures:
             raise
-        raise UserError(f"{path} cannot be written ({failures[0].strerror}): what was saved before is as it was; make "
-                        "room or give another --save_dir, and run the same command again") from error
+        raise UserError(f"{path} cannot be written ({failures[0].strerror}): earlier checkpoints are intact; free some "
+                        "space or give another --save_dir, and run the same command again") from error
     log.info("saved %s", path)
 
 
 class _Sink:
-    """A file for torch.save, which turns what went wrong with it into a RuntimeError about positions."""
+    """A file for torch.save that records OSErrors, which torch.save replaces by a RuntimeError without the cause."""
 
     def __init__(self, file, failures: list[OSError]):
         self.file, self.failures = file, failures
@@ -75,8 +110,8 @@ class _Sink:
             raise
 
 
-def _append_sum(file) -> None:
-    """Give a zip file that was just written an archive comment: the sum of all before it."""
+def _append_checksum(file) -> None:
+    """Give a zip file that was just written an archive comment: the SHA-256 of all bytes before it."""
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", COMMENT_BYTES))  # length of the comment, the last field of the archive
     file.seek(0)
@@ -93,8 +128,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sum_fits(path: Path) -> bool | None:
-    """Whether the file's bytes have the sum that its comment says; None if it has no such comment."""
+def _checksum_is_right(path: Path) -> bool | None:
+    """Whether the file's bytes have the checksum in its comment; None if it has no such comment."""
     with open(path, "rb") as file:
         size = os.path.getsize(path)
         file.seek(max(size - COMMENT_BYTES, 0))
@@ -109,32 +144,49 @@ def _sum_fits(path: Path) -> bool | None:
     return digest.hexdigest().encode() == match[1]
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint onto the CPU. UserError if the file is missing, damaged or not a plain checkpoint. OmniMotion's
-    and those of format 1 have no sum and pass without."""
-    damaged = f"{path} cannot be read as a checkpoint, it is damaged: delete it, or give another --ckpt_path"
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of any format onto the CPU. UserError if the file is missing, damaged or no checkpoint."""
+    content = _read(path)
+    keys = content.keys() if isinstance(content, dict) else set()
+    if not {"config", "model"} <= keys and not OMNIMOTION_KEYS <= keys:
+        raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+    if "config" not in content:
+        return Checkpoint(config={}, model=content)
+    known = {f.name for f in fields(Checkpoint)}
     try:
-        sound = _sum_fits(path)
-        if sound is False:
-            raise UserError(damaged)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return Checkpoint(**{name: value for name, value in content.items() if name in known})
+    except TypeError as error:
+        raise UserError(_damaged(path)) from error
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} cannot be read as a checkpoint, it is damaged: delete it, or give another --ckpt_path"
+
+
+def _read(path: Path) -> Any:
+    try:
+        right = _checksum_is_right(path)
+        if right is False:
+            raise UserError(_damaged(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}: train first, or give --ckpt_path") from error
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError,
             TypeError, AttributeError, AssertionError, OverflowError) as error:
-        raise UserError(damaged) from error
-    if sound is None and isinstance(state, dict) and state.get("format") == FORMAT:
-        raise UserError(damaged)  # it had a sum
-    return state
+        raise UserError(_damaged(path)) from error
+    if right is None and isinstance(content, dict) and content.get("format", 1) != 1:
+        raise UserError(_damaged(path))  # formats from 2 on are written with a checksum
+    return content
 
 
-def newest_checkpoint(run_dir: Path) -> tuple[Path, dict] | None:
-    """The run's newest checkpoint that is sound, and its content; None if the run has none at all. Damaged ones are
-    named and passed over. UserError if all are damaged."""
+def newest_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+    """Path and content of the run's newest checkpoint that is not damaged; None if the run has none at all.
+
+    Damaged ones are reported and skipped. UserError if all are damaged."""
     found = checkpoints(run_dir)
     for path in found:
         try:
-            return path, load_checkpoint(path)
+            return path, read_checkpoint(path)
         except UserError as error:
             log.warning("%s; looking for an older one", str(error).split(": ")[0])
     if found:
@@ -143,35 +195,15 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def find_checkpoint(run_dir: Path, ckpt_path: str = "") -> tuple[Path, dict]:
-    """`ckpt_path` if given, else the run's newest that is sound, and its content. UserError if there is none."""
+def find_checkpoint(run_dir: Path, ckpt_path: str = "") -> tuple[Path, Checkpoint]:
+    """Path and content of `ckpt_path` if given, else of the run's newest one that is not damaged. UserError if there is
+    none."""
     if ckpt_path:
-        return Path(ckpt_path), load_checkpoint(Path(ckpt_path))
+        return Path(ckpt_path), read_checkpoint(Path(ckpt_path))
     found = newest_checkpoint(run_dir)
     if found is None:
         raise UserError(f"no checkpoint in {run_dir}: train with the same --config, --data_dir and --save_dir first")
     return found
-
-
-def drop_old_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` checkpoints with the most steps; 0 keeps all."""
-    for path in checkpoints(run_dir)[keep:] if keep else []:
-        path.unlink(missing_ok=True)
-
-
-def set_aside(run_dir: Path) -> None:
-    """Move the checkpoints of an earlier run to `run_dir`/earlier_N: a new run must neither go on from them nor count
-    them among its own."""
-    found = checkpoints(run_dir)
-    if not found:
-        return
-    number = 1
-    while (folder := run_dir / f"earlier_{number}").exists():
-        number += 1
-    folder.mkdir()
-    for path in found:
-        os.replace(path, folder / path.name)
-    log.info("the checkpoints of the run before are in %s now", folder)
 
 
 def check_length(checkpoint_frames: int, num_frames: int, path: Path) -> None:
@@ -181,10 +213,11 @@ def check_length(checkpoint_frames: int, num_frames: int, path: Path) -> None:
                         "give the sequence it was trained on, or the same --num_imgs")
 
 
-def check_frames(checkpoint: dict, size: tuple[int, int], hashes: list[str], path: Path) -> None:
-    """UserError unless the checkpoint was trained on frames of `size` (H, W) with these contents. OmniMotion's
-    checkpoints do not say what they were trained on and pass."""
-    frames = checkpoint.get("frames")
+def check_frames(checkpoint: Checkpoint, size: tuple[int, int], hashes: list[str], path: Path) -> None:
+    """UserError unless the checkpoint was trained on frames of `size` (H, W) with these hashes.
+
+    OmniMotion's format does not say what a model was trained on: such checkpoints pass."""
+    frames = checkpoint.frames
     if frames is None:
         return
     again = "give its own --data_dir, another --expname, or train again with --no_reload"

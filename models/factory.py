@@ -1,7 +1,7 @@
 """From options or a checkpoint to a model."""
 
 from argparse import Namespace
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -11,97 +11,102 @@ from common.errors import UserError
 from models.kernels.backend import choose_products, set_products
 from models.kernels.dispatch import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
-from models.omnimotion_checkpoint import is_published, published_config, published_state
-from training.muon import Muon
+from models.omnimotion_checkpoint import published_config, published_state
 
-LARGEST = 100_000  # of a whole number in a checkpoint's configuration
-
-
-def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int]) -> ModelConfig:
-    """The model's shape from the option table, for a video of `num_frames` frames of `size` = (H, W)."""
-    named = {f.name: getattr(options, f.name) for f in fields(ModelConfig) if hasattr(options, f.name)}
-    return ModelConfig(**named, num_frames=num_frames, height=size[0], width=size[1])
+LARGEST = 100_000  # whole number in a checkpoint's configuration that is believed
 
 
-def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = "torch") -> OmniMotion:
-    """The model of a checkpoint of ours: `config` is `asdict(ModelConfig)`, `state` its parameters."""
-    model = OmniMotion(ModelConfig(**{**config, "coordinates": tuple(config["coordinates"])}), mlp_backend)
-    if "time_latent.frozen" in state:
-        model.time_latent.freeze()  # makes room for the stored latents
-    model.load_state_dict(state)
-    return model
+def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int], grid_layers: int) -> ModelConfig:
+    """The model's shape for a video of `num_frames` frames of `size` = (H, W).
+
+    `grid_layers` is the number of motion layers where the options leave it open (`--grid_layers 0`)."""
+    settings = {f.name: getattr(options, f.name) for f in fields(ModelConfig) if hasattr(options, f.name)}
+    settings["grid_layers"] = options.grid_layers or grid_layers
+    return ModelConfig(**settings, num_frames=num_frames, height=size[0], width=size[1])
+
+
+def check_model_options(options: Namespace) -> None:
+    """UserError for options of the model that contradict each other."""
+    if options.deform != "grid":
+        if options.init_layers:
+            raise UserError("--init_layers needs --deform grid: say --deform grid, or leave --init_layers out")
+        return
+    allowed = {"optimizer": ("adam",), "use_affine": (1,), "mlp_backend": ("auto", "torch")}
+    wrong = [f"--{name} {getattr(options, name)}" for name, values in allowed.items()
+             if getattr(options, name) not in values]
+    if wrong:
+        raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
+    if options.init_layers and options.grid_layers not in (0, 2, 3):
+        raise UserError(f"--init_layers initializes 2 or 3 motion layers: leave out --grid_layers "
+                        f"{options.grid_layers}")
 
 
 def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device,
               grid_layers: int = 2) -> OmniMotion:
-    """A fresh model for a video of `num_frames` frames of `size` = (H, W), computing as `--precision` and
-    `--mlp_backend` say; `grid_layers` is what the video tells where `--grid_layers 0` asks it. UserError for what the
-    device cannot do."""
-    config = replace(config_from_options(options, num_frames, size), grid_layers=options.grid_layers or grid_layers)
-    if config.deform == "grid":
-        _check_grid_options(options)
-    elif options.init_layers:
-        raise UserError("--init_layers 1 has no grids to start: say --deform grid, or leave it out")
+    """A model with random weights for a video of `num_frames` frames of `size` = (H, W); `--precision` and
+    `--mlp_backend` choose its kernels, `grid_layers` is as in `config_from_options`. UserError for what the device
+    cannot do."""
+    check_model_options(options)
+    config = config_from_options(options, num_frames, size, grid_layers)
     backend = pick_backend(options.mlp_backend, device, config.coupling_width)
-    return _placed(OmniMotion(config, backend), options, device)
+    return _on_device(OmniMotion(config, backend), options, device)
 
 
-def _check_grid_options(options: Namespace) -> None:
-    """UserError for options that have no meaning where grids take the place of MLPs."""
-    wrong = [f"--{name} {getattr(options, name)}" for name, allowed in (
-        ("optimizer", ("adam",)), ("use_affine", (1,)), ("mlp_backend", ("auto", "torch")))
-        if getattr(options, name) not in allowed]
-    if wrong:
-        raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
-    if options.init_layers and options.grid_layers not in (0, 2, 3):
-        raise UserError(f"--init_layers 1 starts 2 or 3 layers of motion: leave out --grid_layers "
-                        f"{options.grid_layers}")
+def model_from_checkpoint(checkpoint, size: tuple[int, int], options: Namespace, device: torch.device) -> OmniMotion:
+    """The model of a loaders.checkpoint.Checkpoint; kernels as in `new_model`.
 
-
-def model_from_checkpoint(checkpoint: dict, size: tuple[int, int], options: Namespace,
-                          device: torch.device) -> OmniMotion:
-    """The model of a loaded checkpoint, ours or OmniMotion's, as `new_model`; frame size and rays of the latter come
-    from `options`."""
-    if is_published(checkpoint):
+    OmniMotion's format does not hold frame size, samples a ray and depth range: they come from `size` and the
+    options."""
+    if checkpoint.omnimotion:
         config = asdict(published_config(
-            checkpoint, size, options.num_samples_ray, options.min_depth, options.max_depth))
-        state = published_state(checkpoint)
+            checkpoint.model, size, options.num_samples_ray, options.min_depth, options.max_depth))
+        state = published_state(checkpoint.model)
     else:
-        config, state = checkpoint["config"], checkpoint["model"]
+        config, state = checkpoint.config, checkpoint.model
     backend = pick_backend(options.mlp_backend, device, config["coupling_width"])
-    return _placed(model_from_state(config, state, backend), options, device)
+    return _on_device(model_from_state(config, state, backend), options, device)
 
 
-def _placed(model: OmniMotion, options: Namespace, device: torch.device) -> OmniMotion:
-    if model.config.deform == "mlp" or model.config.field == "gabor":  # there are products of matrices
+def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = "torch") -> OmniMotion:
+    """A model from `asdict(ModelConfig)` and its state dict."""
+    model = OmniMotion(ModelConfig(**{**config, "coordinates": tuple(config["coordinates"])}), mlp_backend)
+    if "time_latent.frozen" in state:
+        model.time_latent.freeze()  # creates the buffer of the stored latents
+    model.load_state_dict(state)
+    return model
+
+
+def _on_device(model: OmniMotion, options: Namespace, device: torch.device) -> OmniMotion:
+    if model.config.deform == "mlp" or model.config.field == "gabor":  # networks with matrix products
         set_products(model, choose_products(options.precision, options.mlp_backend, device))
     return model.to(device)
 
 
-def checkpoint_num_frames(checkpoint: dict, path: Path) -> int:
-    """Length of the sequence that a loaded checkpoint was trained on. UserError if it is no checkpoint of a model, or
-    if its parameters are not those of the model that it describes."""
-    published = isinstance(checkpoint, dict) and is_published(checkpoint)
-    if not published and not (isinstance(checkpoint, dict) and {"config", "model"} <= checkpoint.keys()):
-        raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
+def checkpoint_num_frames(checkpoint, path: Path) -> int:
+    """Number of frames that a loaders.checkpoint.Checkpoint was trained on.
+
+    UserError if its parameters are not those of the model that it describes: anything can be missing or misshapen in
+    somebody else's file."""
     try:
-        if published:
-            config, state = published_config(checkpoint, (2, 2)), published_state(checkpoint)
+        if checkpoint.omnimotion:
+            config = published_config(checkpoint.model, (2, 2))
+            state = published_state(checkpoint.model)
         else:
-            config, state = ModelConfig(**checkpoint["config"]), checkpoint["model"]
-        former = not published and config.field == "grid" and "grid_layers" not in checkpoint["config"]
-        if not former:
+            config = ModelConfig(**checkpoint.config)
+            state = checkpoint.model
+        other_grids = not checkpoint.omnimotion and config.field == "grid" and "grid_layers" not in checkpoint.config
+        if not other_grids:
             _check_parameters(config, state)
-    except Exception as error:  # anything can be missing, misplaced or misshapen in somebody else's file
+    except Exception as error:
         raise UserError(f"{path} is damaged, its parameters fit no model: give another --ckpt_path") from error
-    if former:
-        raise UserError(f"{path} is of an earlier version, whose grids were another model: train again with "
-                        "--no_reload")
+    if other_grids:
+        raise UserError(f"{path} is of an early version whose grids were another model: train again with --no_reload")
     return config.num_frames
 
 
 def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """An error unless `state` is the parameters of such a model, and the model is no larger than they are."""
+    """An exception unless `state` holds the parameters of such a model; the model is not built if the configuration
+    claims more parameters than the file has."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name == "coordinates":
@@ -113,7 +118,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     if config.deform == "grid":
-        claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)  # about
+        claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)  # approximately
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
@@ -122,35 +127,12 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         claimed += config.field_layers * config.field_width**2
     if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
         raise ValueError("the model is larger than the file")
-    with torch.random.fork_rng(devices=[]):  # the new parameters are drawn, and thrown away
+    with torch.random.fork_rng(devices=[]):  # a new model draws parameters
         model_from_state(asdict(config), state)
 
 
-def new_optimizers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
-    """"adam" alone, as published, or with "muon" beside it for the hidden matrices of the invertible network.
-
-    Groups have OmniMotion's learning-rate names; the time latent is left out once it is frozen."""
-    deform, matrices = list(model.deform.parameters()), []
-    if options.optimizer == "muon":
-        matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]  # not those of (s, o), affine coefficients
-        chosen = set(map(id, matrices))
-        deform = [p for p in deform if id(p) not in chosen]
-    groups = [{"params": deform, "lr": options.lr_deform, "name": "deform"},
-              {"params": list(model.field.parameters()), "lr": options.lr_color, "name": "color"}]
-    if model.time_latent.frozen is None:
-        groups.append({"params": list(model.time_latent.parameters()), "lr": options.lr_feature, "name": "feature"})
-    out = {"adam": torch.optim.Adam(groups, fused=True)}
-    if matrices:
-        out["muon"] = Muon([{"params": matrices, "name": "deform_matrices"}], lr=options.lr_deform)
-    return out
-
-
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. UserError if CUDA is asked for and there is none.
-
-    Sets the CPU to flush denormal numbers: vanishing filters and moments are full of them, and each is many times
-    slower than another number."""
-    torch.set_flush_denormal(True)
+    """`auto` is CUDA where there is one. UserError if CUDA is asked for and there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; say --device cpu, or install a CUDA build")

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from common.errors import UserError
-from loaders.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from loaders.checkpoint import Checkpoint, checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
 from tests.launch import Launched, wait_until
 from tests.test_training import options
+from training.checkpointing import checkpoint_of
 from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,12 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)  # NaN
 
 
-STATE = ("step", "model", "optimizers", "faults", "error_map", "sampler", "generators", "rng")
+STATE = ("step", "model", "optimizers", "skipped_in_a_row", "error_map", "sampler", "generators", "rng")
+
+
+def same_state(a, b):
+    """Whether two checkpoints hold the same state of a run, bit for bit."""
+    return all(same(getattr(a, name), getattr(b, name)) for name in STATE)
 
 
 def test_a_killed_run_that_is_resumed_equals_an_uninterrupted_one(small_sequence, tmp_path):
@@ -65,8 +71,8 @@ def test_a_killed_run_that_is_resumed_equals_an_uninterrupted_one(small_sequence
     assert finished(process)[0] == -signal.SIGKILL
     code, said = finished(start(small_sequence, tmp_path / "parts", "--num_iters", steps))
     assert code == 0 and any("going on from" in line for line in said), said
-    a, b = (load_checkpoint(tmp_path / run / "default_small" / f"model_{steps:06d}.pth") for run in ("whole", "parts"))
-    assert all(same(a[key], b[key]) for key in STATE), f"seed {seed}"
+    a, b = (read_checkpoint(tmp_path / run / "default_small" / f"model_{steps:06d}.pth") for run in ("whole", "parts"))
+    assert same_state(a, b), f"seed {seed}"
 
 
 # Checkpoint files
@@ -75,7 +81,8 @@ def test_a_killed_run_that_is_resumed_equals_an_uninterrupted_one(small_sequence
 def saved(tmp_path):
     """A folder with checkpoints of steps 1 to 3."""
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path / f"model_{step:06d}.pth", {"step": step, "w": torch.arange(5_000.0) * step})
+        checkpoint = Checkpoint({"a": 1}, {"w": torch.arange(5_000.0) * step}, step)
+        write_checkpoint(tmp_path / f"model_{step:06d}.pth", checkpoint)
     return tmp_path
 
 
@@ -102,7 +109,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(how, saved, caplog):
     damage(saved / "model_000003.pth", how)
     with caplog.at_level(logging.WARNING):
         path, state = newest_checkpoint(saved)
-    assert path.name == "model_000002.pth" and torch.equal(state["w"], torch.arange(5_000.0) * 2)
+    assert path.name == "model_000002.pth" and torch.equal(state.model["w"], torch.arange(5_000.0) * 2)
     assert len(caplog.messages) == 1 and "model_000003.pth" in caplog.text and "damaged" in caplog.text
 
 
@@ -141,14 +148,14 @@ def test_state_of_another_backend_is_refused_in_one_line(small_sequence, tmp_pat
     """tiny-cuda-nn keeps all weights of a layer in one vector, and so do the optimizer's moments."""
     trainer = Trainer(options(small_sequence, tmp_path))
     trainer.train_step()
-    state = trainer._state()
-    adam = state["optimizers"]["adam"]
+    state = checkpoint_of(trainer)
+    adam = state.optimizers["adam"]
     first = adam["param_groups"][0]["params"]
     for key in first[1:]:
         del adam["state"][key]
     adam["param_groups"][0]["params"] = first[:1]
-    state["options"]["mlp_backend"] = "tcnn"
-    save_checkpoint(trainer.dir / "model_000001.pth", state)
+    state.options["mlp_backend"] = "tcnn"
+    write_checkpoint(trainer.dir / "model_000001.pth", state)
     with pytest.raises(UserError, match=r"made with --mlp_backend tcnn.*--mlp_backend auto cannot take over"):
         Trainer(options(small_sequence, tmp_path))
 
@@ -185,9 +192,9 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(small_sequence, small_disk
     line = one_line_and_exit_2(*finished(start(small_sequence, disk, *arguments)))
     folder = disk / "default_small"
     newest = checkpoints(folder)[0]
-    assert "No space left" in line and f"model_{load_checkpoint(newest)['step'] + 1:06d}.pth" in line
+    assert "No space left" in line and f"model_{read_checkpoint(newest).step + 1:06d}.pth" in line
     assert not list(folder.glob(".tmp-*"))
-    step = load_checkpoint(newest)["step"]
+    step = read_checkpoint(newest).step
     for path in checkpoints(folder)[1:]:
         path.unlink()
     code, said = finished(start(small_sequence, disk, "--num_iters", step + 1, "--keep", 1))
@@ -214,4 +221,4 @@ def test_a_sequence_folder_that_vanishes_ends_in_a_line_or_a_finished_run(publis
     published_sequence.rename(tmp_path / "elsewhere")
     line = one_line_and_exit_2(*finished(process))
     assert str(published_sequence) in line
-    assert all(load_checkpoint(path)["step"] >= 2 for path in checkpoints(folder))
+    assert all(read_checkpoint(path).step >= 2 for path in checkpoints(folder))

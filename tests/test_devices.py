@@ -11,7 +11,7 @@ import torch
 
 from configs.options import parse
 from inference import dense
-from inference.load_run import new_tracker, open_run
+from inference.load_run import load_run, new_tracker
 from preprocessing.cli import main
 from tests.pretend_cuda import DeviceError, pretend_cuda
 from third_party.raft import RAFT
@@ -88,9 +88,10 @@ def test_a_run_is_resumed_tracked_and_drawn(preset, sequence, tmp_path):
         train(trainer, steps=(0, 19))
         trainer.save()
         train(Trainer(run), steps=(20,))
-        video, tracker = open_run(run)
+        trained = load_run(run)
+        tracker = trained.tracker
         run.follow_flow = 1
-        following = new_tracker(tracker.model, video, run)
+        following = new_tracker(tracker.model, trained.sequence, run)
         for tracks in (tracker.track(queries), following.track(queries)):
             assert tracks.tracks.shape == (2, 8, 2)
         tracker.flow(0, 3)

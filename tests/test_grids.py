@@ -8,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from configs.options import parse
+from loaders.checkpoint import Checkpoint
 from models import grid_deformation
 from models.factory import checkpoint_num_frames, model_from_state, new_model
 from models.grid_deformation import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
@@ -79,7 +80,7 @@ def test_folds_and_broken_points_do_no_harm(spread):
     broken[0, 0, 0], broken[1, 1] = torch.inf, torch.nan
     with torch.no_grad():
         out = maps.to_local(broken)
-    assert not out[1, 1].isfinite().any() and out[2:].isfinite().all()  # a step that FaultGuard can see
+    assert not out[1, 1].isfinite().any() and out[2:].isfinite().all()  # a step that NonfiniteGuard can see
 
 
 def test_slopes_are_those_of_the_displacement():
@@ -248,10 +249,9 @@ def test_options_of_mlps_are_refused(wrong):
 def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
     config = ModelConfig(5, 20, 30, deform="grid", field="grid")
     state = OmniMotion(config).state_dict()
-    good = {"config": asdict(config), "model": state}
-    assert checkpoint_num_frames(good, Path("good.pth")) == 5
+    assert checkpoint_num_frames(Checkpoint(asdict(config), state), Path("good.pth")) == 5
     with pytest.raises(UserError, match=r"bad\.pth is damaged"):
-        checkpoint_num_frames({**good, "config": asdict(config) | changes}, Path("bad.pth"))
+        checkpoint_num_frames(Checkpoint(asdict(config) | changes, state), Path("bad.pth"))
 
 
 @pytest.mark.parametrize("deform", ["grid", "mlp"])
@@ -259,8 +259,8 @@ def test_a_checkpoint_of_the_former_grids_is_refused_by_name(deform):
     config = ModelConfig(5, 20, 30, deform=deform, field="grid", grid_levels=2)
     state, config = OmniMotion(config).state_dict(), asdict(config)
     del config["grid_layers"]
-    with pytest.raises(UserError, match="of an earlier version"):
-        checkpoint_num_frames({"config": config, "model": state}, Path("old.pth"))
+    with pytest.raises(UserError, match="of an early version"):
+        checkpoint_num_frames(Checkpoint(config, state), Path("old.pth"))
 
 
 def test_a_checkpoint_from_before_there_were_grids_is_opened():

@@ -13,8 +13,7 @@ from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridNetwork
 from models.grid_field import GridField
 from models.omnimotion import ModelConfig, OmniMotion
-from training.layer_votes import _votes, layer_votes
-from training.motion_layers import crossing_motion, layers_of_motion
+from training.motion_layers import _votes, crossing_motion, layer_votes, layers_of_motion
 from training.trainer import Trainer
 
 H, W, T = 96, 128, 9
@@ -230,7 +229,7 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
     assert Trainer(start()).model.config.grid_layers == 2
     M = np.tile(np.eye(3), (len(Trainer(start()).sequence) - 1, 1, 1))
     M[:, 0, 2] = 9
-    monkeypatch.setattr("training.trainer.crossing_motion", lambda store: M)
+    monkeypatch.setattr("training.initialization.crossing_motion", lambda store: M)
     trainer = Trainer(start())
     W, maps = trainer.model.size[1], trainer.model.maps(torch.tensor([0]))
     moved = maps.to_canonical(torch.tensor([[[0.0, 0.0, 0.1]]]))[0, 0]
@@ -251,7 +250,8 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
     assert Trainer(start("--expname", "other")).model.config.grid_layers == 3
 
 
-@pytest.mark.parametrize("layers,message", [("3", "nothing crosses the picture"), ("4", "starts 2 or 3 layers")])
+@pytest.mark.parametrize("layers,message", [
+    ("3", "nothing crosses the frame"), ("4", "initializes 2 or 3 motion layers")])
 def test_layers_that_have_no_start_are_refused(start, layers, message):
     with pytest.raises(UserError, match=message):
         Trainer(start("--grid_layers", layers))

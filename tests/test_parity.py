@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from losses.losses import objective, smoothness_loss
+from loaders.checkpoint import Checkpoint, read_checkpoint
+from losses.losses import smoothness_loss
+from losses.objective import pair_losses
 from models.factory import checkpoint_num_frames, model_from_checkpoint
 
 SEEDED = Path(__file__).parent / "data" / "omnimotion_seeded.npz"
@@ -19,7 +21,7 @@ NUM_FRAMES = 6
 RAYS = SimpleNamespace(num_samples_ray=32, min_depth=0.0, max_depth=2.0, precision="fp32", mlp_backend="torch")
 
 
-def drawn_checkpoint(reference) -> dict:
+def drawn_checkpoint(reference) -> Checkpoint:
     """A checkpoint in OmniMotion's format with random parameters.
 
     Parameter i is m + s * standard_normal with seed 1000 + i, or its absolute value where it must be positive.
@@ -38,7 +40,7 @@ def drawn_checkpoint(reference) -> dict:
             if positive:
                 value = np.abs(value)
         checkpoint[network][name] = torch.from_numpy(value.astype(np.float32).reshape(shape))
-    return checkpoint
+    return Checkpoint(config={}, model=checkpoint)
 
 
 @pytest.fixture(params=["seeded", "trained"])
@@ -47,7 +49,7 @@ def checkpoint_and_outputs(request):
         outputs = dict(np.load(SEEDED))
         return drawn_checkpoint(outputs), outputs, tuple(outputs["frame_size"])
     shared = request.getfixturevalue("shared")
-    checkpoint = torch.load(shared("reference/omnimotion_000030.pth"), map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(shared("reference/omnimotion_000030.pth"))
     outputs = dict(np.load(shared("reference/omnimotion_outputs.npz")))
     return checkpoint, outputs, outputs["frame_0"].shape[:2]
 
@@ -97,7 +99,7 @@ def test_losses(loaded):
     batch = SimpleNamespace(pixels1=ref["px1"], pixels2=ref["batch_pts2"], rgb1=ref["batch_gt_rgb1"],
                             weights=ref["batch_weights"][..., 0])
     prediction = model.predict_pairs(ref["px1"], ref["ids1"], ref["ids2"])
-    total, terms = objective(prediction, batch, weights, model.size, (0.0, 2.0))
+    total, terms = pair_losses(prediction, batch, weights, model.size, (0.0, 2.0))
     inner = (ref["ids1"] >= 1) & (ref["ids1"] < 5)
     quarter = prediction.local[inner][:, : ref["px1"].shape[1] // 4]
     terms["smoothness"] = smoothness_loss(*model.scene_flow(quarter, ref["ids1"][inner]))

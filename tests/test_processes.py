@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from loaders.checkpoint import checkpoints, load_checkpoint
+from loaders.checkpoint import checkpoints, read_checkpoint
 from tests.launch import wait_until
 from tests.test_crash_safety import finished, start
 from training.distributed import Processes
@@ -21,7 +21,7 @@ SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_
 
 def gradients(state):
     """Adam's running mean of the gradients: it is linear in them, which the parameters are not."""
-    return torch.cat([moments["exp_avg"].flatten() for moments in state["optimizers"]["adam"]["state"].values()])
+    return torch.cat([moments["exp_avg"].flatten() for moments in state.optimizers["adam"]["state"].values()])
 
 
 def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
@@ -32,12 +32,12 @@ def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_pa
     for name, command in (("one", None), ("two", TORCHRUN)):
         code, said = finished(start(small_sequence, tmp_path / name, *SLOW, command=command))
         assert code == 0, said
-        states.append(load_checkpoint(tmp_path / name / "default_small" / "model_000012.pth"))
+        states.append(read_checkpoint(tmp_path / name / "default_small" / "model_000012.pth"))
     one, two = states
     assert (gradients(one) - gradients(two)).norm() < 0.01 * gradients(one).norm()
-    assert torch.equal(one["generators"]["sampler"], two["generators"]["sampler"])
-    assert torch.equal(one["generators"]["jitter"], two["generators"]["jitter"])
-    a, b = one["error_map"], two["error_map"]
+    assert torch.equal(one.generators["sampler"], two.generators["sampler"])
+    assert torch.equal(one.generators["jitter"], two.generators["jitter"])
+    a, b = one.error_map, two.error_map
     assert a["evaluations"] == b["evaluations"] == 1 and a["counts"].sum() == b["counts"].sum() > 12 * 4 * 32 // 2
     assert (a["counts"] - b["counts"]).abs().sum() < 0.01 * a["counts"].sum()
     assert torch.allclose(a["sums"], b["sums"], rtol=1e-2, atol=20)
@@ -72,7 +72,7 @@ def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, sma
     if lost == 0:  # the store goes with process 0, and torchrun may end process 1 before it can say so
         told.append("SIGKILL")
     assert code != 0 and any(words in line for words in told for line in said), said
-    steps = load_checkpoint(checkpoints(folder)[0])["step"]
+    steps = read_checkpoint(checkpoints(folder)[0]).step
     code, said = finished(start(small_sequence, tmp_path, *arguments[2:], "--num_iters", steps + 2))
     assert code == 0 and any(f"at step {steps}" in line for line in said), said
 
@@ -87,7 +87,7 @@ def test_sigterm_to_torchrun_saves_once_and_stops(small_sequence, tmp_path):
     stopped = [line for line in said if "goes on from here" in line]
     assert code != 0 and len(stopped) == 1, said
     newest = checkpoints(folder)[0]
-    assert f"stopped at step {load_checkpoint(newest)['step']} of" in stopped[0]
+    assert f"stopped at step {read_checkpoint(newest).step} of" in stopped[0]
 
 
 def test_pairs_that_cannot_be_shared_are_refused():

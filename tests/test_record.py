@@ -7,7 +7,7 @@ import torch
 
 from common.errors import UserError
 from configs.options import OPTIONS, parse
-from loaders.checkpoint import load_checkpoint
+from loaders.checkpoint import read_checkpoint
 from tests.test_crash_safety import finished, start
 from training.run_metadata import as_config
 
@@ -39,7 +39,7 @@ def test_args_txt_gives_the_same_run(small_sequence, tmp_path):
     again = start(small_sequence, tmp_path / "b", "--config", folder / "args.txt", small=False)
     code, said = finished(again)
     assert code == 0, said
-    a, b = (load_checkpoint(tmp_path / run / "x y_small" / "model_000008.pth")["model"] for run in "ab")
+    a, b = (read_checkpoint(tmp_path / run / "x y_small" / "model_000008.pth").model for run in "ab")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     (record,) = json.loads((folder / "versions.json").read_text())
     assert record["step"] == 0 and record["versions"]["torch"] == torch.__version__ and record["threads"] == 1

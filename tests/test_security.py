@@ -26,7 +26,7 @@ from configs.options import parse
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
 from evaluation.benchmark import prepare
-from loaders.checkpoint import load_checkpoint
+from loaders.checkpoint import read_checkpoint
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import MAX_PIXELS, limit_pixels, read_image, read_levels
@@ -82,7 +82,7 @@ def test_the_attack_itself_works(tmp_path):
     (tmp_path / "ran").unlink()
 
 
-@pytest.mark.parametrize("load", [load_checkpoint, load_raft])
+@pytest.mark.parametrize("load", [read_checkpoint, load_raft])
 def test_a_command_in_weights(load):
     torch.save({"model": Command()}, "zip.pth")
     torch.save({"model": Command()}, "old.pth", _use_new_zipfile_serialization=False)
@@ -93,7 +93,7 @@ def test_a_command_in_weights(load):
 
 def test_published_files_are_read(shared):
     assert load_raft(shared("weights/raft-small.pth")).size == "small"
-    assert load_checkpoint(shared("reference/omnimotion_000030.pth"))["num_imgs"] == 6
+    assert read_checkpoint(shared("reference/omnimotion_000030.pth")).model["num_imgs"] == 6
 
 
 def test_a_command_in_arrays():

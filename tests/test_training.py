@@ -17,8 +17,9 @@ from losses import schedules
 from losses.losses import distortion_loss
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
+from training.compilation import compiled_pair_objective
 from training.distributed import Processes
-from training.forward import compiled_forward
+from training.optimizers import parameter_groups
 from training.trainer import Trainer
 
 QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupling_width 48 --affine_width 32 "
@@ -210,7 +211,7 @@ def test_colors_between_pixels():
 
 def test_schedules_are_shares_of_the_run():
     for num_iters in (100, 100_000, 250_000):
-        at = [schedules.published_step(step * num_iters // 10, num_iters) for step in range(11)]
+        at = [schedules.reference_step(step * num_iters // 10, num_iters) for step in range(11)]
         assert at == pytest.approx([10_000 * k for k in range(11)])
         assert schedules.own_step(40_000, num_iters) == 0.4 * num_iters
     assert schedules.loss_weights(2_500)["rgb"] == 0.5 and schedules.loss_weights(10**6)["rgb"] == 10
@@ -242,7 +243,7 @@ def test_sixty_steps_halve_the_flow_error(small_sequence, tmp_path):
     while trainer.step < 60:
         trainer.train_step()
     assert flow_error(trainer) < before / 2
-    assert trainer.model.time_latent.frozen is not None and "feature" not in trainer.parameter_groups()
+    assert trainer.model.time_latent.frozen is not None and "feature" not in parameter_groups(trainer.optimizers)
 
 
 def test_sixty_steps_of_grids_too(small_sequence, tmp_path):
@@ -315,8 +316,8 @@ def test_a_compiled_step_is_the_step(small_sequence, tmp_path):
 
 
 def test_several_processes_are_not_compiled():
-    with pytest.raises(UserError, match="--compile is for one process, here are 2"):
-        compiled_forward("aot_eager", torch.device("cpu"), Processes(0, 2))
+    with pytest.raises(UserError, match="--compile works with one process, this run has 2"):
+        compiled_pair_objective("aot_eager", torch.device("cpu"), Processes(0, 2))
 
 
 def test_a_seed_is_a_run(small_sequence, tmp_path):

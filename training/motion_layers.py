@@ -1,175 +1,325 @@
-"""Layers of motion as a start: the background's, nearer what moves against it, and in front what crosses the picture.
+"""Motion layers, from correspondences: the motion that each layer starts with, and where each layer is empty.
 
-A volume in which everything starts at one depth stays a sheet: what overlaps is squeezed together instead of being put
-in front of each other. With one motion in the nearer half of each ray and one in the other, every pixel finds its layer
-in the first steps.
+A volume in which everything starts at one depth remains a sheet: occluding surfaces are squeezed together in it instead
+of lying behind each other. Therefore the deformation starts from segmented motion: the background in the farthest part
+of each ray, the foreground in front of it, and, if there is one, a fast occluder in front of both. Which layer shows a
+place of the canonical volume is decided by votes of the correspondences before the first step; densities alone would be
+decided by the few samples of the first steps, and differ from seed to seed.
 
-Notation
+Notation (motion)
     T, H, W  frames, height, width
-    m        middle frame, where all maps start as the identity
-    p, q     positions of a coarse raster, every `stride` pixels, and where adjacent flow takes them  (h, w, 2)
+    S, R     layers, vertices a side
+    m        middle frame, in which all maps start as the identity
+    p, q     positions of a coarse grid, every `stride` pixels, and where adjacent flow takes them    (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
-    S_t      similarity, the background's motion from frame t to frame m                              (2, 3)
-    moves    believed positions whose D_t differs from S_t's by more than APART, less than FAR        (h, w)
-    M_t      similarity from frame t to t + 1 of what crosses the picture: a rigid motion that is so fast against the
-             background's that half the clip would take it farther than FAR, and takes it by CROSSES       (3, 3)
+    B_t      similarity, the background's motion from frame t to frame m                              (2, 3)
+    moving   consistent positions whose D_t differs from B_t's by MOVING to FAR of the longer side    (h, w)
+    M_t      similarity from frame t to t + 1 of the fast occluder                                    (3, 3)
+
+Notation (votes)
+    p, q     pixels of a coarse grid of frame t, and where correspondences take them in frame j       (n, 2)
+    e_s      |M_t,s(p) - M_j,s(q)|, M_t,s the map from frame t to canonical space in layer s, in units of
+             VOTE_SCALE: how much the correspondence contradicts the motion of layer s
+    vote     margin by which layer s beats every layer behind it, clipped to [-1, 1]; negative: layer s is empty at p.
+             0 if a layer in front of s is better than s and all layers behind s: that layer hides s
+    v        sum of the votes around a vertex / (sum of their absolute values + PRIOR_VOTE * their number), in (-1, 1)
 """
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
-RASTER = 128     # positions along the longer side
-APART, FAR = 3 / 256, 0.3  # of the longer side: what moves, and what moves too far for what would be in between
-CROSSES, PART, RIGID = 0.5, 5e-3, 0.5  # of the longer side; of the picture, at least; of what is so fast, at least
-REFIT = 0.4      # share of the positions from which on S_t is fitted to D_t
-RADII = (0.06, 0.12, 0.24)  # of the longer side: what moves is averaged over the smallest that finds enough of it
-ENOUGH = (0.2, 0.2, 1e-3)   # share of what moves under the window
-FEW, ROUNDS = 10, 10        # positions that are too few for a similarity; of its fit
-UNFOLDED = 0.2              # of a cell's area is left of it, at least
+from common.geometry import corners
+from models.coords import denormalize_pixels, normalize_pixels
+from models.omnimotion import OmniMotion
+
+GRID_SIDE = 128             # positions of a coarse grid along the longer side
+
+# shares of the frame's longer side
+MOVING = 3 / 256            # smallest motion relative to the background that is a foreground's
+FAR = 0.3                   # largest one; what moves farther has no frames between where it could be interpolated
+CROSSING = 0.5              # distance that a fast occluder covers against the background, at least
+RADII = (0.06, 0.12, 0.24)  # standard deviations of the windows over which foreground motion is averaged
+VOTE_SCALE = 2 / 256        # error that counts 1 in a vote
+
+# shares of other things
+OCCLUDER_AREA = 5e-3        # of the frame, at least
+OCCLUDER_RIGID = 0.5        # of the fast positions that follow one rigid motion, at least
+REFIT = 0.4                 # of the positions that are consistent, from which on B_t is fitted to D_t again
+ENOUGH = (0.2, 0.2, 1e-3)   # of moving positions under a window, for each of RADII; else the next larger one is used
+MIN_CELL_AREA = 0.2         # of a cell's original area that remains after the displacement
+
+MIN_POINTS = 10             # minimum number of points for a similarity
+ITERATIONS = 10             # of iteratively reweighted least squares
+TARGETS = 8                 # frames j of each frame t that vote, evenly among those with correspondences
+PRIOR_VOTE = 0.1            # mean size of the votes at which v reaches half of what it can be
+VOTE_BLUR = 1.0             # standard deviation in vertices
 
 
 def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> np.ndarray:
     """Displacements in pixels to the middle frame at positions `vertices` `(R, R, 2)` (x, y) of every frame, also
-    outside it, `(T, S, R, R, 2)` float32: of what moves and of the background, S = 2; with `crossing`, that motion
-    in front of these, S = 3.
+    outside it, `(T, S, R, R, 2)` float32: foreground and background, S = 2; with `crossing` (see `crossing_motion`) the
+    fast occluder in front of them, S = 3.
 
-    store: a correspondence store; where nothing is believed, the background's motion stands in, without any the
-    identity."""
+    store: a correspondence store. Where no flow is consistent, the background's motion is used; where there is none,
+    the identity."""
     T, (H, W) = store.num_frames, store.size
-    p, stride = _raster(store.size)
-    near, far, front = np.empty((3, T, *vertices.shape), np.float32)
+    p, stride = _coarse_grid(store.size)
+    foreground, background, occluder = np.empty((3, T, *vertices.shape), np.float32)
     m = T // 2
     for frames in (range(m, -1, -1), range(m, T)):
-        D, known, S, M = np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3), np.eye(3)
+        D, known = np.zeros_like(p), np.ones(p.shape[:2], bool)
+        B, M = np.eye(2, 3), np.eye(3)
         for t in frames:
             if t != m:
-                D, known, S = _one_frame_on(store, t, t + (1 if t < m else -1), p, stride, D, known, S)
-            far[t] = _apply(S, vertices) - vertices
-            near[t] = far[t] + _moving(p, D, known, S, max(H, W), vertices)
+                D, known, B = _extend_by_a_frame(store, t, t + (1 if t < m else -1), p, stride, D, known, B)
+            background[t] = _apply(B, vertices) - vertices
+            foreground[t] = background[t] + _foreground_motion(p, D, known, B, max(H, W), vertices)
             if crossing is not None:
                 if t != m:
                     M = M @ (crossing[t] if t < m else np.linalg.inv(crossing[t - 1]))
-                front[t] = _apply(M[:2], vertices) - vertices
-    return np.stack([near, far] if crossing is None else [front, near, far], axis=1)
+                occluder[t] = _apply(M[:2], vertices) - vertices
+    layers = [foreground, background] if crossing is None else [occluder, foreground, background]
+    return np.stack(layers, axis=1)
 
 
 def crossing_motion(store) -> np.ndarray | None:
-    """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if nothing crosses the picture. Before and after what is seen
-    of it, its center goes on as at first and at last."""
-    T, side, (p, stride) = store.num_frames, max(store.size), _raster(store.size)
-    run, far, best = [], np.zeros(2), (0.0, [])  # parts of frames in a row, and how far they go against the background
+    """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if there is no fast occluder: something rigid that moves so
+    fast against the background that half the clip would take it farther than FAR, and that covers CROSSING.
+
+    Before and after the frames in which it is seen, its center keeps its first and last velocity."""
+    T, side = store.num_frames, max(store.size)
+    p, stride = _coarse_grid(store.size)
+    run = []            # (t, motion, velocity, center) of adjacent frames in which something fast is seen
+    covered = np.zeros(2)  # by these, against the background
+    longest, best = 0.0, []
     for t in range(T - 1):
         part = _fast_part(store, t, p, stride, 2 * FAR / T * side)
-        run, far = ([*run, (t, part)], far + part[1]) if part else ([], np.zeros(2))
-        best = max(best, (float(np.linalg.norm(far)), run), key=lambda found: found[0])
-    if best[0] < CROSSES * side:
+        if part:
+            run = [*run, (t, part)]
+            covered = covered + part[1]
+        else:
+            run, covered = [], np.zeros(2)
+        if np.linalg.norm(covered) > longest:
+            longest, best = float(np.linalg.norm(covered)), run
+    if longest < CROSSING * side:
         return None
-    run = best[1]
     out = np.tile(np.eye(3), (T - 1, 1, 1))
-    for t, (M, _, _) in run:
+    for t, (M, _, _) in best:
         out[t, :2] = M
-    out[:run[0][0], :2, 2], out[run[-1][0] + 1:, :2, 2] = (_apply(M, center) - center for _, (M, _, center) in (
-        run[0], run[-1]))
+    (first, (M_first, _, center_first)), (last, (M_last, _, center_last)) = best[0], best[-1]
+    out[:first, :2, 2] = _apply(M_first, center_first) - center_first
+    out[last + 1:, :2, 2] = _apply(M_last, center_last) - center_last
     return out
 
 
 def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple | None:
-    """The similarity `(2, 3)` from frame t to the next that most of what is faster than `speed` (pixels, against the
-    background) follows, how far that goes against the background `(2,)`, and its center `(2,)`; None if there is too
-    little of it."""
+    """What moves faster than `speed` (pixels) against the background from frame t to the next, if it is rigid and large
+    enough: its similarity `(2, 3)`, its velocity against the background `(2,)`, its center `(2,)`."""
     if not store.counts[t, t + 1]:
         return None
     pair = store.dense(t, t + 1)
-    q, believed = p + pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
-    background = _similarity(p[believed], q[believed], 0.5)
+    q = p + pair.flow[::stride, ::stride]
+    consistent = pair.cycle[::stride, ::stride]
+    background = _similarity(p[consistent], q[consistent], 0.5)
     if background is None:
         return None
     against = q - _apply(background, p)
-    fast, near = believed & (np.linalg.norm(against, axis=-1) > speed), min(APART * max(store.size), speed / 2)
-    M = _similarity(p[fast], q[fast], near / 2)
+    fast = consistent & (np.linalg.norm(against, axis=-1) > speed)
+    tolerance = min(MOVING * max(store.size), speed / 2)
+    M = _similarity(p[fast], q[fast], tolerance / 2)
     if M is None:
         return None
-    rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < near
-    if rigid.mean() < RIGID or rigid.sum() < PART * fast.size:
+    rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < tolerance
+    if rigid.mean() < OCCLUDER_RIGID or rigid.sum() < OCCLUDER_AREA * fast.size:
         return None
     return M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0)
 
 
-def _raster(size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    (H, W), stride = size, -(-max(size) // RASTER)
-    return np.stack(np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride)), axis=-1).astype(np.float32), stride
+def _coarse_grid(size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    H, W = size
+    stride = -(-max(size) // GRID_SIDE)
+    x, y = np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride))
+    return np.stack([x, y], axis=-1).astype(np.float32), stride
 
 
-def _one_frame_on(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray, S: np.ndarray):
-    """D_t, where it is believed, and S_t, from those of the adjacent frame n, which is nearer to m."""
+def _extend_by_a_frame(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray,
+                       B: np.ndarray):
+    """D_t, where it is known, and B_t, from those of the adjacent frame n, which is nearer to m."""
     if not store.counts[t, n]:  # a store of few pairs
-        return D, np.zeros_like(known), S
+        return D, np.zeros_like(known), B
     pair = store.dense(t, n)
-    flow, believed = pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
+    flow = pair.flow[::stride, ::stride]
+    consistent = pair.cycle[::stride, ::stride]
     q = p + flow
     place = (q / stride).astype(np.float32)
     D = flow + cv2.remap(D, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = ((q >= 0) & (q <= p[-1, -1])).all(axis=-1)
-    known = believed & inside & (cv2.remap(known.astype(np.uint8), place, None, cv2.INTER_NEAREST) > 0)
-    step = _similarity(p[believed], q[believed], 0.5)
-    S = (S @ np.vstack([step, [0, 0, 1]])) if step is not None else S
-    if known.mean() > REFIT:  # what is added up over many frames drifts
-        again = _similarity(p[known], (p + D)[known], APART * max(store.size) / 2, S)
-        S = S if again is None else again
-    return D, known, S
+    known = consistent & inside & (cv2.remap(known.astype(np.uint8), place, None, cv2.INTER_NEAREST) > 0)
+    step = _similarity(p[consistent], q[consistent], 0.5)
+    if step is not None:
+        B = B @ np.vstack([step, [0, 0, 1]])
+    if known.mean() > REFIT:  # products over many frames drift
+        refit = _similarity(p[known], (p + D)[known], MOVING * max(store.size) / 2, B)
+        B = B if refit is None else refit
+    return D, known, B
 
 
 def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None) -> np.ndarray | None:
-    """The similarity `(2, 3)` that takes most of the positions `(n, 2)` p near q, by reweighted least squares (Geman
-    and McClure's weights) from `start`, or from the best by mean distance; `scale` is the distance in pixels at which
-    a pair counts a quarter. None for too few."""
-    if len(p) < FEW:
+    """The similarity `(2, 3)` that takes most of the positions `(n, 2)` p near q; None for fewer than MIN_POINTS.
+
+    Iteratively reweighted least squares with Geman and McClure's weights, from `start`, or from the fit of the least
+    mean distance; `scale` is the distance in pixels at which a point's weight is a quarter."""
+    if len(p) < MIN_POINTS:
         return None
     center = p.mean(axis=0, dtype=np.float64)
-    (x, y), one, none = (p - center).T.astype(np.float64), np.ones(len(p)), np.zeros(len(p))
-    A = np.stack([np.stack([x, -y, one, none], axis=-1), np.stack([y, x, none, one], axis=-1)])  # (2, n, 4)
-    target, S = (q - center).T.astype(np.float64), start  # (2, n)
-    for k in range(ROUNDS):
+    x, y = (p - center).T.astype(np.float64)
+    one, zero = np.ones(len(p)), np.zeros(len(p))
+    A = np.stack([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2, n, 4)
+    target = (q - center).T.astype(np.float64)  # (2, n)
+    S = start
+    for k in range(ITERATIONS):
         r = np.linalg.norm(_apply(S, p) - q, axis=-1) if S is not None else one
-        weights = 1 / np.maximum(r, 0.01) if start is None and k < ROUNDS / 2 else (1 + (r / scale) ** 2) ** -2
-        B = A * weights[:, None]
-        a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", B, A) + 1e-9 * np.eye(4),
-                                       np.einsum("dnc,dn->c", B, target))
+        if start is None and k < ITERATIONS / 2:
+            weights = 1 / np.maximum(r, 0.01)
+        else:
+            weights = (1 + (r / scale) ** 2) ** -2
+        WA = A * weights[:, None]
+        a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", WA, A) + 1e-9 * np.eye(4),
+                                       np.einsum("dnc,dn->c", WA, target))
         R = np.array([[a, -b], [b, a]])
         S = np.concatenate([R, (shift + center - R @ center)[:, None]], axis=1)
     return S
 
 
 def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Positions `(..., 2)` after the affine map `(2, 3)`."""
     return (p @ S[:, :2].T + S[:, 2]).astype(np.float32)
 
 
-def _moving(p: np.ndarray, D: np.ndarray, known: np.ndarray, S: np.ndarray, side: int, at: np.ndarray) -> np.ndarray:
-    """Motion against the background `(R, R, 2)` at positions `at` `(R, R, 2)`: of what moves nearby, averaged; zero if
-    nothing moves."""
-    stride = -(-side // RASTER)
-    against = p + D - _apply(S, p)  # (h, w, 2)
+def _foreground_motion(p: np.ndarray, D: np.ndarray, known: np.ndarray, B: np.ndarray, side: int,
+                       at: np.ndarray) -> np.ndarray:
+    """Motion against the background `(R, R, 2)` at positions `at` `(R, R, 2)`: a local mean over what moves, zero where
+    nothing does. It does not fold."""
+    stride = -(-side // GRID_SIDE)
+    against = p + D - _apply(B, p)  # (h, w, 2)
     distance = np.linalg.norm(against, axis=-1) / side
-    moves = known & (distance > APART) & (distance < FAR)
-    values = np.dstack([against * moves[..., None], moves]).astype(np.float32)  # (h, w, 3)
-    out, left = np.zeros_like(p), np.ones((*moves.shape, 1), np.float32)
+    moving = known & (distance > MOVING) & (distance < FAR)
+    values = np.dstack([against * moving[..., None], moving]).astype(np.float32)  # (h, w, 3)
+    out = np.zeros_like(p)
+    left = np.ones((*moving.shape, 1), np.float32)
     for radius, enough in zip(RADII, ENOUGH, strict=True):
-        around = cv2.GaussianBlur(values, (0, 0), radius * max(moves.shape), borderType=cv2.BORDER_CONSTANT)
+        around = cv2.GaussianBlur(values, (0, 0), radius * max(moving.shape), borderType=cv2.BORDER_CONSTANT)
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         left *= 1 - share
-    out = _unfolded(out, _apply(S, p), UNFOLDED * np.linalg.det(S[:, :2]) * stride ** 2)
+    out = _without_folds(out, _apply(B, p), MIN_CELL_AREA * np.linalg.det(B[:, :2]) * stride ** 2)
     return cv2.remap(out, (at / stride).astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _unfolded(displacement: np.ndarray, p: np.ndarray, least: float) -> np.ndarray:
-    """The displacement `(h, w, 2)` of positions p, blurred until every cell's area is at least `least`; none if that
-    does not help."""
-    out, sigma = displacement, 1.0
+def _without_folds(displacement: np.ndarray, p: np.ndarray, smallest: float) -> np.ndarray:
+    """The displacement `(h, w, 2)` of positions p, blurred until every cell's area is at least `smallest`; zero if
+    blurring does not help."""
+    out = displacement
+    sigma = 1.0
     while sigma < max(p.shape):
-        x, y = np.diff(p + out, axis=1)[:-1], np.diff(p + out, axis=0)[:, :-1]
-        if (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0] > least).all():
+        x = np.diff(p + out, axis=1)[:-1]
+        y = np.diff(p + out, axis=0)[:, :-1]
+        if (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0] > smallest).all():
             return out
         out = cv2.GaussianBlur(displacement, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
         sigma *= 1.5
     return np.zeros_like(displacement)
+
+
+@torch.no_grad()
+def layer_votes(model: OmniMotion, store) -> np.ndarray:
+    """v of all layers but the last, `(S - 1, R, R)` float32, rows along y; 0 where nothing votes.
+
+    model: of `--deform grid` and `--field grid`, before its first step. store: a correspondence store."""
+    H, W = store.size
+    S, R = model.config.grid_layers, model.field.side
+    p = _voting_pixels(store.size)
+    flat = p @ (1, W)
+    sums = np.zeros((3, S - 1, R, R))  # of votes, of their absolute values, and their number
+    with model.bound():
+        for t, targets in enumerate(_voting_targets(store.counts)):
+            if not len(targets):
+                continue
+            q, consistent = map(np.stack, zip(*(_ends(store.index(t, j), p, flat) for j in targets), strict=True))
+            u = _canonical(model, [t], p[None])  # (1, S, n, 3)
+            difference = _in_pixels(u, store.size) - _in_pixels(_canonical(model, targets, q), store.size)
+            e = difference.norm(dim=-1).cpu().numpy() / (VOTE_SCALE * max(H, W))  # (B, S, n)
+            votes, counts = _votes(e)  # (B, S - 1, n)
+            counts &= consistent[:, None]
+            votes *= counts
+            places = model.field.vertices_of(u[0]).cpu().numpy()  # (S, n, 2)
+            for total, values in zip(sums, (votes, np.abs(votes), counts), strict=True):
+                for s in range(S - 1):
+                    _add(total[s], places[s], values[:, s].sum(axis=0))
+    votes, sizes, counts = (np.stack([cv2.GaussianBlur(x, (0, 0), VOTE_BLUR) for x in total]) for total in sums)
+    v = np.divide(votes, sizes + PRIOR_VOTE * counts, out=np.zeros_like(votes), where=counts > 0)
+    return v.astype(np.float32)
+
+
+def _voting_pixels(size: tuple[int, int]) -> np.ndarray:
+    """Pixels `(n, 2)` int64 of a coarse grid. Its stride is odd, so that half of them lie on either color of a
+    checkerboard: some stores keep one color only."""
+    stride = -(-max(size) // GRID_SIDE) | 1
+    y, x = (np.arange(min(stride // 2, (n - 1) // 2), n, stride) for n in size)
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
+def _voting_targets(counts: np.ndarray) -> list[np.ndarray]:
+    """For each frame up to TARGETS frames with which it has correspondences, evenly among these."""
+    targets = []
+    for row in counts:
+        js = np.flatnonzero(row)
+        chosen = np.linspace(0, len(js) - 1, min(TARGETS, len(js))).round().astype(int)
+        targets.append(js[np.unique(chosen)])
+    return targets
+
+
+def _ends(pair, p: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a pair's flow takes pixels p `(n, 2)`, whose flat indices are given, and whether it is cycle-consistent
+    there `(n,)`."""
+    rows, stored = pair.find(flat)
+    q = p.astype(np.float32)
+    consistent = np.zeros(len(p), bool)
+    q[stored] += pair.flow(rows[stored])
+    consistent[stored] = pair.cycle_at(flat[stored])
+    return q, consistent
+
+
+def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
+    """M_t,s(p) of pixels `(B, n, 2)` of B frames, at the middle depth of each layer: `(B, S, n, 3)`."""
+    B, n = p.shape[:2]
+    config = model.config
+    S = config.grid_layers
+    device = model.field.center.device
+    z = config.min_depth + (torch.arange(S, device=device) + 0.5) * ((config.max_depth - config.min_depth) / S)
+    xy = normalize_pixels(torch.from_numpy(p).float().to(device), model.size)
+    x = torch.cat([xy[:, None].expand(B, S, n, 2), z[:, None, None].expand(B, S, n, 1)], dim=-1)
+    ids = torch.as_tensor(frames, device=device)
+    return model.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x)
+
+
+def _in_pixels(u: Tensor, size: tuple[int, int]) -> Tensor:
+    """Canonical x and y `(..., 2)` in pixels of the middle frame."""
+    return denormalize_pixels(u[..., :2], size)
+
+
+def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Votes `(..., S - 1, n)` for all layers but the last by errors `(..., S, n)`; and where there is a vote."""
+    best_behind = np.minimum.accumulate(e[..., ::-1, :], axis=-2)[..., ::-1, :]  # layers s, s + 1, ...
+    best_in_front = np.minimum.accumulate(e, axis=-2)  # layers 0, ..., s
+    votes_at = np.ones(e[..., 1:, :].shape, bool)
+    votes_at[..., 1:, :] = best_in_front[..., :-2, :] >= best_behind[..., 1:-1, :]
+    return np.clip(best_behind[..., 1:, :] - e[..., :-1, :], -1, 1) * votes_at, votes_at
+
+
+def _add(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
+    """Add values `(n,)` at places `(n, 2)`, in vertices, to the four vertices of `total` `(R, R)` around them."""
+    vertices, shares = corners(place, total.shape)
+    total += np.bincount(vertices.ravel(), (shares * values[:, None]).ravel(), total.size).reshape(total.shape)

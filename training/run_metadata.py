@@ -1,4 +1,4 @@
-"""What reproduces a run: `args.txt`, which `--config` reads, and `versions.json`, one entry a start of the run."""
+"""Run metadata: `args.txt`, which `--config` reads, and `versions.json` with one entry for each start of the run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")
 OPTIONAL = ("triton", "tinycudann")
 
 
-def write_record(run_dir: Path, options: Namespace, step: int) -> None:
+def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
     """Write args.txt, and add this start at `step` to versions.json. UserError if the folder cannot be written or an
     option cannot be put into a file."""
     path = run_dir / "versions.json"

@@ -27,7 +27,7 @@ import torch
 import eval as eval_driver  # noqa: F401  imported for the processes that are forked
 import train as train_driver  # noqa: F401
 from common.errors import UserError
-from loaders.checkpoint import load_checkpoint
+from loaders.checkpoint import read_checkpoint
 from loaders.images import read_image
 from loaders.sequence import open_sequence
 from loaders.track_files import save_queries
@@ -170,8 +170,8 @@ def last_checkpoint(folder: Path) -> dict:
     """Everything that the run's last checkpoint holds: parameters, optimizers, error map, sampler, generators."""
     path = max(folder.glob("out/*/model_*.pth"), key=lambda path: int(path.stem[6:]))
     parts = ("step", "model", "optimizers", "error_map", "sampler", "generators")
-    content = load_checkpoint(path)
-    return {"name": path.name, **{part: digest(content[part]) for part in parts if part in content}}
+    content = read_checkpoint(path)
+    return {"name": path.name, **{part: digest(getattr(content, part)) for part in parts}}
 
 
 def scores(folder: Path) -> dict:
@@ -209,7 +209,7 @@ def _read_any(path: Path) -> None:
     elif path.suffix == ".json":
         json.loads(path.read_text())
     elif path.suffix == ".pth":
-        load_checkpoint(path)
+        read_checkpoint(path)
     elif path.suffix == ".npz":
         with np.load(path) as arrays:
             list(arrays.values())

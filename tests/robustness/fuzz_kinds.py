@@ -17,7 +17,7 @@ from PIL import Image
 from common.errors import UserError
 from configs.options import parse
 from evaluation.report import _record
-from loaders.checkpoint import load_checkpoint
+from loaders.checkpoint import read_checkpoint
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
@@ -224,9 +224,9 @@ def checkpoint(folder: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> None:
+def open_checkpoint(path: Path) -> None:
     """What eval.py makes of it."""
-    content = load_checkpoint(path)
+    content = read_checkpoint(path)
     if checkpoint_num_frames(content, path) == FRAMES:
         model_from_checkpoint(content, SIZE, model_options(), torch.device("cpu"))
 

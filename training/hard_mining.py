@@ -1,0 +1,66 @@
+"""Accumulated hard mining: flow errors are added to an error map over the whole run, and the sampler draws by it.
+
+Each step adds the errors of its points. Full evaluations (`--i_cache`) add one random pixel a cell of every frame; the
+first one completes the map, so that the sampler can use it. `--error_map last` keeps the latest evaluation only, as
+OmniMotion does.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from inference.tracker import Tracker
+from loaders.error_map import ErrorMap
+from loaders.pair_sampler import PairSampler
+from losses.schedules import own_step
+from models.omnimotion import OmniMotion
+from training.distributed import Processes
+
+REFRESH = 1_000  # reference steps after which the sampler takes over the accumulated map again
+
+
+class HardMining:
+    """The error map of a run, and when the sampler uses it."""
+
+    def __init__(self, error_map: ErrorMap, sampler: PairSampler, options: Namespace, processes: Processes):
+        self.error_map = error_map
+        self.sampler = sampler
+        self.options = options
+        self.processes = processes
+
+    def before_step(self, step: int, model: OmniMotion) -> None:
+        """Evaluate the model, or let the sampler take over the map, at the steps where that is scheduled."""
+        options = self.options
+        if options.error_map == "off" or step == 0:
+            return
+        if step % max(own_step(options.i_cache, options.num_iters), 1) == 0:
+            self._evaluate(model)
+            self._use()
+        elif (self.error_map.ready and options.error_map == "accumulated"
+              and step % max(own_step(REFRESH, options.num_iters), 1) == 0):
+            self._use()
+
+    def share(self) -> None:
+        """Exchange what the processes have added since the last call."""
+        if self.processes.count > 1:
+            self.error_map.share(self.processes.sum)
+
+    def _use(self) -> None:
+        self.share()
+        self.sampler.use_error_map(self.error_map)
+
+    @torch.no_grad()
+    def _evaluate(self, model: OmniMotion) -> None:
+        """Add the flow errors of every frame at one random pixel a cell, against one partner frame."""
+        tracker = Tracker(model, use_max_loc=False, chunk_size=self.options.chunk_size)
+
+        def errors() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            for i in range(model.config.num_frames):
+                j, p1, p2, weights = self.sampler.pixel_a_cell(i, self.error_map)
+                if i % self.processes.count == self.processes.rank:  # all draw the same, each tracks its own frames
+                    predicted = torch.from_numpy(tracker.correspond(p1.numpy(), i, j))
+                    yield torch.tensor([i]), p1[None], (predicted - p2).norm(dim=-1)[None], weights[None]
+
+        self.error_map.add_evaluation(errors())
