@@ -32,11 +32,7 @@ FREE = {"benchmarks", "tests"}  # may import everything
 OPTIONAL = {"tinycudann", "timm", "transformers", "kornia", "triton", "ray", "rerun", "playwright"}
 WRAPPED = {"tinycudann", "timm", "transformers"}  # only third_party imports them
 KERNELS = Path("models/kernels/triton_kernels.py")  # Triton's decorators need the import; the file is imported lazily
-KNOWN = {  # still to be mended: (file, package)
-    ("configs/options.py", "loaders"), ("evaluation/video_job.py", "train"),
-    ("inference/flow_guided_tracker.py", "evaluation"), ("models/factory.py", "training"),
-    ("training/layer_votes.py", "evaluation"), ("training/motion_layers.py", "evaluation"),
-}
+KNOWN = set()  # (file, package) that still break the rule
 
 
 def imported(tree: ast.AST) -> list[tuple[int, str, bool]]:
