@@ -8,7 +8,6 @@ Notation
 
 import numpy as np
 
-from common.geometry import corners as corners
 from common.geometry import inside, sample
 from loaders.correspondences import MAX_FB, check_adjacent_flow
 from loaders.track_files import PointTracks
