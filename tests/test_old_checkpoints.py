@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from loaders.checkpoint import load_checkpoint
+from loaders.checkpoint import read_checkpoint
 from models.factory import checkpoint_num_frames, model_from_checkpoint
 
 FILE = Path(__file__).parent / "data" / "checkpoint_format_before_2.pth.xz"  # 8 frames of 48x64, 4 steps
@@ -16,7 +16,7 @@ OPTIONS = SimpleNamespace(num_samples_ray=8, min_depth=0.0, max_depth=2.0, preci
 def test_an_older_checkpoint_gives_the_correspondences_that_it_gave(tmp_path):
     path = tmp_path / "model_000004.pth"
     path.write_bytes(lzma.decompress(FILE.read_bytes()))
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     assert checkpoint_num_frames(checkpoint, path) == 8
     model = model_from_checkpoint(checkpoint, (48, 64), OPTIONS, torch.device("cpu"))
     pixels = torch.tensor([[[5.0, 6.0], [40.0, 20.0]]])
