@@ -146,7 +146,7 @@ def _pack(chains: list[Chain], B: int, stack: Stack) -> _Packed:
 
 @functools.cache
 def _kernels():
-    from models import triton_kernels  # needs triton
+    from models.kernels import triton_kernels  # needs triton
 
     return triton_kernels
 
