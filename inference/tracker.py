@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.geometry import pixel_grid
 from models.omnimotion import OmniMotion
 from models.rendering import take_sample
 
@@ -22,16 +21,22 @@ class Tracks:
     """Tracks of N query points through T frames, numpy."""
     tracks: np.ndarray           # (N, T, 2) float32 pixels
     visible: np.ndarray          # (N, T) bool
-    occlusion_score: np.ndarray  # (N, T) float32: share of the light absorbed in front of the point
+    occlusion_score: np.ndarray  # (N, T) float32: sum of compositing weights in front of the point, in [0, 1]
     depth: np.ndarray            # (N, T) float32
 
 
 class Tracker:
-    """Inference with a trained model; computes `chunk_size` rays at a time and never keeps gradients."""
+    """Tracks points with a trained model, without gradients.
+
+    `use_max_loc`: map the sample of largest weight of each ray instead of compositing all samples. `occlusion_th`: a
+    point is occluded where its occlusion score is larger. `chunk_size`: rays at a time."""
 
     def __init__(self, model: OmniMotion, use_max_loc: bool = True, occlusion_th: float = 0.99,
                  chunk_size: int = 2_048):
-        self.model, self.use_max_loc, self.occlusion_th, self.chunk_size = model, use_max_loc, occlusion_th, chunk_size
+        self.model = model
+        self.use_max_loc = use_max_loc
+        self.occlusion_th = occlusion_th
+        self.chunk_size = chunk_size
         self.device = next(model.parameters()).device
 
     @property
@@ -45,8 +50,8 @@ class Tracker:
 
     @torch.no_grad()
     def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
-        """Query points `(N, 3)` = (t, y, x) in pixels -> their tracks through all frames, or through `frames`. A query
-        is visible at its own frame and stays exactly where it was asked."""
+        """Tracks of query points `(N, 3)` = (t, y, x), pixels, through all frames, or through the frame numbers
+        `frames`. In its own frame a query point is visible, at exactly its given position."""
         ids = torch.arange(self.num_frames) if frames is None else torch.tensor(frames)
         N, T = len(query_points), len(ids)
         out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
@@ -66,8 +71,8 @@ class Tracker:
         return out
 
     def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels `(N, 2)` of frame t in frames `ids` `(T,)`. The canonical samples do not depend on the target frame,
-        nor does the one that `use_max_loc` follows."""
+        """Positions `(N, T, 2)`, depths `(N, T)` and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t in frames
+        `ids` `(T,)`. The canonical samples, and the one that `use_max_loc` selects, are the same for all targets."""
         model, N = self.model, len(p1)
         x1 = model.lift(p1[None])
         u = model.maps(torch.tensor([t], device=self.device)).rays_to_canonical(x1)  # (1, N, K, 3)
@@ -87,31 +92,13 @@ class Tracker:
 
     @torch.no_grad()
     def correspond(self, pixels: np.ndarray, i: int, j: int) -> np.ndarray:
-        """Pixels `(N, 2)` of frame i in frame j, `(N, 2)`."""
+        """Positions `(N, 2)` in frame j of pixels `(N, 2)` of frame i."""
         ids = torch.tensor([i, j], device=self.device)
         pixels = torch.from_numpy(pixels).float()
         with self.model.bound():
             out = [self.model.correspond(p[None].to(self.device), ids[:1], ids[1:], self.use_max_loc)[0][0].cpu()
                    for p in pixels.split(self.chunk_size)]
         return torch.cat(out).numpy()
-
-    def flow(self, i: int, j: int) -> np.ndarray:
-        """Flow in pixels `(H, W, 2)` from frame i to frame j, through occlusions."""
-        grid = pixel_grid(self.size).reshape(-1, 2).numpy()
-        return (self.correspond(grid, i, j) - grid).reshape(*self.size, 2)
-
-    @torch.no_grad()
-    def colors_and_depths(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rendered colors `(n, H, W, 3)` in [0, 1] and depths `(n, H, W)` of frames `ids`."""
-        grid, colors, depths = pixel_grid(self.size).reshape(-1, 2), [], []
-        for i in ids:
-            frame = torch.tensor([i], device=self.device)
-            with self.model.bound():
-                parts = [self.model.color_and_depth(p[None].to(self.device), frame)
-                         for p in grid.split(self.chunk_size)]
-            colors.append(torch.cat([rgb[0] for rgb, _ in parts]).cpu().numpy().reshape(*self.size, 3))
-            depths.append(torch.cat([depth[0] for _, depth in parts]).cpu().numpy().reshape(self.size))
-        return np.stack(colors), np.stack(depths)
 
     def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
         return np.array_split(rows, max(1, -(-len(rows) // self.chunk_size)))

@@ -1,23 +1,24 @@
-"""Invertible maps as free-form deformations: what MLPs compute in `models.invertible` is interpolated here.
+"""Invertible maps as free-form deformations: displacement grids instead of the MLPs of `models.invertible`.
 
 Multilevel displacement grids register images this way (Rueckert et al., IEEE TMI 1999; one-to-one while no cell folds:
-Choi & Lee, Graphical Models 2000). A point costs a few multiplications instead of a hundred thousand, and moves a place
-of one frame and depth and nothing else.
+Choi & Lee, Graphical Models 2000). Evaluating a point takes a few multiplications instead of about 100,000, and its
+gradient changes only the vertices around it (docs/fast.md).
 
 Notation
     T        frames
     level    a grid of R x R vertices over the frame, R = 3, 5, 9, ...; a level's vertices are among those of the next
-    moment   a time at which a grid has values; linear between two of them. There are grids with a moment a frame, with
-             a quarter as many, a quarter of these, and so on, down to eight or less
-    layer    of motion: displacements (x, y) of one of S equal ranges of depths, on the finest level's vertices, all
-             levels and moments together. What lies in a layer moves alike wherever a ray is sampled, and is in front
-             of the next layer in all frames: depths do not change. Of B frames, one below the other: (B, 2, S R, R)
+    moment   a time at which a grid has values, linear interpolation between moments. The finest grid has one moment a
+             frame, each coarser one a quarter as many, down to MAX_COARSEST_MOMENTS or fewer
+    layer    motion layer: displacements (x, y) for one of S equal depth ranges, on the finest level's vertices, summed
+             over levels and interpolated to a frame. The displacement is constant over a layer's depths. Maps keep
+             depths, so a layer is in front of the next one in all frames. For B frames, layers stacked along y:
+             (B, 2, S R, R)
     theta    (B, 5, Z): the affine map's parameters at Z depths, linear between them
-    a        coordinates in units in which what is interpolated spans [-1, 1]
-    f(x)     displacement (x, y): interpolated over the frame in the layer of the point's depth
-    A        the affine map of (x, y), by theta at the point's depth
+    a        coordinates scaled so that the grid spans [-1, 1]
+    f(x)     displacement (x, y), interpolated in the layer that contains the point's depth
+    A        affine map of (x, y) with the parameters theta at the point's depth
     forward  u = A(x + f(x))       inverse  x + f(x) = A^-1(u), solved by Newton's method
-    J        derivative of f by (x, y) (2 displacements, 2 coordinates); maps are one-to-one where det(I + J) > 0
+    J        Jacobian of f in (x, y), (2 displacements, 2 coordinates); maps are one-to-one where det(I + J) > 0
 """
 
 from collections.abc import Iterable
@@ -29,15 +30,17 @@ from torch import Tensor, nn
 from models.activation_checkpoint import stored
 from models.invertible import apply_affine, invert_affine
 
-PLANE = slice(2)  # x and y of a point
-VISITS = 8_192  # of vertices in a step of configs/fast.txt: 16 pairs, 64 points, 2 frames, 4 corners
-FEW = 8  # moments, of which a quarter is not worth a grid
-THETA_DEPTHS = (2, 5)  # depths of the affine map's levels
-EXTENT = 1.2        # of the layers' grids, of half the frame
-THETA_EXTENT = 1.1  # of half the range of depths
-NEWTON = (1, 6)  # steps after the first guess and before the last step: in training, at inference
-ON_EDGE = 1e-4      # of a layer: a sample on the edge of two is in the farther one, however a machine rounds
-LEAST, REACH = 0.2, 0.2  # least det(I + J), longest step of half a frame: near folds without solution nothing runs away
+PLANE = slice(2)           # index of x and y in a point's coordinates
+VERTICES_PER_STEP = 8_192  # vertices that a step of configs/fast.txt reads: 16 pairs x 64 points x 2 frames x 4 corners
+MAX_COARSEST_MOMENTS = 8   # no coarser grid in time is added once a grid has at most this many moments
+THETA_DEPTHS = (2, 5)      # number of depths of each level of the affine map
+GRID_EXTENT = 1.2          # the layers' grids span [-GRID_EXTENT, GRID_EXTENT] in normalized x and y
+THETA_EXTENT = 1.1         # the affine map's grids span THETA_EXTENT times the depth range, around its center
+NEWTON_STEPS_TRAINING = 1   # Newton steps between the initial guess and the differentiable last step, in training
+NEWTON_STEPS_INFERENCE = 6  # the same at inference
+LAYER_EDGE_MARGIN = 1e-4   # share of a layer's depth: a sample at a boundary is in the farther layer, on every machine
+MIN_DETERMINANT = 0.2      # smallest |det(I + J)| that a Newton step divides by
+MAX_NEWTON_STEP = 0.2      # normalized units; keeps the iteration bounded where the map folds and has no solution
 
 
 def level_sides(num_levels: int) -> list[int]:
@@ -46,38 +49,40 @@ def level_sides(num_levels: int) -> list[int]:
 
 
 def moment_counts(num_frames: int) -> list[int]:
-    """Of the grids of each level, fewest first: slow motion is shared by many frames, the rest is each frame's own."""
+    """Number of moments of each grid of a level, fewest first. Grids with few moments share slow motion between frames;
+    the last grid has one moment a frame."""
     counts = [num_frames]
-    while counts[0] > FEW or len(counts) == 1:
+    while counts[0] > MAX_COARSEST_MOMENTS or len(counts) == 1:
         counts.insert(0, max(2, -(-counts[0] // 4)))
     return counts
 
 
 def hats(num_frames: int, num_moments: int) -> Tensor:
-    """Share of each moment in each frame's value, `(num_frames, num_moments)`; rows sum to 1."""
+    """Linear interpolation weights of the moments at each frame, `(num_frames, num_moments)`; rows sum to 1."""
     frame = torch.linspace(0, num_moments - 1, num_frames)
     return (1 - (frame[:, None] - torch.arange(num_moments)).abs()).clamp(min=0)
 
 
 class Grids(nn.Module):
-    """Grids `(moments, C, *side)` of all `sides` (tuples) for each of `moment_counts`; zero at the start.
+    """Grids `(moments, C, *side)` for each of `sides` (tuples) and each of `moment_counts`; initialized to zero.
 
-    What Adam moves a value by at a visit grows with the square root of the steps between visits: the parameters of
-    grids that have more than VISITS values a channel are multiplied by a scale that takes this back."""
+    The change that Adam makes to a value whose gradient is rarely nonzero grows with the square root of the steps
+    between nonzero gradients. Grids with more than VERTICES_PER_STEP values a channel are therefore multiplied by a
+    constant scale below 1 that compensates this."""
 
     def __init__(self, num_frames: int, channels: int, sides: Iterable[tuple[int, ...]]):
         super().__init__()
         self.sides = list(sides)
         counts = moment_counts(num_frames)
-        self.num_grids = len(counts)  # of a level
+        self.num_grids = len(counts)  # grids a level
         self.values = nn.ParameterList(
             nn.Parameter(torch.zeros(count, channels, *side)) for side in self.sides for count in counts)
-        self.scales = [min(1.0, (VISITS / grid[:, 0].numel()) ** 0.5) for grid in self.values]
+        self.scales = [min(1.0, (VERTICES_PER_STEP / grid[:, 0].numel()) ** 0.5) for grid in self.values]
         for k, count in enumerate(counts):
             place = torch.linspace(0, count - 1, num_frames)
             before = place.long().clamp(max=count - 2)
-            self.register_buffer(f"before_{k}", before, persistent=False)  # the moment before each frame
-            self.register_buffer(f"share_{k}", place - before, persistent=False)  # of the moment after it
+            self.register_buffer(f"before_{k}", before, persistent=False)  # index of the last moment before each frame
+            self.register_buffer(f"share_{k}", place - before, persistent=False)  # weight of the moment after it
 
     def forward(self, ids: Tensor) -> Tensor:
         """Values of frames `(B,)` on the finest level `(B, C, *side)`."""
@@ -91,8 +96,8 @@ class Grids(nn.Module):
         return total
 
     def _at(self, k: int, number: int, ids: Tensor) -> Tensor:
-        """A grid of the k-th kind at the times of frames `(B,)`: `(B, C, *side)`. No product of matrices, which might
-        be rounded to tf32."""
+        """Grid `number`, which has the k-th of `moment_counts`, at the times of frames `(B,)`: `(B, C, *side)`. Uses no
+        matrix product, which might be computed in tf32."""
         grid, scale = self.values[number], self.scales[number]
         if len(grid) == len(self.before_0):
             here = grid.index_select(0, ids)
@@ -103,8 +108,8 @@ class Grids(nn.Module):
         return here if scale == 1 else here * scale
 
     def plain(self, ids: Tensor, a: Tensor) -> Tensor:
-        """Values `(B, C, M)` at points `a` `(B, M, D)` of frames `(B,)` by the definition, every level interpolated by
-        itself: the twin of `sample(self(ids), a)` that tests compare with."""
+        """Values `(B, C, M)` at points `a` `(B, M, D)` of frames `(B,)`, each level interpolated separately: the plain
+        twin of `sample(self(ids), a)`, for tests."""
         num_frames = len(self.before_0)
         at_frames = (torch.einsum("tm,m...->t...", hats(num_frames, len(grid)), grid * scale)[ids]
                      for grid, scale in zip(self.values, self.scales, strict=True))
@@ -112,15 +117,16 @@ class Grids(nn.Module):
 
 
 def sample(grid: Tensor, a: Tensor) -> Tensor:
-    """Linear interpolation of `(B, C, R)` or `(B, C, R_2, R_1)` at `a` `(B, M, 1 or 2)` in [-1, 1], the values at the
-    border outside it -> `(B, C, M)`. The first coordinate of `a` runs along the grid's last dimension."""
+    """Linear interpolation of `(B, C, R)` or `(B, C, R_2, R_1)` at `a` `(B, M, 1 or 2)` in [-1, 1] -> `(B, C, M)`.
+    Outside [-1, 1] the nearest border value is used. The first coordinate of `a` runs along the grid's last
+    dimension."""
     if a.shape[-1] == 1:
         grid, a = grid[:, :, None], torch.cat([a, torch.zeros_like(a)], dim=-1)
     return F.grid_sample(grid, a[:, None], padding_mode="border", align_corners=True)[:, :, 0]
 
 
 class GridNetwork(nn.Module):
-    """Displacements and affine map of a video of `num_frames` frames as grids, the identity at the start."""
+    """Displacements and affine map of a video of `num_frames` frames as grids; initialized to the identity."""
 
     def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6,
                  num_layers: int = 2):
@@ -130,31 +136,31 @@ class GridNetwork(nn.Module):
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
     def vertices(self) -> Tensor:
-        """Where the finest level's vertices are, `(R, R, 2)` (x, y) in normalized coordinates."""
+        """Positions of the finest level's vertices `(R, R, 2)`, (x, y) in normalized coordinates."""
         side = torch.linspace(-1, 1, self.layers.sides[-1][0])
         y, x = torch.meshgrid(side, side, indexing="ij")
-        return torch.stack([x, y], dim=-1) * EXTENT
+        return torch.stack([x, y], dim=-1) * GRID_EXTENT
 
     @torch.no_grad()
     def start_at(self, displacement: Tensor) -> None:
-        """Displace the vertices of every frame and layer by `(T, S, R, R, 2)`, normalized. Only a new network's grids,
-        which are zero, are then what is given."""
+        """Initialize the displacements of the vertices of every frame and layer to `(T, S, R, R, 2)`, normalized
+        coordinates. For a new network only: the other grids must still be zero."""
         self.layers.values[-1].copy_(displacement.movedim(-1, 1).flatten(1, 2) / self.layers.scales[-1])
 
     def bind(self, ids: Tensor) -> "GridMaps":
-        """The maps of frames `(B,)`; all levels are added up once, here."""
+        """The maps of frames `(B,)`. The sum over levels is computed once, here."""
         layers = self.layers(ids).unflatten(1, (2, self.num_layers)).flatten(2, 3)
         return GridMaps(self, layers, self.thetas(ids))
 
 
 class GridMaps:
-    """Maps of B frames between their local volumes and the canonical one, `(B, M, 3)` -> `(B, M, 3)`; what
-    `models.invertible.FrameMaps` offers."""
+    """Maps of B frames between their local volumes and the canonical one, `(B, M, 3)` -> `(B, M, 3)`; same interface
+    as `models.invertible.FrameMaps`."""
 
     def __init__(self, network: GridNetwork, layers: Tensor, thetas: Tensor):
         self.network, self.layers, self.thetas = network, layers, thetas
         self._table: Tensor | None = None  # the layers (2, B S R R), for `displacement_and_slope`
-        self.call = stored  # or models.activation_checkpoint.recomputed: how the backward pass gets at activations
+        self.call = stored  # or `recomputed` (models.activation_checkpoint): whether activations are kept
 
     def select(self, index: Tensor | slice) -> "GridMaps":
         """The maps of some of the frames, `index` `(B',)` or a slice into the bound ones."""
@@ -170,8 +176,8 @@ class GridMaps:
         return apply_affine(self._theta(x[..., 2]), shifted(x, self.displacement(x)))
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
-        """`to_canonical` of samples `(B, N, K, 3)` of N rays, whose samples differ in depth only, as those of the first
-        ray do: each layer is interpolated once a ray, and the affine map's parameters once a depth."""
+        """`to_canonical` of samples `(B, N, K, 3)` on N rays. The samples of a ray differ in depth only, and all rays
+        have the same depths: each layer is interpolated once a ray, the affine map's parameters once a depth."""
         return self.call(self._rays_forward, x)
 
     def _rays_forward(self, x: Tensor) -> Tensor:
@@ -182,50 +188,51 @@ class GridMaps:
         return apply_affine(self._theta(z)[:, None], shifted(x, f.movedim(1, -1)))
 
     def to_local(self, u: Tensor) -> Tensor:
-        """Canonical points to local ones (inverse): two Newton steps where gradients are wanted, which leaves 0.002 of
-        half a frame in a hundredth of the points of a steep map; else seven. Where the map folds, there may be no such
-        point, and this one means nothing."""
+        """Canonical points to local ones (inverse): two Newton steps where gradients are required, else seven. After
+        two steps the error of the worst 1% of points of a steep map is 0.002 (normalized units). Where the map folds,
+        an inverse may not exist; the result is then finite but arbitrary."""
         return self.call(self._inverse, u)
 
     def _inverse(self, u: Tensor) -> Tensor:
         y = invert_affine(self._theta(u[..., 2]), u)
         with torch.no_grad():
             x = shifted(y, -self.displacement(y))
-            for _ in range(NEWTON[0] if u.requires_grad else NEWTON[1]):
+            for _ in range(NEWTON_STEPS_TRAINING if u.requires_grad else NEWTON_STEPS_INFERENCE):
                 f, J = self.displacement_and_slope(x)
-                x = shifted(x, along(inverse_of(J), (y - x)[..., PLANE] - f).clamp(-REACH, REACH))
+                x = shifted(x, along(inverse_of(J), (y - x)[..., PLANE] - f).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
             step = inverse_of(self.displacement_and_slope(x)[1])
-        # The last step: its derivatives are those of the solution (implicit function theorem).
+        # The last step is differentiable; its gradient is that of the solution (implicit function theorem).
         x = torch.cat([x[..., PLANE], y[..., 2:]], dim=-1)
-        return shifted(x, along(step, (y - x)[..., PLANE] - self.displacement(x)).clamp(-REACH, REACH))
+        last = along(step, (y - x)[..., PLANE] - self.displacement(x))
+        return shifted(x, last.clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
 
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, `(B, M, 2)`."""
         return self._layers_at(x[..., PLANE], self._layer(x[..., 2])).transpose(1, 2)
 
     def _layers_at(self, xy: Tensor, layer: Tensor) -> Tensor:
-        """Displacements `(B, 2, M)` of the layers `(B, M)` at positions `(B, M, 2)`. A CPU interpolates in a plane many
-        times faster than in a volume."""
+        """Displacements `(B, 2, M)` of the layers `(B, M)` at positions `(B, M, 2)`. One 2D interpolation in the
+        stacked layers, on a CPU many times faster than a 3D one."""
         last = self.layers.shape[3] - 1
-        x, y = (xy / EXTENT).unbind(-1)
-        rows = (y.clamp(-1, 1) + 1) / 2 * last + layer * (last + 1)  # the border's values hold outside, in every layer
+        x, y = (xy / GRID_EXTENT).unbind(-1)
+        rows = (y.clamp(-1, 1) + 1) / 2 * last + layer * (last + 1)  # clamped: border values outside
         return sample(self.layers, torch.stack([x, rows * (2 / (self.layers.shape[2] - 1)) - 1], dim=-1))
 
     def _layer(self, z: Tensor) -> Tensor:
-        """The layer 0, 1, ... of depths, the same shape. Of no number, some layer."""
+        """Layer index 0, 1, ... of each depth, same shape. A valid index even for NaN."""
         S = self.network.num_layers
-        place = (z - self.network.near) * (S / self.network.range) + ON_EDGE
+        place = (z - self.network.near) * (S / self.network.range) + LAYER_EDGE_MARGIN
         return place.clamp(0, S - 1).long().clamp(0, S - 1)
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. Between vertices f has one of
-        both sides' slopes."""
+        """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. On an edge between two cells, J
+        is that of one of them."""
         B, R, S = len(self.layers), self.layers.shape[-1], self.network.num_layers
         if self._table is None:
             self._table = self.layers.detach().transpose(0, 1).reshape(2, -1)
-        place = (x[..., PLANE].reshape(-1, 2).T / EXTENT + 1) / 2 * (R - 1)  # (2, B M), in cells
+        place = (x[..., PLANE].reshape(-1, 2).T / GRID_EXTENT + 1) / 2 * (R - 1)  # (2, B M), in cells
         clamped = place.clamp(0, R - 1)
-        cell = clamped.long().clamp(0, R - 2)  # of a point that is not finite, too
+        cell = clamped.long().clamp(0, R - 2)  # clamped again: a valid index even for NaN
         share = clamped - cell
         frame = torch.arange(B, device=x.device).repeat_interleave(x.shape[1])
         corner = ((frame * S + self._layer(x[..., 2]).flatten()) * R + cell[1]) * R + cell[0]
@@ -235,7 +242,7 @@ class GridMaps:
         v = v[:, :, 0] + share[0] * by_x  # (2, 2, B M)
         by_y = v[:, 1] - v[:, 0]
         f, by_x = v[:, 0] + share[1] * by_y, torch.lerp(by_x[:, 0], by_x[:, 1], share[1])  # (2, B M)
-        cells = (R - 1) / 2 / EXTENT * (place == clamped)  # per unit of x and y
+        cells = (R - 1) / 2 / GRID_EXTENT * (place == clamped)  # per unit of x and y
         J = torch.stack([by_x * cells[0], by_y * cells[1]])  # coordinate, displacement, B M
         return f.T.reshape(*x.shape[:-1], 2), J.permute(2, 1, 0).reshape(*x.shape[:-1], 2, 2)
 
@@ -251,10 +258,10 @@ def shifted(x: Tensor, step: Tensor) -> Tensor:
 
 
 def inverse_of(J: Tensor) -> Tensor:
-    """(I + J)^-1 of `(..., 2, 2)`, with a determinant of at least LEAST in size."""
+    """(I + J)^-1 of J `(..., 2, 2)`, with |det(I + J)| clamped to at least MIN_DETERMINANT."""
     a, b, c, d = (J + torch.eye(2, dtype=J.dtype, device=J.device)).flatten(-2).unbind(-1)
     det = a * d - b * c
-    det = torch.where(det.abs() < LEAST, torch.where(det < 0, -LEAST, LEAST), det)
+    det = torch.where(det.abs() < MIN_DETERMINANT, torch.where(det < 0, -MIN_DETERMINANT, MIN_DETERMINANT), det)
     return torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / det[..., None, None]
 
 

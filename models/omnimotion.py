@@ -70,7 +70,7 @@ class OmniMotion(nn.Module):
     """Time latents, invertible network and canonical field of one video."""
 
     def __init__(self, config: ModelConfig, mlp_backend: str = "torch"):
-        """`mlp_backend` is that of models.backends; state dicts do not depend on it."""
+        """`mlp_backend`: see models.kernels.dispatch. State dicts do not depend on it."""
         super().__init__()
         self.config = config
         self.size = (config.height, config.width)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from inference.dense import colors_and_depths
 from inference.tracker import Tracker
 from losses.losses import depth_prior_loss
 from preprocessing.cli import main
@@ -27,7 +28,7 @@ def with_depth(small_sequence, tmp_path_factory):
 
 
 def rendered(trainer, t=4):
-    return Tracker(trainer.model).colors_and_depths([t])[1][0]
+    return colors_and_depths(Tracker(trainer.model), t, 1)[1]
 
 
 def test_the_loss_ignores_scale_and_shift_of_each_frame():

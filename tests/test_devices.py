@@ -94,9 +94,7 @@ def test_a_run_is_resumed_tracked_and_drawn(preset, sequence, tmp_path):
         following = new_tracker(tracker.model, trained.sequence, run)
         for tracks in (tracker.track(queries), following.track(queries)):
             assert tracks.tracks.shape == (2, 8, 2)
-        tracker.flow(0, 3)
         tracker.correspond(queries[:, 1:], 0, 3)
-        tracker.colors_and_depths([0, 2])
         dense.colors_and_depths(tracker, 1, 4)
         dense.coarse_flow(tracker, 0, 3, 4)
         points = dense.canonical_points(tracker, 2, queries[:, 1:])

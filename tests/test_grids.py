@@ -12,7 +12,7 @@ from loaders.checkpoint import Checkpoint
 from models import grid_deformation
 from models.factory import checkpoint_num_frames, model_from_state, new_model
 from models.grid_deformation import GridMaps, GridNetwork, Grids, hats, moment_counts, sample
-from models.grid_field import OPACITY, SIDES, GridField, contract_each
+from models.grid_field import DENSITY_SCALE, SIDES, GridField, contract_each
 from models.invertible import invert_affine
 from models.omnimotion import ModelConfig, OmniMotion
 
@@ -49,7 +49,7 @@ def test_steep_maps_are_inverted_too():
     maps = random_network(6, 0.28).bind(torch.arange(6))
     x = torch.rand(6, 2_000, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])
     J = maps.displacement_and_slope(x)[1]
-    one_to_one = torch.linalg.det(J + torch.eye(2)) > grid_deformation.LEAST
+    one_to_one = torch.linalg.det(J + torch.eye(2)) > grid_deformation.MIN_DETERMINANT
     steep = one_to_one & (J.abs().sum(-1).amax(-1) > 1)
     with torch.no_grad():
         error = (maps.to_local(maps.to_canonical(x)) - x).norm(dim=-1)
@@ -74,7 +74,7 @@ def test_folds_and_broken_points_do_no_harm(spread):
     u = (torch.rand(4, 500, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
     x = maps.to_local(u)
     x.abs().sum().backward()
-    assert (x - u).abs().max() <= maps.layers.abs().max() + 2 * grid_deformation.REACH + 1e-4  # two steps
+    assert (x - u).abs().max() <= maps.layers.abs().max() + 2 * grid_deformation.MAX_NEWTON_STEP + 1e-4  # two steps
     assert all(p.grad.isfinite().all() for p in network.parameters()) and u.grad.isfinite().all()
     broken = u.detach().clone()
     broken[0, 0, 0], broken[1, 1] = torch.inf, torch.nan
@@ -96,7 +96,7 @@ def test_slopes_are_those_of_the_displacement():
 
 def test_gradients_of_the_inverse_are_those_of_the_solution(monkeypatch):
     """Against autograd through so many fixed-point iterations that they have converged; parameters and points."""
-    monkeypatch.setattr(grid_deformation, "NEWTON", (6, 6))  # in training one step is near enough
+    monkeypatch.setattr(grid_deformation, "NEWTON_STEPS_TRAINING", 6)  # one step is enough for training, not for this
     network, gradients = random_network(3, 0.1), []
     u = (torch.rand(2, 100, 3) * 2 - torch.tensor([1.0, 1.0, 0.0])).requires_grad_()
     weight = torch.randn(2, 100, 3)
@@ -146,7 +146,7 @@ def test_a_point_moves_with_its_layer(num_layers):
     maps, x = network.bind(ids), points(2, 500)
     x[:, :100] = x[:, :100].round()
     layers = network.layers(ids).unflatten(1, (2, num_layers))  # (B, 2, S, R, R)
-    places = x[..., :2] / grid_deformation.EXTENT
+    places = x[..., :2] / grid_deformation.GRID_EXTENT
     each = torch.stack([sample(layers[:, :, s], places) for s in range(num_layers)])  # (S, B, 2, M)
     number = (x[..., 2] / 2 * num_layers).floor().clamp(0, num_layers - 1).long()  # (B, M)
     plain = each.gather(0, number[None, :, None].expand(1, -1, 2, -1))[0].transpose(1, 2)
@@ -173,7 +173,7 @@ def test_selected_maps_are_those_of_their_frames():
 @pytest.mark.parametrize("visits", [8_192, 20])
 def test_levels_added_up_are_levels_one_by_one(num_frames, sides, visits, monkeypatch):
     """Values and gradients of the sum of all levels against each level interpolated by itself."""
-    monkeypatch.setattr(grid_deformation, "VISITS", visits)
+    monkeypatch.setattr(grid_deformation, "VERTICES_PER_STEP", visits)
     if sides == [(2,), (5,), (9,)] and num_frames == 2:
         sides = sides[:1]
     torch.manual_seed(num_frames)
@@ -206,7 +206,7 @@ def test_the_field_at_a_vertex_is_the_sum_of_its_values():
     rgb, sigma = field(torch.tensor([[0.0, 0.0, 1.0]]))  # the middle is a vertex of every level
     middle = sum(level[0, :, level.shape[2] // 2, R // 2, R // 2] for level, R in zip(field.levels, SIDES, strict=True))
     assert torch.allclose(rgb[0], middle[:3].sigmoid(), atol=1e-5)
-    assert torch.allclose(sigma[0], OPACITY * torch.nn.functional.softplus(middle[3] - 1), atol=1e-5)
+    assert torch.allclose(sigma[0], DENSITY_SCALE * torch.nn.functional.softplus(middle[3] - 1), atol=1e-5)
 
 
 def test_points_of_the_field_do_not_depend_on_their_number():

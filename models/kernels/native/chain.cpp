@@ -1,7 +1,7 @@
-// A chain of linear layers (models/chain.py), forward and backward, with bfloat16 products on the CPU's matrix unit.
+// A chain of linear layers (models/kernels/fused_mlp.py), forward and backward, with bfloat16 products on the CPU's matrix unit.
 //
-// A tile of R rows goes through all layers while it is in the cache; the backward pass computes its activations again
-// instead of reading them from memory, so that nothing but the chain's input is kept.
+// A tile of R rows is passed through all layers while it is in the cache. The backward pass recomputes the activations
+// instead of reading them from memory, so only the chain's input is stored.
 
 #include "tiles.h"
 

@@ -1,4 +1,4 @@
-// The Gabor network (models/gabor_fused.py), forward and backward, with bfloat16 products on the CPU's matrix unit.
+// The Gabor network (models/kernels/fused_gabor.py), forward and backward, with bfloat16 products on the CPU's matrix unit.
 //
 // As in chain.cpp a tile goes through the whole network while it is in the cache, twice: once for its values, once more
 // for its gradients. Phases and exponents must keep their digits: their product is the sum of three of halves,

@@ -1,4 +1,4 @@
-// Tiles of rows that stay in a core's cache: what chain.cpp and gabor.cpp share. Notation as in models/chain.py.
+// Tiles of rows that stay in a core's cache: what chain.cpp and gabor.cpp share. Notation as in models/kernels/fused_mlp.py.
 //
 // A product C = A B of the matrix unit wants A in bfloat16 rows and B in pairs of rows, [k / 2][n][2] ("VNNI"); C is
 // float.
@@ -36,7 +36,7 @@ inline void store(BFloat16* p, __m512 v) {
 
 inline void add(float* p, __m512 v) { _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), v)); }
 
-// Scratch memory of a thread that outlives the call, so that its pages are touched once: one a purpose.
+// Scratch memory of a thread, one buffer a purpose. It is kept after the call, so its pages are allocated once.
 enum Purpose { WEIGHTS, TILES };
 
 template <Purpose purpose>
