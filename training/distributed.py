@@ -1,10 +1,10 @@
-"""The processes of a run that torchrun starts: `torchrun --nproc_per_node=N train.py ...`, one a GPU, or on the CPU.
+"""Data-parallel training: `torchrun --nproc_per_node=N train.py ...`, one process per GPU, or several on the CPU.
 
-How a step is shared: all processes hold the same generators and draw the same random numbers, so that the batch of a
-step does not depend on their number; each looks up and computes its own share of the pairs, and gradients are summed in
-one all-reduce. It is done by hand and not by DistributedDataParallel because the model has several entry points, its
-set of trained parameters changes when the time latents are frozen, and losses are means over points that are counted
-over all processes: sums of the shares' gradients are the whole batch's gradient, means would not be.
+All processes hold the same random generators and draw the same numbers, so the batch of a step does not depend on the
+number of processes. Each process loads and computes its own share of the pairs; one all-reduce sums the gradients.
+DistributedDataParallel is not used, for three reasons: the model has several entry points; the set of trained
+parameters changes when the time latents are frozen; and losses are divided by the number of points of all processes,
+so that the gradient of the whole batch is the sum of the processes' gradients and not their mean.
 """
 
 import logging
@@ -24,41 +24,41 @@ log = logging.getLogger("train")
 
 
 class Processes:
-    """This process among the `count` of a run; number `rank`, of which 0 alone writes. Alone, every method hands back
-    what it is given. UserError from any method where another process was lost."""
+    """The `count` processes of a run, seen from process `rank`. Only rank 0 writes files. With one process every
+    reduction returns its input. UserError from any reduction if another process has ended or does not answer."""
 
     def __init__(self, rank: int = 0, count: int = 1):
         self.rank, self.count = rank, count
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, the process that writes files."""
         return self.rank == 0
 
     def share(self, items: int) -> slice:
-        """This process's part of `items` that the processes divide evenly. UserError where they cannot."""
+        """This process's slice of `items` (the pairs of a batch). UserError if `count` does not divide `items`."""
         if items % self.count:
             raise UserError(f"--num_pairs {items} cannot be shared by {self.count} processes: give a multiple of it")
         part = items // self.count
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the processes, of a tensor without gradient; the same shape."""
+        """Sum of a tensor over the processes, same shape, without gradient."""
         return self._reduced(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """Maximum over the processes, of a tensor without gradient; the same shape."""
+        """Elementwise maximum of a tensor over the processes, same shape, without gradient."""
         return self._reduced(x, dist.ReduceOp.MAX)
 
     def sum_all(self, tensors: list[Tensor]) -> None:
-        """Replace tensors of one device and dtype by their sums over the processes, in one go."""
+        """Replace tensors by their sums over the processes, in one all-reduce. All have one device and dtype."""
         if self.count > 1:
             flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def any(self, *flags: bool) -> list[bool]:
-        """Of each flag whether any process has it set. It goes over the CPU: a GPU is not waited for."""
+        """For each flag, whether it is set in any process. The tensor is on the CPU, so the GPU is not synchronized."""
         return [bool(flag) for flag in self.max(torch.tensor(flags, dtype=torch.uint8))]
 
     def agree(self, value: int, what: str) -> None:
@@ -69,7 +69,7 @@ class Processes:
                             "see the same --save_dir and --data_dir")
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Barrier: return once all processes have called this."""
         self.any(False)
 
     def _reduced(self, x: Tensor, operation) -> Tensor:
@@ -84,14 +84,15 @@ class Processes:
     def _others_answer(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # what torch.distributed raises, whatever the backend
+        except RuntimeError as error:  # torch.distributed raises RuntimeError with every backend
             raise UserError(f"process {self.rank} of {self.count}: another process of this run was lost or does not "
                             "answer; start the same command again, it goes on from the newest checkpoint") from error
 
 
 def join_processes(options: Namespace) -> Processes:
-    """This process's place among those that torchrun started, by its environment variables; alone without torchrun.
-    Only the first one logs anything but warnings."""
+    """Join the process group that torchrun's environment variables describe; a single process without torchrun.
+
+    Processes other than rank 0 log only warnings. UserError if there are more processes than GPUs on this machine."""
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if count == 1:
         return Processes()
@@ -111,6 +112,6 @@ def join_processes(options: Namespace) -> Processes:
 
 
 def leave_processes() -> None:
-    """End what `join_processes` began."""
+    """Destroy the process group that `join_processes` created, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,13 +1,13 @@
-"""The two ways in which OmniMotion's authors saw runs fail, found from what the correspondences say.
+"""Detect the two failure modes that the OmniMotion authors describe, by comparing the model with the correspondences.
 
 Notation
-    p, q     where a point is in frames i and j, by a cycle-consistent correspondence: it is visible in both   (N, 2)
-    x        where the model maps p to: the sample of the largest weight, at pixel x and depth z of frame j    (N, 2)
-    missed   |x - q| is more than `MISS` of the frame's longer side
-    hidden   not missed, but more than half of the light at q is absorbed in front of z: the model has another
-             surface before one that is seen there. Many of these late in a run: a wrong surface order
-    twice    missed, though the model shows the same opaque color at p and at q. Where points of adjacent frames are
-             mapped well and those of distant frames are at two places of the canonical volume, an object is in it twice
+    p, q     ends of a cycle-consistent correspondence, pixels in frames i and j; the point is visible in both  (N, 2)
+    x, z     pixel and depth in frame j to which the model maps the sample of p with the largest weight  (N, 2), (N,)
+    missed   |x - q| is larger than `MISS` times the frame's longer side
+    hidden   not missed, but more than half of the light at q is absorbed in front of z: the model has another surface
+             in front of a visible one. Many hidden points late in a run mean a wrong surface order
+    twice    missed, although the model renders the same opaque color at p and at q. If points of adjacent frames are
+             mapped well and many points of distant frames are `twice`, the volume holds two copies of an object
 """
 
 import json
@@ -21,18 +21,18 @@ from common.files import write_text
 from models.omnimotion import OmniMotion
 
 log = logging.getLogger("train")
-MISS = 0.03          # of the longer side
-SAME_COLOR = 0.1    # largest difference of the mean over channels
-OPAQUE = 0.5
-PAIRS, POINTS = 16, 200  # looked at of adjacent and of distant frames: pairs, points a pair
-MANY = 0.15          # share of points from which on there is a warning
-LEAST_STEPS = 100    # of a run that is examined: a shorter one is made in less time than that takes
-FITTED = 0.05        # largest share of missed points of adjacent frames for a model that is fitted at all
+MISS = 0.03          # largest error of a point that is not missed, as a fraction of the longer side
+SAME_COLOR = 0.1     # colors in [0, 1]: the mean absolute difference over channels is below this
+OPAQUE = 0.5         # smallest absorbed light of an opaque pixel, in [0, 1]
+PAIRS, POINTS = 16, 200  # pairs drawn in each group (adjacent, distant), points per pair
+MANY = 0.15          # a warning is logged above this share of points
+LEAST_STEPS = 100    # steps; shorter runs are not examined, because the check takes longer than training again
+FITTED = 0.05        # the model counts as fitted below this share of missed points in adjacent frames
 
 
 @dataclass
 class Shares:
-    """Shares of visible points, in adjacent (near) and in distant (far) frames, and the median error of both, px."""
+    """Shares (0 to 1) of visible points in adjacent (near) and distant (far) frames, and the median error in pixels."""
     near_missed: float
     far_missed: float
     hidden: float
@@ -40,7 +40,7 @@ class Shares:
     error: float
 
     def warnings(self) -> list[str]:
-        """What is wrong and what to try, one line each."""
+        """One line for each failure mode found, with a remedy."""
         out = []
         if self.hidden > MANY:
             out.append(f"wrong surface order: {self.hidden:.0%} of the points that are seen in two frames are behind "
@@ -55,7 +55,8 @@ class Shares:
 
 @torch.no_grad()
 def point_outcomes(model: OmniMotion, i: int, j: int, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """(missed, hidden, twice, error in pixels) of points `(N, 2)`, `(4, N)` float."""
+    """Outcomes of points `p`, `q` `(N, 2)` of frames `i`, `j`: `(4, N)` float with the rows missed, hidden, twice (0 or
+    1), and the error in pixels."""
     device = p.device
     ids = [torch.tensor([t], device=device) for t in (i, j)]
     x, z = model.correspond(p[None], *ids, use_max_loc=True)
@@ -74,9 +75,9 @@ def color_and_opacity(model: OmniMotion, pixels: torch.Tensor, t: torch.Tensor) 
 
 
 def examine(model: OmniMotion, store, seed: int) -> Shares | None:
-    """Shares of points over pairs that are drawn from a correspondence store; None if it has no visible points.
+    """Shares over random pairs of a correspondence store; None if the store has no visible points.
 
-    Distant frames are the farther half of the stored intervals."""
+    Adjacent frames are pairs with the smallest stored interval; distant frames, with at least the median interval."""
     rng = np.random.default_rng(seed)
     device = next(model.parameters()).device
     pairs = np.array([(i, j) for i, j in store.pairs if store.counts[i, j]])
@@ -107,8 +108,8 @@ def _outcomes(model: OmniMotion, store, i: int, j: int, rng, device: torch.devic
 
 
 def watch(trainer) -> None:
-    """Examine a run of LEAST_STEPS when it is time, at half of its steps, each eighth after, and its end: warnings, and
-    all findings in its diagnosis.json. It draws nothing from the run's generators."""
+    """Examine the model at half of the steps, at every eighth of them after that, and at the end. Log warnings and add
+    the findings to diagnosis.json. Runs below LEAST_STEPS are skipped. The run's random generators are not used."""
     num_iters, path = trainer.options.num_iters, trainer.dir / "diagnosis.json"
     if num_iters < LEAST_STEPS or trainer.step not in {num_iters - k * num_iters // 8 for k in range(5)}:
         return

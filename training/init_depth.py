@@ -1,10 +1,10 @@
-"""A start near known depths: the canonical field is fitted to the depth prior of one frame before training.
+"""Depth initialization (`--init_depth`): fit the canonical field to the depth prior of one frame before training.
 
 Notation
-    M, K   pixels of the frame that are used, samples a ray
-    u      canonical samples of their rays                    (M, K, 3)
+    M, K   number of pixels drawn from the frame, samples per ray
+    u      canonical positions of the samples                 (M, K, 3)
     w      compositing weights along a ray                    (..., K)
-At the start the maps between frames and canonical volume are near the identity, so that one frame stands for all.
+Before training the maps between frames and the canonical volume are near the identity, so one frame is enough.
 """
 
 import torch
@@ -13,14 +13,15 @@ from torch import Tensor
 from models.omnimotion import OmniMotion
 from models.rendering import ray_depths
 
-STEPS, PIXELS, BATCH = 100, 2_048, 256
-LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # by the kind of field
+STEPS, PIXELS, BATCH = 100, 2_048, 256  # optimizer steps, pixels drawn from the frame, pixels per step
+LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # of Adam, by the kind of field
 
 
 def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:
-    """Train the field alone until the light of frame `frame` is absorbed near depths `prior` `(H, W)`, in the model's
-    range (0 nearest): the weight of the sample that is nearest to the prior is maximized (as in DS-NeRF, Deng et al.,
-    CVPR 2022, with one sample for the surface). `generator` draws pixels."""
+    """Train only the field, for STEPS steps, so that rays of frame `frame` are absorbed near depths `prior` `(H, W)`.
+
+    `prior` is in the model's depth range, 0 nearest. The loss maximizes the weight of the sample nearest to the prior
+    (as in DS-NeRF, Deng et al., CVPR 2022, with one sample for the surface). `generator` draws the pixels."""
     H, W = model.size
     device = next(model.parameters()).device
     flat = torch.randint(H * W, (PIXELS,), generator=generator)

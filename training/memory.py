@@ -1,11 +1,11 @@
-"""Memory planner: estimates the peak memory of training and chooses activation checkpointing to keep to a limit.
+"""Memory planner: estimates the peak memory of training and enables activation checkpointing to stay below a limit.
 
 Notation
-    n        samples of a step: pairs x points x samples on a ray
-    base     memory in use before the first step: the process with the frames, or what is allocated on the GPU
-    state    gradients and the optimizer's moments
-    peak(n)  the most that a forward and a backward pass hold. It is nearly linear in n: two small passes of the real
-             objective are measured, so that every backend and setting is counted
+    n        samples of a step: pairs x points x samples per ray
+    base     bytes in use before the first step: the process with the frames, or the memory allocated on the GPU
+    state    bytes of gradients and the optimizer's moments
+    peak(n)  peak bytes of a forward and a backward pass. It is nearly linear in n, so it is extrapolated from two small
+             passes of the actual objective, which include the effect of the backend and of all settings
 """
 
 import logging
@@ -24,7 +24,7 @@ from models.omnimotion import FIELD_PIECE, OmniMotion
 
 log = logging.getLogger("train")
 GIB = 2**30
-PIECES = (0, 16_384, 4_096, 1_024)  # points computed at a time, tried in turn; 0: all
+PIECES = (0, 16_384, 4_096, 1_024)  # sizes of a recomputed piece in points, tried in this order; 0: all points at once
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Peak memory in bytes."""
         return self.base + self.state + self.step
 
     def __str__(self) -> str:
@@ -45,9 +45,10 @@ class Estimate:
 
 
 def plan(trainer, limit: int) -> Estimate:
-    """Estimate the peak of a trainer's run; if it is more than `limit` bytes (0: no limit), make its model recompute
-    activations in the backward pass, in pieces, so that it fits. Results stay the same but for rounding. If even the
-    smallest pieces do not fit they are used, with a warning."""
+    """Estimate the peak memory of a run. If it exceeds `limit` bytes (0: no limit), set the model to recompute
+    activations in the backward pass, in the largest pieces that fit.
+
+    Results change only by rounding. If no piece size fits, the smallest is used and a warning is logged."""
     model, options = trainer.model, trainer.options
     first = measure(trainer)
     estimate = first
@@ -65,8 +66,8 @@ def plan(trainer, limit: int) -> Estimate:
 
 
 def measure(trainer) -> Estimate:
-    """The peak of a trainer's run with its model's present settings. Passes of an eighth and of a quarter of a step's
-    points are measured, with pieces scaled down by as much."""
+    """Estimate the peak memory of a run with the model's current settings. Two passes are measured, with an eighth and
+    a quarter of a step's points; piece sizes are scaled by the same factor."""
     model, options, device = trainer.model, trainer.options, trainer.device
     parameters = sum(p.numel() for p in model.parameters())
     share = len(range(*trainer.share.indices(options.num_pairs)))
@@ -80,31 +81,31 @@ def measure(trainer) -> Estimate:
     finally:
         model.recompute_above, model.piece, model.field_piece = settings
     slope = (peaks[1] - peaks[0]) / (points[1] - points[0])
-    moments = 1 if options.optimizer == "muon" else 2  # values a parameter
+    moments = 1 if options.optimizer == "muon" else 2  # values per parameter
     state = 4 * parameters * (1 + moments)
     return Estimate(base_bytes(device), state, int(peaks[1] + slope * (options.num_pts - points[1])))
 
 
 def base_bytes(device: torch.device) -> int:
-    """Memory in use now: resident memory of this process, or what is allocated on the GPU."""
+    """Bytes in use now: resident memory of this process, or the memory that PyTorch has allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     statm = Path("/proc/self/statm")
     if statm.is_file():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource  # macOS has the peak so far only
+    import resource  # macOS reports only the peak so far
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def pass_peak(model: OmniMotion, pairs: int, points: int, options, device: torch.device) -> int:
-    """The most bytes that a forward and a backward pass of the objective allocate, without the gradients, which stay.
+    """Peak bytes that a forward and a backward pass of the objective allocate, without the parameters' gradients.
 
-    All loss terms that the options use take part, on random points."""
+    The batch has `pairs` x `points` random points. All loss terms that the options enable are computed."""
     generator = torch.Generator().manual_seed(0)
     largest = torch.tensor([model.config.width - 1, model.config.height - 1])
     pixels = (torch.rand(pairs, points, 2, generator=generator) * largest).to(device)
-    # frames with a frame before and after them, which the smoothness term needs
+    # the smoothness term needs a frame before and after each of these
     ids = (1 + torch.arange(2 * pairs, device=device) % max(model.config.num_frames - 2, 1)).view(2, -1)
     jitter = torch.rand(pairs, 1, options.num_samples_ray, generator=generator).to(device)
     batch = Batch(*ids, pixels, pixels, torch.rand(pairs, points, 3, generator=generator).to(device),
@@ -123,9 +124,9 @@ def pass_peak(model: OmniMotion, pairs: int, points: int, options, device: torch
             before = torch.cuda.memory_allocated(device)
             once()
             return torch.cuda.max_memory_allocated(device) - before
-        for p in model.parameters():  # gradients exist from the first step on and are not counted here
+        for p in model.parameters():  # gradients are counted in Estimate.state, so they are allocated before measuring
             p.grad = torch.zeros_like(p) if p.requires_grad else None
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silence the profiler on stderr
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             once()
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,13 +1,14 @@
-"""Muon (Jordan et al., 2024): momentum whose update of a matrix moves all its singular directions alike.
+"""Muon optimizer (Jordan et al., 2024): momentum with orthogonalized updates of matrices.
 
 Notation
-    G        gradient of a matrix, B its running mean, U = lerp(G, B, momentum) (Nesterov)
-    X        Newton-Schulz iterates of U / |U|, of n matrices of a shape       (n, rows, columns), rows <= columns
+    G, B     gradient of a matrix and its running mean                         (rows, columns)
+    U        Nesterov momentum, lerp(G, B, momentum)                           (rows, columns)
+    X        Newton-Schulz iterates of U / |U|, of n matrices of equal shape  (n, rows, columns), rows <= columns
     a, b, c  coefficients of an iteration X <- a X + (b X X^T + c (X X^T)^2) X
 
-PyTorch's `torch.optim.Muon` (the twin in the tests) iterates in bfloat16 always and on one matrix at a time. On CPUs
-without bfloat16 products that takes longer than the rest of a step, so here the matrices of a shape go together, in
-float32 where the hardware has nothing faster. States and steps mean the same.
+`torch.optim.Muon` always iterates in bfloat16, one matrix at a time. On CPUs without bfloat16 products that takes
+longer than the rest of a training step. This version batches matrices of equal shape and uses float32 on such CPUs.
+The update rule and the optimizer state are the same; the tests compare both.
 """
 
 from collections import defaultdict
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from models.kernels.backend import bf16_units
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c
+ITERATIONS = 5  # of Newton-Schulz
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters with two dimensions. Updates are scaled to the size of Adam's (Liu et al., "Muon is scalable for
-    LLM training", 2025), so that a learning rate means the same for both."""
+    """Muon for 2-dimensional parameters. Updates are scaled to the typical size of Adam's updates (Liu et al., "Muon is
+    scalable for LLM training", 2025), so that the same learning rate suits both optimizers."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(u: Tensor) -> Tensor:
-    """`(n, rows, columns)` with their singular values moved near 1 (0.7 to 1.2), each matrix by itself."""
+    """Move the singular values of each matrix of `u` `(n, rows, columns)` near 1 (0.7 to 1.2); same shape and dtype."""
     a, b, c = COEFFICIENTS
     fast = u.is_cuda or bf16_units()
     tall = u.shape[1] > u.shape[2]

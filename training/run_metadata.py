@@ -18,14 +18,14 @@ from common.errors import UserError
 from common.files import write_text
 from configs.options import OPTIONS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # of this checkout
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")
-OPTIONAL = ("triton", "tinycudann")
+OPTIONAL = ("triton", "tinycudann")  # recorded if installed
 
 
 def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
-    """Write args.txt, and add this start at `step` to versions.json. UserError if the folder cannot be written or an
-    option cannot be put into a file."""
+    """Write args.txt and append this start, at step `step`, to versions.json. UserError if the folder cannot be written
+    or the value of an option cannot be represented in a config file."""
     path = run_dir / "versions.json"
     try:
         write_text(run_dir / "args.txt", as_config(options))
@@ -36,7 +36,7 @@ def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
 
 
 def as_config(options: Namespace) -> str:
-    """The options as a config file that `--config` reads back to the same values."""
+    """Text of a config file from which `--config` reads the same option values."""
     lines = []
     for option in OPTIONS:
         name, value = option.name, getattr(options, option.name)
@@ -47,7 +47,7 @@ def as_config(options: Namespace) -> str:
 
 
 def _quoted(name: str, value: str) -> str:
-    """A string so that the config file's reader takes it as it is: blanks, # and ; need quotes."""
+    """`value` as the config file's parser reads it back unchanged: blanks, #, ;, quotes, = and : need quotes."""
     if "\n" in value or ('"' in value and "'" in value):
         raise UserError(f"--{name} has a line break or both kinds of quotes, which no config file can hold: rename it")
     quote = "'" if '"' in value else '"'
@@ -55,7 +55,7 @@ def _quoted(name: str, value: str) -> str:
 
 
 def start(options: Namespace, step: int) -> dict:
-    """What a start of the run depends on besides the options."""
+    """Entry of versions.json: what the results of a start depend on besides the options."""
     cuda = options.device != "cpu" and torch.cuda.is_available()
     return {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
             "folder": str(Path.cwd()), "versions": versions(), "uncommitted_changes": uncommitted_changes(),
@@ -67,14 +67,14 @@ def start(options: Namespace, step: int) -> dict:
 def _starts(path: Path) -> list[dict]:
     try:
         starts = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a damaged record is no reason not to train
+    except (FileNotFoundError, ValueError):  # a damaged file is replaced and does not stop training
         return []
     return starts if isinstance(starts, list) else []
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what results depend on, and the commit of this code where it is a git checkout."""
+    """Versions of Python and of the packages, and the commit of this code if it is a git checkout."""
     out = {"python": platform.python_version()}
     for package in PACKAGES:
         out[package] = metadata.version(package)
@@ -89,14 +89,14 @@ def versions() -> dict[str, str]:
 
 @cache
 def uncommitted_changes() -> list[str] | None:
-    """Files of this code that differ from the commit, as `git status --short` lists them; None without git."""
+    """Changed files of this checkout, as lines of `git status --short`; None without git."""
     status = _git("status", "--short")
     return None if status is None else status.splitlines()
 
 
 @cache
 def cpu_name() -> str:
-    """The processor's name and the number of its cores."""
+    """Processor name and number of logical cores."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
