@@ -2,7 +2,7 @@
 
 Notation
     T        number of frames; frame i = 0..T-1 has time t_i = (i + 1) / T     (T, 1)
-    latent   one code a frame                                                  (T, C), C = 128
+    latent   one vector per frame                                              (T, C), C = 128
 """
 
 import torch
@@ -14,12 +14,14 @@ from third_party.tcnn import TcnnHashLatent
 
 
 def frame_times(num_frames: int) -> Tensor:
-    """t_i = (i + 1) / T as `(T, 1)`."""
+    """Times t_i = (i + 1) / T, `(T, 1)`."""
     return torch.arange(1, num_frames + 1, dtype=torch.float32)[:, None] / num_frames
 
 
 class HashLatent(nn.Module):
-    """Hash grid on (t, log(t + 1)) and a bias-free 64-64 ReLU MLP, as tiny-cuda-nn's `NetworkWithInputEncoding`."""
+    """Hash grid on (t, log(t + 1)), then a ReLU MLP without biases and with two hidden layers of 64 units.
+
+    Same architecture as tiny-cuda-nn's `NetworkWithInputEncoding`."""
 
     def __init__(self, dim: int = 128, width: int = 64):
         super().__init__()
@@ -29,7 +31,7 @@ class HashLatent(nn.Module):
             nn.Linear(width, width, bias=False), nn.ReLU(),
             nn.Linear(width, dim, bias=False))
         for layer in self.mlp[::2]:
-            nn.init.xavier_uniform_(layer.weight)  # tiny-cuda-nn's; torch's default shrinks the latents tenfold
+            nn.init.xavier_uniform_(layer.weight)  # as tiny-cuda-nn; PyTorch's default makes the latents 10x smaller
 
     def forward(self, t: Tensor) -> Tensor:
         """`(T, 1)` -> `(T, dim)`."""
@@ -37,14 +39,14 @@ class HashLatent(nn.Module):
 
 
 class GaborLatent(GaborNet):
-    """OmniMotion's: a Gabor network of two hidden layers of 256 on t."""
+    """Gabor network on t with two hidden layers of 256 units, as in OmniMotion's code."""
 
     def __init__(self, dim: int = 128):
         super().__init__(in_dim=1, width=256, out_dim=dim, num_layers=2, alpha=4.5)
 
 
 class TableLatent(nn.Module):
-    """One free vector a frame, without any sharing between frames: the plain alternative, for the ablation."""
+    """One trainable vector per frame and no weights shared between frames; baseline of the ablation."""
 
     def __init__(self, num_frames: int, dim: int = 128):
         super().__init__()
@@ -55,8 +57,10 @@ class TableLatent(nn.Module):
 
 
 class TimeLatent(nn.Module):
-    """Latents of all frames; after `freeze()` they are a constant buffer and the network stands idle. Of `kind` "none"
-    they have no entries, are frozen, and only the frames' times are there."""
+    """Latents of all frames.
+
+    `kind`: "hash", "gabor" or "table" selects the network. "none" gives frozen latents of shape `(T, 0)`; the times
+    `t` are available as usual. After `freeze()` the latents are a constant buffer and the network is not used."""
 
     def __init__(self, num_frames: int, kind: str = "hash", dim: int = 128, backend: str = "torch"):
         super().__init__()
@@ -77,10 +81,10 @@ class TimeLatent(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Evaluate the network once for all frames and keep the result instead of the network. Twice is once."""
+        """Evaluate the network for all frames, store the result as a buffer, stop training the network. Idempotent."""
         if self.frozen is not None:
             return
         self.frozen = self.network(self.t)
         self.network.requires_grad_(False)
         for parameter in self.network.parameters():
-            parameter.grad = None  # a stale gradient would count in the norm that clipping looks at
+            parameter.grad = None  # otherwise it would count in the norm of gradient clipping
