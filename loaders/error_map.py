@@ -1,10 +1,10 @@
-"""Where the flow error is large: error maps for hard mining (docs/method.md).
+"""Error maps for hard mining: the mean flow error of each cell of each frame (docs/method.md).
 
 Notation
-    T, h, w  frames, and rows and columns of square cells of `cell` pixels a side
+    T, h, w  frames, rows of cells, columns of cells; a cell is a square of `cell` x `cell` pixels
     sums     summed flow error in pixels                      (T, h, w)
     counts   number of errors in the sum                      (T, h, w)
-    mean     sums / counts; a cell that was never hit takes its frame's mean, a frame the map's
+    mean     sums / counts; an empty cell takes the mean of its frame, an empty frame the mean of the map
 """
 
 from collections.abc import Callable, Iterable
@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTHING = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16  # 5-tap binomial, a Gaussian of one cell
+SMOOTHING = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16  # 5-tap binomial filter; sigma is 1 cell
 
 
 class ErrorMap:
     """Accumulated flow errors of all frames.
 
-    `mode` "accumulated": every step's point errors and every full evaluation are added, over the whole run.
-    `mode` "last": an evaluation replaces the map and steps add nothing (OmniMotion). "off": nothing is kept.
+    `mode` "accumulated": the point errors of all steps and of all full evaluations of the run are added.
+    `mode` "last": each full evaluation replaces the map, and steps add nothing (as in OmniMotion).
+    `mode` "off": steps add nothing, and training uses no error map.
+    `uniform_share`: weight of the uniform distribution in the mixture with the errors.
     """
 
     def __init__(self, num_frames: int, size: tuple[int, int], cell: int = 8, mode: str = "accumulated",
@@ -28,22 +30,23 @@ class ErrorMap:
         self.mode, self.cell, self.size, self.uniform_share = mode, cell, size, uniform_share
         self.sums = torch.zeros(num_frames, -(-size[0] // cell), -(-size[1] // cell), device=device)
         self.counts = torch.zeros_like(self.sums)
-        self.shared = [torch.zeros_like(self.sums) for _ in range(2)]  # sums and counts that all processes have
+        self.shared = [torch.zeros_like(self.sums) for _ in range(2)]  # sums and counts common to all processes
         self.evaluations = 0
 
     @property
     def ready(self) -> bool:
-        """Whether there is a first full map to draw by."""
+        """Whether at least one full evaluation was added, so that weights can be computed."""
         return self.evaluations > 0
 
     def add_points(self, frames: Tensor, pixels: Tensor, errors: Tensor, weights: Tensor) -> None:
-        """Add errors `(B, N)` in pixels at `(B, N, 2)` of frames `(B,)`, where `weights` `(B, N)` is positive."""
+        """Add errors `(B, N)` at points `(B, N, 2)`, both in pixels, of frames `(B,)`, where weights `(B, N)` > 0."""
         if self.mode == "accumulated":
             self._add(frames, pixels, errors, weights)
 
     def add_evaluation(self, parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        """Add a full evaluation, the arguments of `add_points` part by part; in mode "last" it replaces what was
-        there."""
+        """Add a full evaluation, given in parts: each part is the arguments of `add_points`.
+
+        In mode "last" it replaces the errors added before."""
         if self.mode == "last":
             for values in (self.sums, self.counts, *self.shared):
                 values.zero_()
@@ -55,14 +58,14 @@ class ErrorMap:
         frames, pixels, errors, weights = (a.to(self.sums.device) for a in (frames, pixels, errors, weights))
         _, h, w = self.sums.shape
         column, row = (pixels / self.cell + 0.5 / self.cell).floor().long().unbind(-1)  # (B, N)
-        column, row = column.clamp(0, w - 1), row.clamp(0, h - 1)  # a matched point may lie just outside its frame
+        column, row = column.clamp(0, w - 1), row.clamp(0, h - 1)  # a point can lie slightly outside its frame
         cell = ((frames[:, None] * h + row) * w + column).flatten()
         counted = ((weights > 0) & torch.isfinite(errors)).flatten()
         self.sums.view(-1).index_add_(0, cell, torch.where(counted, errors.flatten(), 0))
         self.counts.view(-1).index_add_(0, cell, counted.to(self.sums.dtype))
 
     def share(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Add what other processes have added since the last call; `total` sums a tensor over the processes."""
+        """Add the errors that other processes added since the last call; `total` sums a tensor over all processes."""
         for values, shared in zip((self.sums, self.counts), self.shared, strict=True):
             shared += total(values - shared)
             values.copy_(shared)
@@ -75,12 +78,13 @@ class ErrorMap:
         return torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), frame[:, None, None])
 
     def frame_weights(self) -> Tensor:
-        """Probability of drawing each frame `(T,)`: its mean error, and a uniform share."""
+        """Probability of each frame `(T,)`: the normalized mean error, mixed with the uniform distribution."""
         return self._with_uniform_share(self.mean().mean((1, 2)))
 
     def cell_weights(self) -> Tensor:
-        """Weight of the pixels of each cell `(T, h, w)`: the smoothed mean error with a uniform share; mean 1 a
-        frame."""
+        """Weight of each pixel of each cell `(T, h, w)`: the smoothed mean error, mixed with the uniform distribution.
+
+        The weights of each frame have mean 1."""
         kernel = SMOOTHING.to(self.sums.device)
         smooth = F.pad(self.mean()[:, None], (2, 2, 2, 2), mode="replicate")  # (T, 1, h + 4, w + 4)
         smooth = F.conv2d(F.conv2d(smooth, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[:, 0]
@@ -89,11 +93,11 @@ class ErrorMap:
 
     def _with_uniform_share(self, weights: Tensor) -> Tensor:
         """Normalized to sum 1 over the last dimension, mixed with the uniform distribution."""
-        share = (weights + 1e-12) / (weights + 1e-12).sum(-1, keepdim=True)  # a map of zeros is uniform
+        share = (weights + 1e-12) / (weights + 1e-12).sum(-1, keepdim=True)  # a map of zeros gives uniform weights
         return (1 - self.uniform_share) * share + self.uniform_share / weights.shape[-1]
 
     def state_dict(self) -> dict:
-        """For the checkpoint."""
+        """Sums, counts and the number of evaluations, for the checkpoint."""
         return {"sums": self.sums, "counts": self.counts, "evaluations": self.evaluations}
 
     def load_state_dict(self, state: dict) -> None:

@@ -1,6 +1,6 @@
-"""Files of arrays (.npy, .npz), which may be anybody's: numbers only, and never more memory than the file accounts for.
+"""Reading and writing of .npy and .npz files. Files may come from untrusted sources: only numeric arrays are read.
 
-A header is held against the length of its file before anything is allocated, and Python objects are not read.
+The data size in a header must match the length of the file before memory is allocated. Python objects are not read.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 from common.errors import UserError
 from common.files import atomic_path
 
-MAX_BYTES = 4_000_000_000  # of one array of a compressed file, whose own length says little
-KINDS = "biuf"             # bool, whole and floating-point numbers
+MAX_BYTES = 4_000_000_000  # bytes, uncompressed; limit for an array in an .npz and for the frames of a video
+KINDS = "biuf"             # dtype kinds: bool, signed and unsigned integer, float
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether in Fortran's order, dtype
+Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether in Fortran order, dtype
 
 
 def save_npy(path: str | Path, array: np.ndarray, sync: bool = True) -> None:
-    """Write an array as .npy, whole or not at all. Unlike numpy.save, a full disk is told as such."""
+    """Write an array as .npy, atomically. Unlike numpy.save, this reports a full disk as ENOSPC."""
     array = np.ascontiguousarray(array)
     with atomic_path(path, sync) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
@@ -30,13 +30,15 @@ def save_npy(path: str | Path, array: np.ndarray, sync: bool = True) -> None:
 
 
 def read_npy(path: str | Path, advice: str) -> np.ndarray:
-    """The array of an .npy file. UserError, which ends with `advice`, if it is missing or damaged, or no numbers."""
+    """The array of an .npy file.
+
+    UserError, whose message ends with `advice`, if the file is missing or damaged, or the array is not numeric."""
     with _told(path, advice), open(path, "rb") as file:
         return _content(file, *_checked_header(file, Path(path).stat().st_size))
 
 
 def map_npy(path: str | Path, advice: str) -> np.ndarray:
-    """The same, memory-mapped and read-only."""
+    """The array of an .npy file, memory-mapped and read-only. Errors as in `read_npy`."""
     with _told(path, advice):
         with open(path, "rb") as file:
             shape, fortran, dtype = _checked_header(file, Path(path).stat().st_size)
@@ -47,9 +49,10 @@ def map_npy(path: str | Path, advice: str) -> np.ndarray:
 
 
 class ArrayFile:
-    """The arrays of an .npz by name, each read when it is asked for.
+    """The arrays of an .npz by name; each is read when it is accessed.
 
-    UserError, which ends with `advice`, if the file is missing or damaged, or an array is not numbers or too large."""
+    UserError, whose message ends with `advice`, if the file is missing or damaged, or if an array is not numeric or
+    larger than MAX_BYTES."""
 
     def __init__(self, path: str | Path, advice: str):
         self.path, self.advice = path, advice
@@ -70,12 +73,12 @@ class ArrayFile:
                                  f"{MAX_BYTES / 1e9:.0f} are read")
             with archive.open(info) as file:
                 out = _content(file, *_checked_header(file, info.file_size))
-                file.read(1)  # at its end the checksum is compared
+                file.read(1)  # zipfile compares the checksum at the end of the file
             return out
 
 
 def _checked_header(file: BinaryIO, length: int) -> Header:
-    """The header of an array in a file of `length` bytes; the file is left where the data begin."""
+    """The header of an array in a file of `length` bytes; afterwards the file position is the start of the data."""
     version = np.lib.format.read_magic(file)
     if version not in READERS:
         raise ValueError("it is of a format version that numbers do not need")
@@ -89,7 +92,7 @@ def _checked_header(file: BinaryIO, length: int) -> Header:
 
 
 def _content(file: BinaryIO, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> np.ndarray:
-    """The data after the header."""
+    """The array whose data start at the current position of the file."""
     count = math.prod(shape)
     out = np.empty(count, dtype)
     view, done = memoryview(out.view(np.uint8)), 0
@@ -103,12 +106,12 @@ def _content(file: BinaryIO, shape: tuple[int, ...], fortran: bool, dtype: np.dt
 
 @contextmanager
 def _told(path: str | Path, advice: str) -> Iterator[None]:
-    """Within it whatever is wrong with the file becomes one line."""
+    """Convert any exception in the block into a UserError of one line."""
     try:
         yield
     except FileNotFoundError as error:
         raise UserError(f"no file {path}: {advice}") from error
-    except Exception as error:  # numpy's header, zipfile and zlib raise whatever a damaged file makes of them
+    except Exception as error:  # a damaged file can raise any exception in numpy, zipfile and zlib
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         raise UserError(f"{path} cannot be read as arrays of numbers ({' '.join(why.split())[:160]}): {advice}") \
             from error

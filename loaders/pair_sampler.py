@@ -1,14 +1,16 @@
-"""Which pairs of frames and which pixels a step sees (OmniMotion, section 4.3 and supplement; docs/method.md).
+"""Sampling of frame pairs and pixels for training batches (OmniMotion, section 4.3 and supplement; docs/method.md).
 
 Notation
-    T, B, N  frames, pairs a batch, points a pair
-    i, j     source and target frame of a stored correspondence; one pair in two is handed over the other way round
+    T, B, N  frames, pairs per batch, points per pair
+    i, j     source and target frame of a stored correspondence; a batch swaps the two with probability 1/2
     p        pixel (x, y)
     n        stored correspondences of a pair
 
-Pixels are drawn by their frame's weights among those that a pair has stored: by the sum of the weights over all n; or,
-on a CPU, where reading all n would take longer than the rest, by rejection: up to CANDIDATES * N pixels of the frame
-are drawn, and the first N that are stored are kept. Both are the same distribution.
+Pixels are drawn from the stored pixels of a pair, with probability proportional to the pixel weights of frame i. There
+are two methods with the same distribution:
+    inverse CDF  cumulative sum of the weights of all n stored pixels
+    rejection    on a CPU, where reading all n pixels would take most of the time: up to CANDIDATES * N pixels of the
+                 frame are drawn, and the first N that are stored are kept
 """
 
 from dataclasses import dataclass
@@ -20,39 +22,40 @@ from torch import Tensor
 from common.errors import UserError
 from loaders.correspondence_format import STEPS
 
-CDF_BYTES = 1 << 28  # of the sums that are kept
-CANDIDATES = 8  # drawn for a point; with fewer than N stored ones among them weights are summed
+CDF_BYTES = 1 << 28  # bytes; limit for the cumulative weights that are cached
+CANDIDATES = 8  # pixels drawn per point in rejection sampling; if fewer than N are stored, inverse CDF is used
 
 
 @dataclass
 class Batch:
-    """What a training step needs."""
-    ids1: Tensor      # (B,) query frames
-    ids2: Tensor      # (B,) target frames
-    pixels1: Tensor   # (B, N, 2) query points
-    pixels2: Tensor   # (B, N, 2) where they are in the target frames
+    """One training batch: B frame pairs with N correspondences each."""
+    ids1: Tensor      # (B,) int64 query frames
+    ids2: Tensor      # (B,) int64 target frames
+    pixels1: Tensor   # (B, N, 2) query points, pixels
+    pixels2: Tensor   # (B, N, 2) corresponding points in the target frames, pixels
     rgb1: Tensor      # (B, N, 3) colors at the query points, in [0, 1]
-    weights: Tensor   # (B, N) weight of the flow loss, 0 where the correspondence cannot be trusted
+    weights: Tensor   # (B, N) weight of the flow loss, 0 where the correspondence is not reliable
 
 
 @dataclass
 class PairRows:
-    """The stored correspondences of a pair as tensors of one device, in ascending order of their pixels."""
+    """The stored correspondences of a pair as tensors on one device, sorted by pixel index."""
     pixels: Tensor  # (n,) int64 flat indices y * W + x
     flow_q: Tensor  # (n, 2) int16, in 1/16 px
     cycle: Tensor   # (n,) bool
 
     def flow(self, rows: Tensor) -> Tensor:
-        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
         return self.flow_q[rows].float() / STEPS
 
 
 class PairSampler:
-    """Draws batches from a video's frames and correspondences; every draw comes from `generator`.
+    """Draws batches from a video's frames and correspondences; all random numbers come from `generator`.
 
-    Random numbers are drawn on the CPU; what they select is looked up on `device`, without waiting for it. `resident`
-    keeps every pair there that was used once.
-    `neighbor_weight` is the share given to each adjacent frame before normalization (0.5 as published)."""
+    Random numbers are drawn on the CPU. Pixels and flow are gathered on `device`, asynchronously on a GPU. With
+    `resident`, each pair stays in the memory of `device` after its first use.
+    `neighbor_weight` is the weight of each adjacent frame before normalization (0.5 in OmniMotion's code).
+    `random_share` is the fraction of points that are drawn uniformly once an error map is used."""
 
     def __init__(self, frames: np.ndarray, store, num_pairs: int, num_pts: int, generator: torch.Generator,
                  neighbor_weight: float = 0.5, use_count_map: bool = True, random_share: float = 0.0,
@@ -68,13 +71,15 @@ class PairSampler:
         self.cell_weights, self.cell, self._pixel_weights, self._cdfs = None, 1, {}, {}
 
     def use_error_map(self, error_map) -> None:
-        """Draw frames and pixels by `error_map` (loaders.error_map.ErrorMap) from now on, as it stands now."""
+        """Use the current weights of `error_map` (loaders.error_map.ErrorMap) for all later draws; they are copied."""
         self.frame_weights = error_map.frame_weights().double().cpu()
         self.cell_weights, self.cell = error_map.cell_weights().cpu(), error_map.cell
         self._pixel_weights, self._cdfs = {}, {}
 
     def pair_probabilities(self, max_interval: int) -> Tensor:
-        """P(j | i) `(T, T)`: by the number of valid correspondences, neighbors boosted; zero rows have no partner."""
+        """P(j | i) `(T, T)`: proportional to the number of valid correspondences; adjacent frames have a fixed weight.
+
+        The row of a frame without a partner within `max_interval` frames is zero."""
         reachable = (self.counts > 0) & (self.interval <= max_interval)
         weights = torch.where(reachable, self.counts, 0)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
@@ -82,7 +87,9 @@ class PairSampler:
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
     def draw_pairs(self, count: int, max_interval: int) -> Tensor:
-        """`count` pairs (i, j) as `(count, 2)`."""
+        """`count` frame pairs (i, j), `(count, 2)` int64, at most `max_interval` frames apart.
+
+        UserError if no frame has a valid correspondence within `max_interval` frames."""
         partners = self.pair_probabilities(max_interval)
         frame = self.frame_weights * (partners.sum(-1) > 0)
         if not frame.any():
@@ -104,8 +111,8 @@ class PairSampler:
         return out
 
     def pixel_weights(self, i: int) -> Tensor:
-        """Weight of drawing each pixel of frame i `(H * W,)` on `device`: the error map's, or 1/sqrt(count + 1) before
-        it."""
+        """Sampling weight of each pixel of frame i `(H * W,)` on `device`: from the error map if there is one, else
+        1/sqrt(count + 1), where count is the number of valid correspondences of the pixel."""
         if i not in self._pixel_weights:
             self._pixel_weights[i] = self._weights(i).to(self.device, non_blocking=True)
         return self._pixel_weights[i]
@@ -120,42 +127,45 @@ class PairSampler:
         return torch.ones(H * W)
 
     def _cdf(self, i: int) -> Tensor:
-        """Sums of the weights of frame i's pixels up to each of them `(H * W,)`; as many as fit into CDF_BYTES stay."""
+        """Cumulative sum of the pixel weights of frame i `(H * W,)` float64; cached, up to CDF_BYTES for all frames."""
         if i not in self._cdfs:
             while self._cdfs and 8 * len(next(iter(self._cdfs.values()))) * (len(self._cdfs) + 1) > CDF_BYTES:
-                del self._cdfs[next(iter(self._cdfs))]  # the one that was made first
+                del self._cdfs[next(iter(self._cdfs))]  # the oldest entry
             self._cdfs[i] = self._weights(i).double().cumsum(0)
         return self._cdfs[i]
 
     def draw_rows(self, i: int, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
-        """`num_pts` rows of the stored pixels `(n,)` of frame i, by inverse CDF of their weights; `draws` is one pair's
-        of `uniform`."""
+        """Row numbers `(N,)` drawn from the stored pixels `(n,)` of frame i by the inverse CDF of their weights.
+
+        `draws` is the entry of one pair of `uniform`; if it is None, new random numbers are drawn."""
         u = self._upload(self.uniform(1))[0] if draws is None else draws
         cdf = self.pixel_weights(i)[pixels].cumsum(0, dtype=torch.float64)
         rows = torch.searchsorted(cdf, u[0] * cdf[-1], right=True).clamp(max=len(pixels) - 1)
-        if len(u) == 3:  # OmniMotion mixes hard pixels with random ones
+        if len(u) == 3:  # as in OmniMotion, a fraction of the points is drawn uniformly
             random = (u[1] * len(pixels)).long()
             rows = torch.where(u[2] < self.random_share, random, rows)
         return rows
 
     def uniform(self, count: int) -> Tensor:
-        """The random numbers that `draw_rows` needs for `count` pairs, `(count, 1 or 3, num_pts)` in [0, 1)."""
+        """Random numbers for `draw_rows` for `count` pairs, `(count, 1 or 3, N)` float64 in [0, 1)."""
         kinds = 3 if self.random_share and self.cell_weights is not None else 1
         return torch.rand(count, kinds, self.num_pts, dtype=torch.float64, generator=self.generator)
 
     def candidates(self, count: int) -> Tensor | None:
-        """The random numbers that `draw_stored` needs for `count` pairs, `(count, CANDIDATES * num_pts)` in [0, 1);
-        None where the sum of weights is as fast, or the only way."""
+        """Random numbers for `draw_stored` for `count` pairs, `(count, CANDIDATES * N)` float64 in [0, 1).
+
+        None where inverse CDF is used instead: on a GPU, with `resident`, or if some points are drawn uniformly."""
         mixed = self.random_share and self.cell_weights is not None
         if mixed or self.resident or self.device.type != "cpu":
             return None
         return torch.rand(count, CANDIDATES * self.num_pts, dtype=torch.float64, generator=self.generator)
 
     def draw_stored(self, i: int, j: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """By rejection: `num_pts` stored pixels `(N,)` of frame i, their flow to frame j `(N, 2)`, cycle flags `(N,)`.
-        `u` is one pair's of `candidates`; None if too few of these are stored."""
+        """Rejection sampling: stored pixels `(N,)` of frame i, their flow to frame j `(N, 2)` and cycle flags `(N,)`.
+
+        `u` is the entry of one pair of `candidates`. None if fewer than N of its pixels are stored."""
         cdf, index = self._cdf(i), self.store.index(i, j)
-        likely = 2 * self.num_pts * len(cdf) // max(index.count, 1)  # to hold enough; looked up first
+        likely = 2 * self.num_pts * len(cdf) // max(index.count, 1)  # this many probably contain N stored pixels
         for count in (likely, len(u)) if likely < len(u) else (len(u),):
             pixels = torch.searchsorted(cdf, u[:count] * cdf[-1], right=True).clamp(max=len(cdf) - 1).numpy()
             rows, stored = index.find(pixels)
@@ -166,14 +176,14 @@ class PairSampler:
         return None
 
     def _upload(self, a: Tensor) -> Tensor:
-        """To the device, from pinned memory so that nothing waits for it."""
+        """Asynchronous copy to the device, through pinned memory."""
         return a if self.device.type == "cpu" else a.pin_memory().to(self.device, non_blocking=True)
 
     def batch(self, max_interval: int, pair_weight, share: slice = slice(None)) -> Batch:
-        """One batch of pairs at most `max_interval` frames apart; `pair_weight(interval)` weighs a pair's flow.
+        """One batch of pairs at most `max_interval` frames apart; `pair_weight(interval)` is a pair's flow loss weight.
 
-        `share` looks up some of its `num_pairs` pairs only; the whole batch is drawn all the same, so that processes
-        with the same generator share one batch."""
+        `share` selects the pairs that this process gathers. Random numbers are drawn for the whole batch, so that
+        processes whose generators have the same state split one batch."""
         pairs = self.draw_pairs(self.num_pairs, max_interval)[share]
         flips = (torch.rand(self.num_pairs, generator=self.generator) < 0.5)[share]
         draws = self._upload(self.uniform(self.num_pairs)[share])
@@ -187,14 +197,15 @@ class PairSampler:
         W = self.frames.shape[2]
         p = torch.stack([pixels % W, pixels // W], dim=-1).float()  # (B, N, 2)
         pixels1, pixels2 = torch.where(flips[..., None], p + flow, p), torch.where(flips[..., None], p, p + flow)
-        weights = torch.where(flips & ~cycle, 0, weights)  # a point that is hidden in frame j cannot be a query there
+        weights = torch.where(flips & ~cycle, 0, weights)  # an occluded point in frame j cannot be a query
         return Batch(*ids, pixels1, pixels2, bilinear_colors(self.frames, ids[0], pixels1), weights)
 
     def pixel_a_cell(self, i: int, error_map) -> tuple[int, Tensor, Tensor, Tensor]:
-        """For a full evaluation of frame i: a partner frame j and, for each of the map's M = h * w cells, a random
-        stored pixel `(M, 2)`, where it is in frame j `(M, 2)`, and weight 1, or 0 for a cell without any `(M,)`.
+        """Points to evaluate the flow error of frame i: one random stored pixel for each of the M = h * w cells.
 
-        The partner is drawn as in training; in mode "last" it is the next frame (OmniMotion)."""
+        Returns the partner frame j, the pixels `(M, 2)`, the corresponding points in frame j `(M, 2)`, and weights
+        `(M,)`: 1, or 0 for a cell without stored pixels. The partner is drawn as in training; in mode "last" it is the
+        next frame, as in OmniMotion, or the previous one for the last frame."""
         _, h, w = error_map.sums.shape
         T, W = len(self.counts), self.frames.shape[2]
         if error_map.mode == "last":
@@ -209,14 +220,14 @@ class PairSampler:
         order = torch.randperm(len(stored.pixels), generator=self.generator)
         pixels = torch.from_numpy(stored.pixels)[order]
         cell = pixels // W // error_map.cell * w + pixels % W // error_map.cell
-        chosen = torch.full((h * w,), -1).scatter_(0, cell, order)  # one of the cell's rows; which one is random
+        chosen = torch.full((h * w,), -1).scatter_(0, cell, order)  # a random row per cell, -1 if there is none
         rows = chosen.clamp(min=0)
         pixels = torch.from_numpy(stored.pixels)[rows]
         p1 = torch.stack([pixels % W, pixels // W], dim=-1).float()
         return j, p1, p1 + torch.from_numpy(stored.flow(rows.numpy())), (chosen >= 0).float()
 
     def state_dict(self) -> dict:
-        """The weights drawn by, for the checkpoint."""
+        """The frame and cell weights, for the checkpoint."""
         return {"frame_weights": self.frame_weights, "cell_weights": self.cell_weights, "cell": self.cell}
 
     def load_state_dict(self, state: dict) -> None:
@@ -226,7 +237,7 @@ class PairSampler:
         self._pixel_weights, self._cdfs = {}, {}
 
     def _drawn(self, i: int, j: int, draws: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What `draw_stored` returns, drawn by rejection where that is possible."""
+        """Same result as `draw_stored`; inverse CDF is used where rejection is disabled or finds too few pixels."""
         drawn = None if candidates is None else self.draw_stored(i, j, candidates)
         if drawn is not None:
             return drawn
@@ -236,17 +247,19 @@ class PairSampler:
 
 
 def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> bool:
-    """Whether all pairs and frames are to be kept on `device`: `choice` "auto" is yes on a GPU of whose free memory
-    they fill at most half; "yes" and "no" are obeyed."""
+    """Whether to keep all pairs and frames in the memory of `device`. `choice` is "yes", "no" or "auto".
+
+    "auto" means yes if `device` is a GPU and they need at most half of its free memory."""
     if choice != "auto" or device.type != "cuda":
         return choice == "yes"
-    needed = int(store.counts.sum()) * 13 + frames.nbytes  # int64 pixel, two int16 components, a flag
+    needed = int(store.counts.sum()) * 13 + frames.nbytes  # bytes: int64 pixel, two int16 flow components, bool flag
     return needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def bilinear_colors(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-    """Colors in [0, 1] `(B, N, 3)` of uint8 frames `(T, H, W, 3)` `ids` `(B,)` at pixels `(B, N, 2)`, clamped to the
-    frame."""
+    """Bilinear colors `(B, N, 3)` in [0, 1] of the frames `ids` `(B,)` at points p `(B, N, 2)` in pixels.
+
+    frames: uint8 `(T, H, W, 3)`. Points outside the frame take the color of the nearest point of the border."""
     H, W = frames.shape[1:3]
     x, y = p[..., 0].clamp(0, W - 1), p[..., 1].clamp(0, H - 1)
     x0, y0 = x.floor().long().clamp(max=max(W - 2, 0)), y.floor().long().clamp(max=max(H - 2, 0))

@@ -1,9 +1,9 @@
-"""Benchmark files: TAP-Vid's pickles (DAVIS, RGB-Stacking, Kinetics shards, RoboTAP) and folders of annotated clips.
+"""Benchmarks: TAP-Vid pickles (DAVIS, RGB-Stacking, Kinetics shards, RoboTAP) and folders of annotated clips.
 
 Notation
-    T, H, W  frames, height, width as the file has them
+    T, H, W  frames, height and width of the video in the file
     N        ground-truth points
-    raster   (x, y) as shares of the frame's width and height, in [0, 1]; a pixel's center is at half a pixel
+    raster   (x, y) divided by the frame's width and height, in [0, 1]; the first pixel's center is (0.5 / W, 0.5 / H)
 
 A TAP-Vid file is a pickled dict (DAVIS, RoboTAP) or list (RGB-Stacking, Kinetics) of videos; a video is a dict of
 `video` (T, H, W, 3) uint8 or T JPEG images, `points` (N, T, 2) raster, and `occluded` (N, T) bool.
@@ -27,7 +27,7 @@ from loaders.tapvid_pickle import read_pickle
 from loaders.track_files import Annotations, load_annotations
 from loaders.video import read_video
 
-OVERSHOOT = 0.05  # a visible point may lie this much outside [0, 1]: tracks between two clicks can leave the frame
+OVERSHOOT = 0.05  # raster units; visible points may be this far outside [0, 1]: interpolated tracks can leave the frame
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
 
@@ -36,18 +36,18 @@ class TapVideo:
     """One video of a benchmark."""
     frames: np.ndarray            # (T, H, W, 3) uint8 RGB
     annotations: Annotations      # in pixels of these frames
-    files: tuple[Path, ...] = ()  # the frames' image files, where they are files already
+    files: tuple[Path, ...] = ()  # the image files of the frames, if there are any
 
 
 def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
-    """Name of every video and a function that decodes and checks it, in the file's order.
+    """Yields the name of each video and a function that decodes and checks it, in the order of the file.
 
-    path: a TAP-Vid pickle, a folder of its shards, or a folder of annotated clips: sub-folders (or the folder itself)
-    with annotations.npz beside frames in color/, image files or one video file.
-    Names are made safe for file names, and unique. UserError if a file is missing, cannot be read, or has no videos;
-    the functions raise it for what is wrong with one video, or with one of several shards."""
+    path: a TAP-Vid pickle, a folder of shards (.pkl), or a folder of annotated clips. A clip is a subfolder (or the
+    folder itself) with annotations.npz and the frames: color/, image files or one video file.
+    Names are unique and valid as file names. UserError if a file is missing, cannot be read, or has no videos. If one
+    video, or one of several shards, is damaged, the function of that video or shard raises the UserError."""
     path = Path(path)
-    taken = {"settings"}  # a file of this name is beside the results
+    taken = {"settings"}  # reserved: the results folder has a file of this name
     for name, read in _open(path):
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
         yield _unique(re.sub(r"\.failed$", "_failed", safe) or "video", taken), read
@@ -57,14 +57,15 @@ def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVide
 
 
 def benchmark_name(path: str | Path) -> str:
-    """What results of a benchmark file are called: tapvid_davis for .../tapvid_davis.pkl."""
+    """Name of a benchmark for its results, for example tapvid_davis for .../tapvid_davis.pkl."""
     path = Path(path).resolve()
     return path.stem if path.suffix == ".pkl" else path.name
 
 
 def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "dict") -> None:
-    """Write videos as TAP-Vid does. layout: 'dict' by name (DAVIS, RoboTAP), 'list' (RGB-Stacking), or 'jpeg', a list
-    with JPEG-encoded frames (Kinetics)."""
+    """Write videos as a TAP-Vid pickle.
+
+    layout: 'dict', by name (DAVIS, RoboTAP); 'list' (RGB-Stacking); or 'jpeg', a list with JPEG frames (Kinetics)."""
     examples = {}
     for name, video in videos.items():
         H, W = video.frames.shape[1:3]
@@ -86,7 +87,7 @@ def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
             except UserError as error:
                 if len(shards) == 1:
                     raise
-                yield shard.stem, _raises(error)  # the other shards are read
+                yield shard.stem, _raises(error)  # continue with the other shards
     else:
         folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
         for folder in folders:
@@ -107,17 +108,17 @@ def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], Ta
 
 
 def _raises(error: UserError) -> Callable[[], TapVideo]:
-    """What is wrong with a file, told when its videos are read."""
+    """A reader that raises `error`: it defers the error of a shard until its videos are read."""
     def read() -> TapVideo:
         raise error
     return read
 
 
 def read_example(example: object, where: str) -> TapVideo:
-    """A video of a TAP-Vid pickle; `where` names it in errors. Raster points become pixels of its frames.
+    """Read one video of a TAP-Vid pickle and convert its points from raster to pixels; `where` names it in errors.
 
-    UserError if a key is missing, an array has a wrong shape or type, a frame cannot be decoded, or a visible point
-    is not finite or outside [0, 1]."""
+    UserError if a key is missing, an array has the wrong shape or type, a frame cannot be decoded, or a visible point
+    is not finite or more than OVERSHOOT outside [0, 1]."""
     if not isinstance(example, dict):
         raise UserError(f"{where} is of type {type(example).__name__}: it must be a dict of video, points and occluded")
     if missing := [key for key in ("video", "points", "occluded") if key not in example]:
@@ -147,7 +148,9 @@ def read_example(example: object, where: str) -> TapVideo:
 
 
 def read_folder(folder: Path) -> TapVideo:
-    """A folder with annotations.npz beside color/, image files, or one video file. UserError if anything is wrong."""
+    """Read a clip from a folder with annotations.npz and the frames: color/, image files, or one video file.
+
+    UserError if the frames or annotations are missing or damaged, or if they do not match each other."""
     color = folder / "color" if (folder / "color").is_dir() else folder
     files, clips = image_files(color), [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
     if not files and len(clips) != 1:
@@ -160,7 +163,7 @@ def read_folder(folder: Path) -> TapVideo:
 
 
 def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Frames `(T, H, W, 3)` uint8 resized to `size` (H, W) as TAP-Vid's reader does it: Lanczos, each frame whole."""
+    """Frames `(T, H, W, 3)` uint8 resized to `size` (H, W) with a Lanczos filter, as in TAP-Vid's data loader."""
     if frames.shape[1:3] == tuple(size):
         return frames
     return np.stack([np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
@@ -168,7 +171,7 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _frames(video: object, where: str) -> np.ndarray:
-    """Frames `(T, H, W, 3)` uint8 of an array or of T encoded images."""
+    """Frames `(T, H, W, 3)` uint8 from an array, a sequence of arrays, or a sequence of T encoded images."""
     if not isinstance(video, np.ndarray | list | tuple) or len(video) < 2:
         raise UserError(f"{where}: `video` must have at least two frames")
     if isinstance(video[0], bytes):
@@ -192,7 +195,7 @@ def _frames(video: object, where: str) -> np.ndarray:
 
 
 def _bounded(frames: Iterable[np.ndarray], where: object) -> list[np.ndarray]:
-    """The frames as a list. UserError if they take more memory than a video may."""
+    """The frames as a list. UserError if they take more than MAX_BYTES of memory."""
     out, total = [], 0
     for frame in frames:
         total += frame.nbytes

@@ -1,8 +1,8 @@
-"""Pickles of strangers: numbers, texts, bytes, lists, tuples, dicts and numpy arrays, and nothing else.
+"""Safe reading of untrusted pickles: only numbers, strings, bytes, lists, tuples, dicts and numpy arrays are allowed.
 
-A pickle is a program, so what it may do is listed here: instructions that build plain containers, and a handful of
-names that numpy writes into pickles. Each name stands for a function of this file and not for numpy's own: with those,
-a pickle can make a dtype of Python objects that says it is not one, and with it read and write any memory.
+A pickle is a program, so this module allows only listed opcodes, which build plain containers, and the few global names
+that numpy writes into pickles. Each name maps to a replacement function in this file. With numpy's own functions, a
+pickle could build a dtype of Python objects that is not marked as one, and use it to read and write arbitrary memory.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 
-# Out are those that make objects of classes, and sets, whose members may be nested until hashing them fails.
+# Allowed opcodes. Those that create class instances are excluded, and so are sets: hashing deeply nested members fails.
 INSTRUCTIONS = (
     "MARK STOP POP POP_MARK DUP FLOAT INT BININT BININT1 BININT2 LONG LONG1 LONG4 NONE NEWTRUE NEWFALSE BINFLOAT "
     "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
@@ -24,7 +24,7 @@ INSTRUCTIONS = (
 
 
 class PlainDtype:
-    """A dtype as a pickle describes it, of numbers, texts, bytes or (as a container of bytes) objects."""
+    """Replacement for numpy.dtype: numbers, strings, bytes, or object (for arrays of bytes only)."""
 
     def __init__(self, code: str, *flags: object):
         if not (isinstance(code, str) and re.fullmatch(r"[biufSUO][1-9]\d{0,8}", code)):
@@ -32,7 +32,7 @@ class PlainDtype:
         self.value = np.dtype(code)
 
     def build(self, state: tuple) -> None:
-        """Take the byte order of a pickle's state of the dtype."""
+        """Set the byte order from the state in the pickle. UnpicklingError for structured dtypes."""
         order, *structure = state[1:5]
         if order not in ("<", ">", "=", "|") or any(part is not None for part in structure):
             raise pickle.UnpicklingError("it has a dtype that is not of numbers or bytes")
@@ -41,12 +41,12 @@ class PlainDtype:
 
 
 def _array(*subtype_shape_kind: object) -> np.ndarray:
-    """numpy's _reconstruct: an empty array that BUILD fills."""
+    """Replacement for numpy's _reconstruct: an empty array, which BUILD fills."""
     return np.empty(0, np.int8)
 
 
 def _fill(array: np.ndarray, state: tuple) -> None:
-    """Give an array the shape, dtype and data of a pickle, which must fit each other."""
+    """Set shape, dtype and data of an array from the state in the pickle. UnpicklingError if they do not match."""
     shape, dtype, fortran, data = state[-4:]
     whole = isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)
     if not whole or not isinstance(dtype, PlainDtype):
@@ -68,12 +68,12 @@ def _scalar(dtype: PlainDtype, data: bytes) -> np.generic:
 
 
 def _array_of_buffer(data: bytes, dtype: PlainDtype, shape: tuple, order: str) -> np.ndarray:
-    """numpy's _frombuffer, of protocol 5."""
+    """Replacement for numpy's _frombuffer, which pickle protocol 5 uses."""
     return np.frombuffer(data, dtype.value).reshape(shape, order=order)
 
 
 def _bytes(*parts: object) -> bytes:
-    """bytes(), bytes(b"..."), bytearray("...", "latin-1"): not bytes(10**12)."""
+    """Replacement for bytes and bytearray. Arguments: none, bytes, or a string and latin-1; not a length (10**12)."""
     if not parts:
         return b""
     if isinstance(parts[0], str) and len(parts) == 2:
@@ -84,34 +84,35 @@ def _bytes(*parts: object) -> bytes:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """_codecs.encode: how Python 3 writes bytes for Python 2."""
+    """Replacement for _codecs.encode, which Python 3 uses to write bytes in protocols 0 to 2."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it asks for the codec {str(encoding)[:40]}")
     return text.encode("latin1")
 
 
 NUMPY = {"_reconstruct": _array, "scalar": _scalar, "_frombuffer": _array_of_buffer}  # in numpy.core or numpy._core
-NAMES = {("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct; not to be called
+NAMES = {("numpy", "ndarray"): "ndarray",  # only an argument of _reconstruct; cannot be called
          ("numpy", "dtype"): PlainDtype, ("_codecs", "encode"): _latin1,
          **{(module, name): _bytes for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")}}
 
 
 class _Instructions(dict):
-    """What the unpickler does at each instruction; another is an UnpicklingError."""
+    """Handler of each allowed opcode; any other opcode raises UnpicklingError."""
 
     def __missing__(self, code: int):
         raise pickle.UnpicklingError(f"it has the instruction {chr(code)!r}")
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Python's own unpickler with fewer instructions. Not the faster one in C, which makes room for any number that a
-    file gives to an object, 64 GB for the largest."""
+    """Python's pure Python unpickler, restricted to the allowed opcodes.
+
+    The C unpickler is faster, but it allocates its memo for any index that a file uses, up to 64 GB."""
 
     dispatch = _Instructions({code: pickle._Unpickler.dispatch[code]
                               for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)})
 
     def find_class(self, module: str, name: str):
-        """What stands for the name. UnpicklingError for one that is not on the lists."""
+        """The replacement for a global name. UnpicklingError if the name is not allowed."""
         if (module, name) in NAMES:
             return NAMES[module, name]
         if module.rpartition(".")[0] in ("numpy.core", "numpy._core") and name in NUMPY:
@@ -119,19 +120,19 @@ class PlainUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module[:40]}.{name[:40]}")
 
     def load_setitems(self) -> None:
-        """Items of a dict. Keys are plain: hashing a tuple of tuples of ... would end the process."""
+        """Set items of a dict. Keys are strings, bytes or ints: hashing deeply nested tuples would crash Python."""
         items = self.pop_mark()
         target = self.stack[-1]
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._set(target, key, value)
 
     def load_setitem(self) -> None:
-        """One item of a dict."""
+        """Set one item of a dict."""
         value, key = self.stack.pop(), self.stack.pop()
         self._set(self.stack[-1], key, value)
 
     def load_build(self) -> None:
-        """The state of an array or a dtype, and of nothing else."""
+        """Set the state of an array or a dtype. UnpicklingError for any other object."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is np.ndarray and target.shape == (0,):
             _fill(target, state)
@@ -141,7 +142,7 @@ class PlainUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it changes an object")
 
     def load_dict(self) -> None:
-        """A dict of the items since the mark."""
+        """Build a dict from the items above the mark on the stack."""
         items, out = self.pop_mark(), {}
         for key, value in zip(items[::2], items[1::2], strict=True):
             self._set(out, key, value)
@@ -171,7 +172,7 @@ def read_pickle(path: Path) -> object:
             raise UserError(f"{path} is refused: a TAP-Vid file holds arrays and plain containers only, and {error}; "
                             "do not trust this file") from error
         raise UserError(f"{path} cannot be read as a TAP-Vid pickle ({_line(error)}): download it again") from error
-    except Exception as error:  # a damaged pickle does anything to the objects on its stack
+    except Exception as error:  # operations on the stack of a damaged pickle can raise any exception
         raise UserError(f"{path} is damaged or cut short ({_line(error)}): download it again") from error
 
 

@@ -2,9 +2,9 @@
 
 Notation
     N, T, M  ground-truth tracks, frames, query points
-    point    (x, y): pixels of the frame, x right, y down, centers at integers
-    query    (t, y, x): frame number and point, in TAP-Vid's order
-    size     (H, W)
+    point    (x, y) in pixels of the frame: x right, y down, pixel centers at integers
+    query    (t, y, x): frame number and position, in the order that TAP-Vid uses
+    size     (H, W) of the frames, pixels
 """
 
 import csv
@@ -17,22 +17,22 @@ from common.errors import UserError
 from common.files import atomic_path
 from loaders.npy import ArrayFile
 
-QUERY_STRIDE = 5  # frames between the query frames of TAP-Vid's strided mode
-MAX_CSV = 64 << 20  # bytes
+QUERY_STRIDE = 5  # frames; distance of query frames in TAP-Vid's strided mode
+MAX_CSV = 64 << 20  # bytes; larger .csv files are rejected
 DTYPES = {"b": "bool", "iu": "whole numbers", "f": "floating point", "iuf": "numbers"}
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Ground truth of N points; `points` says nothing where a point is occluded or not evaluated."""
+    """Ground truth of N points. Entries of `points` are undefined where a point is occluded or not evaluated."""
     points: np.ndarray                      # (N, T, 2) float32 pixels
-    occluded: np.ndarray                    # (N, T) bool; outside the frame is occluded
+    occluded: np.ndarray                    # (N, T) bool; a point outside the frame is occluded
     frame_size: tuple[int, int]             # (H, W)
-    query_points: np.ndarray | None = None  # (N, 3) float32, one a row; None: sample_queries chooses them
-    evaluated: np.ndarray | None = None     # (N, T) bool: entries outside it do not count; None: all count
+    query_points: np.ndarray | None = None  # (N, 3) float32, one per track; None: see sample_queries
+    evaluated: np.ndarray | None = None     # (N, T) bool: entries used in evaluation; None: all
 
     def resized(self, size: tuple[int, int]) -> "Annotations":
-        """The same for the video resized to `size`."""
+        """These annotations for the video resized to `size` (H, W)."""
         queries = None if self.query_points is None else resize_queries(self.query_points, self.frame_size, size)
         points = resize_points(self.points, self.frame_size, size)
         return replace(self, points=points, query_points=queries, frame_size=tuple(size))
@@ -40,7 +40,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class PointTracks:
-    """Tracks of M query points by any tracker; depth and score are None where the tracker has none."""
+    """Tracks of M query points, predicted by any tracker. Depth and score are None if the tracker has none."""
     tracks: np.ndarray                         # (M, T, 2) float32 pixels
     visible: np.ndarray                        # (M, T) bool
     query_points: np.ndarray                   # (M, 3) float32
@@ -49,7 +49,7 @@ class PointTracks:
     depth: np.ndarray | None = None            # (M, T) float32
 
     def resized(self, size: tuple[int, int]) -> "PointTracks":
-        """The same for the video resized to `size`."""
+        """These tracks for the video resized to `size` (H, W)."""
         return replace(self, tracks=resize_points(self.tracks, self.frame_size, size), frame_size=tuple(size),
                        query_points=resize_queries(self.query_points, self.frame_size, size))
 
@@ -60,10 +60,10 @@ def save_annotations(path: str | Path, annotations: Annotations) -> None:
 
 
 def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotations:
-    """Read annotations.npz. Unknown positions come as 0.
+    """Read annotations.npz. Positions that are not finite are replaced by 0.
 
-    UserError if the file is missing or damaged, a key is missing or of the wrong type or shape, a visible point is not
-    finite, a query is outside the clip, or the annotations are not for `num_frames` frames."""
+    UserError if the file is missing or damaged, a key is missing or has the wrong type or shape, a visible point is not
+    finite, a query is outside the clip, or the number of frames is not `num_frames`."""
     entries = _Entries(path)
     points = entries.numbers("points", (None, None, 2))
     N, T = points.shape[:2]
@@ -87,12 +87,12 @@ def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotat
 
 
 def sample_queries(annotations: Annotations, query_mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """Query points `(M, 3)` and the row of the annotations that each belongs to `(M,)`.
+    """Query points `(M, 3)` float32 and, for each, the row of its ground-truth track `(M,)`.
 
-    Query points of the annotations are used as they are. Else they are chosen as in TAP-Vid (Doersch et al., NeurIPS
-    2022, section 3): 'first', the first frame in which a track is visible; 'strided', every fifth frame, each point
-    that is visible there. Where the annotations are sparse, a query must also be evaluated.
-    UserError for an unknown mode, or if no point can be queried."""
+    If the annotations have query points, these are returned unchanged. Otherwise they are chosen as in TAP-Vid (Doersch
+    et al., NeurIPS 2022, section 3). 'first': each track in the first frame where it is visible. 'strided': in every
+    fifth frame, all tracks that are visible there. Entries that are not evaluated are never query points.
+    UserError for an unknown mode, or if no track is visible in a query frame."""
     if query_mode not in ("first", "strided"):
         raise UserError(f"no query mode '{query_mode}': choose first or strided")
     if annotations.query_points is not None:
@@ -111,10 +111,10 @@ def sample_queries(annotations: Annotations, query_mode: str) -> tuple[np.ndarra
 
 
 def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Query points `(M, 3)` float32 of an .npz with `query_points` or of a .csv with the header t,y,x.
+    """Query points `(M, 3)` float32 from an .npz with the key `query_points` or a .csv with the header t,y,x.
 
-    UserError if the file is missing or damaged, or has a query that is not finite, not of a whole frame number, or
-    outside the clip (where its length and size are given)."""
+    UserError if the file is missing, damaged or empty, or if a query is not finite, has a fractional frame number, or
+    is outside the clip (checked if `num_frames` and `size` are given)."""
     if Path(path).suffix.lower() == ".csv":
         queries = _read_csv(Path(path))
     else:
@@ -125,7 +125,7 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
 
 
 def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -> None:
-    """Write query points `(M, 3)` of frames of `size` as .npz."""
+    """Write query points `(M, 3)` and the frame size (H, W) as .npz."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, query_points=queries, frame_size=size)
 
@@ -136,10 +136,10 @@ def save_tracks(path: str | Path, tracks: PointTracks) -> None:
 
 
 def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
-    """Read tracks.npz of any tracker; occlusion_score and depth may be missing.
+    """Read tracks.npz; the keys occlusion_score and depth are optional.
 
-    UserError if the file is missing or damaged, a key is missing, of the wrong type or shape or not finite, or the
-    tracks are not for `num_frames` frames."""
+    UserError if the file is missing or damaged, a required key is missing, an array has the wrong type or shape, a
+    track or query is not finite, or the number of frames is not `num_frames`."""
     entries = _Entries(path)
     tracks = entries.numbers("tracks", (None, None, 2), finite=True)
     M, T = tracks.shape[:2]
@@ -152,26 +152,27 @@ def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
 
 
 def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Points `(..., 2)` of frames of `size` in the same frames resized to `new_size`: the frames' outer edges, half a
-    pixel outside the outer centers, stay the edges."""
+    """Points `(..., 2)` in frames of `size`, transformed to the frames resized to `new_size`, float32.
+
+    The outer edges of the frame, half a pixel beyond the border pixels' centers, are mapped to the outer edges."""
     scale = np.array([new_size[1] / size[1], new_size[0] / size[0]])
     return ((points + 0.5) * scale - 0.5).astype(np.float32)
 
 
 def resize_queries(queries: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Query points `(M, 3)` of frames of `size` in the same frames resized to `new_size`."""
+    """Query points `(M, 3)` in frames of `size`, transformed to the frames resized to `new_size`, float32."""
     points = resize_points(queries[:, :0:-1], size, new_size)
     return np.concatenate([queries[:, :1], points[:, ::-1]], axis=1).astype(np.float32)
 
 
 class _Entries:
-    """The arrays of an .npz file; everything that is wrong with one is a UserError that names the file and the key."""
+    """Checked access to the arrays of an .npz file. Each problem raises a UserError that names the file and the key."""
 
     def __init__(self, path: str | Path):
         self.path, self.arrays = path, ArrayFile(path, "an .npz of numbers is needed, as numpy.savez writes it")
 
     def numbers(self, key: str, shape: tuple, optional: bool = False, finite: bool = False):
-        """The array `key` of floating-point numbers as float32, where what is too large for it is infinite."""
+        """The floating-point array `key` as float32; values beyond the range of float32 become infinite."""
         found = self.array(key, "f", shape, optional)
         if found is None:
             return None
@@ -207,7 +208,7 @@ class _Entries:
 
 def _checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,
                      size: tuple[int, int] | None) -> np.ndarray:
-    """Query points as float32; UserError unless each is a whole frame of the clip and a point of its frames."""
+    """Query points as float32. UserError unless each has a whole frame number and lies inside the clip."""
     t, y, x = queries.T
     good = np.isfinite(queries).all(axis=1)
     good &= (t == np.round(t)) & (t >= 0) & (t < (num_frames or np.inf))
