@@ -1,13 +1,13 @@
-"""Periodic encodings, written in one pass.
+"""Periodic (positional) encodings, computed in one pass over all columns.
 
 Notation
     v        input coordinates                                   (..., D)
-    w        frequencies, w_k = scale * 2^k, k = 0..L-1           (L,)
-    e        code: the identity (optional), then per coordinate L sines and L cosines
-             (..., D * include_identity + 2 D L)
+    w        angular frequencies, w_k = scale * 2^k, k = 0..L-1   (L,)
+    e        code: v itself if `identity`, then for each coordinate L sines and L cosines
+             (..., [D if identity] + 2 D L)
 
-The canonical field's code has D = 3, L = 11, scale 1 and no identity: 3 x 2 x 11 = 66 columns.
-The coupling layers' code has D = 2, L = 4, scale pi and the identity: 18 columns (OmniMotion's order).
+Canonical field: D = 3, L = 11, scale 1, no identity: 3 x 2 x 11 = 66 columns.
+Coupling layers: D = 2, L = 4, scale pi, with identity: 2 + 2 x 2 x 4 = 18 columns, in the order of OmniMotion's code.
 """
 
 from functools import cache
@@ -18,25 +18,25 @@ from torch import Tensor
 
 
 def periodic_encoding(v: Tensor, num_octaves: int, scale: float = 1.0, identity: bool = False) -> Tensor:
-    """`(..., D)` -> `(..., D [if identity] + 2 D num_octaves)`; see the module's notation for the column order."""
+    """Encode `(..., D)` -> `(..., [D if identity] + 2 D num_octaves)`; column order as in the module's notation."""
     return _PeriodicEncoding.apply(v, num_octaves, scale, identity)
 
 
 def periodic_encoding_plain(v: Tensor, num_octaves: int, scale: float = 1.0, identity: bool = False) -> Tensor:
-    """The same code by the definition, for the tests and for reading."""
+    """Reference version of `periodic_encoding`; the tests compare the two."""
     angles = v[..., None] * frequencies(num_octaves, scale, v)  # (..., D, L)
     code = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (..., D * 2L)
     return torch.cat([v, code], dim=-1) if identity else code
 
 
 def frequencies(num_octaves: int, scale: float, like: Tensor) -> Tensor:
-    """`(num_octaves,)` angular frequencies scale * 2^k, of the dtype and device of `like`."""
+    """Angular frequencies scale * 2^k in radians per unit, `(num_octaves,)`, with the dtype and device of `like`."""
     return scale * 2.0 ** torch.arange(num_octaves, dtype=like.dtype, device=like.device)
 
 
 class _PeriodicEncoding(torch.autograd.Function):
-    """One sine call over all columns, cos(a) = sin(a + pi/2); the backward pass reuses the code itself,
-    because a sine's derivative is the cosine that stands beside it."""
+    """Computes all columns with one sine call, by cos(a) = sin(a + pi/2). The backward pass reuses the code: the
+    derivative of each sine column is a multiple of its cosine column, and vice versa."""
 
     @staticmethod
     def forward(ctx, v, num_octaves, scale, identity):
@@ -59,12 +59,12 @@ class _PeriodicEncoding(torch.autograd.Function):
 
 
 class _Columns(NamedTuple):
-    """Of each of C columns of a code: what its sine is taken of, and what its derivative is."""
+    """Arguments of the sine, and derivatives, of the C columns of a code."""
     coordinate: Tensor  # (C,) index of the coordinate
-    frequency: Tensor   # (C,)
-    phase: Tensor       # (C,) pi/2 for a cosine
-    partner: Tensor     # (C,) index of the column that is its derivative up to a factor
-    slope: Tensor       # (C, D) that factor, in the row of its coordinate; 0 for the identity
+    frequency: Tensor   # (C,) angular frequency, radians per unit; 1 for identity columns
+    phase: Tensor       # (C,) radians: pi/2 for a cosine, else 0
+    partner: Tensor     # (C,) index of the column that is proportional to this column's derivative
+    slope: Tensor       # (C, D) the factor between them, at the column's coordinate; 0 elsewhere and for the identity
 
 
 @cache

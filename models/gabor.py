@@ -2,7 +2,7 @@
 
 Notation
     v        input                                                     (M, D)
-    mu, gamma  center (F, D) and inverse squared width (F,) of each of F filters
+    mu, gamma  centers (F, D) and inverse squared widths (F,) of F filters
     g_i(v)   = sin(A_i v + b_i) * exp(-gamma_i |v - mu_i|^2 / 2)        (M, F)
     h_0 = g_0(v),  h_i = g_i(v) * (W_i h_{i-1} + c_i),  out = V h_L + d
 """
@@ -17,7 +17,7 @@ from models.kernels.fused_gabor import gabor
 
 
 class GaborFilter(nn.Module):
-    """One layer of F Gabor filters on D inputs; initialized as published unless the caller re-initializes it."""
+    """One layer of F Gabor filters on D inputs, initialized as in the code of Fathony et al."""
 
     def __init__(self, in_dim: int, num_filters: int, weight_scale: float, alpha: float):
         super().__init__()
@@ -34,12 +34,13 @@ class GaborFilter(nn.Module):
         return torch.sin(self.linear(v)) * torch.exp(-0.5 * squared_distance * self.gamma)
 
     def envelope(self, v: Tensor) -> Tensor:
-        """The filters' Gaussian factor alone, `(M, D)` -> `(M, F)`: how much of each filter is alive at v."""
+        """Gaussian factor of the filters, `(M, D)` -> `(M, F)`, in [0, 1]; 0 where a filter has no effect."""
         return torch.exp(-0.5 * torch.cdist(v, self.mu).square() * self.gamma)
 
 
 class GaborNet(nn.Module):
-    """`num_layers` hidden layers of `width`, so `num_layers` + 1 filters, on `(M, in_dim)` -> `(M, out_dim)`."""
+    """Gabor network `(M, in_dim)` -> `(M, out_dim)` with `num_layers` hidden layers of `width` units, that is
+    `num_layers` + 1 filter layers."""
 
     def __init__(self, in_dim: int, width: int, out_dim: int, num_layers: int, alpha: float,
                  input_scale: float = 256.0):
@@ -52,8 +53,8 @@ class GaborNet(nn.Module):
         for layer in self.linear:
             nn.init.uniform_(layer.weight, -math.sqrt(1 / width), math.sqrt(1 / width))
 
-        self.fused = True  # False: filter by filter, the twin that tests and benchmarks compare with
-        self.products = Products()
+        self.fused = True  # False: use the reference version, layer by layer (for tests and benchmarks)
+        self.products = Products()  # precision and kernels of the fused version
 
     def forward(self, v: Tensor) -> Tensor:
         """`(M, in_dim)` -> `(M, out_dim)`."""

@@ -1,8 +1,8 @@
-"""The whole representation of one video (OmniMotion, section 4; docs/method.md).
+"""Complete model of one video: time latents, deformation and canonical field (OmniMotion, section 4; docs/method.md).
 
 Notation
-    B, N, K  pairs of frames, pixels a pair, samples a ray
-    ids      frame numbers (B,); p1 pixels of frame ids1 (B, N, 2); p2 where they are in frame ids2
+    B, N, K  numbers of frame pairs, of pixels per pair, of samples per ray
+    ids      frame indices (B,); p1 pixels of frames ids1 (B, N, 2); p2 their positions in frames ids2 (B, N, 2)
     x1, u, x2  local samples of frame ids1, canonical samples, local samples of frame ids2   (B, N, K, 3)
     w        compositing weights of u along the ray                                          (B, N, K)
 """
@@ -23,12 +23,14 @@ from models.invertible import FrameMaps, InvertibleNetwork
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
 
-FIELD_PIECE = 1 << 13  # points whose field activations are in memory at a time, unless told otherwise
+FIELD_PIECE = 1 << 13  # default of OmniMotion.field_piece, in points
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the model's shape; it is stored in the checkpoint."""
+    """Options that determine the model's parameters and rays; stored in the checkpoint.
+
+    Frame sizes are in pixels, depths have no unit, `*_width` are numbers of hidden units."""
     num_frames: int
     height: int
     width: int
@@ -36,19 +38,19 @@ class ModelConfig:
     min_depth: float = 0.0
     max_depth: float = 2.0
     deform: str = "mlp"                # mlp | grid
-    grid_levels: int = 6               # of deform = grid, which uses none of the following but grid_layers
-    grid_layers: int = 2
-    time_latent: str = "hash"          # hash | gabor | table
+    grid_levels: int = 6               # number of levels, for deform = grid
+    grid_layers: int = 2               # number of layers, for deform = grid
+    time_latent: str = "hash"          # hash | gabor | table; from here to affine_layers: deform = mlp only
     latent_dim: int = 128
-    coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # changed by the coupling layers, in turn
+    coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # coordinate that each coupling layer changes
     coupling_width: int = 256
-    coupling_layers: int = 2           # hidden layers of a coupling's MLP
-    projection_layers: int = 2         # 1: OmniMotion's
-    pe_freq: int = 4
+    coupling_layers: int = 2           # hidden layers in the MLP of a coupling layer
+    projection_layers: int = 2         # 1: as in OmniMotion's code
+    pe_freq: int = 4                   # octaves of the periodic encoding in coupling layers and affine map
     use_affine: bool = True
     affine_width: int = 256
     affine_layers: int = 8
-    field: str = "gabor"               # gabor | grid, which uses none of the following
+    field: str = "gabor"               # gabor | grid; the options below: gabor only
     field_width: int = 256
     field_layers: int = 3
     field_encoding: str = "periodic"   # periodic | nerf | none
@@ -56,21 +58,21 @@ class ModelConfig:
 
 @dataclass
 class PairPrediction:
-    """What the losses look at; shapes in the module's notation."""
-    depths: Tensor       # (B, N, K) of x1
+    """Input of the losses; symbols as in the module's notation."""
+    depths: Tensor       # (B, N, K) depths of x1
     local: Tensor        # x1
     canonical: Tensor    # u
     target: Tensor       # x2
-    weights: Tensor      # w with the samples whose mapped depth leaves the range taken out
+    weights: Tensor      # w, set to 0 where the depth of x2 is outside [min_depth, max_depth]
     rgb: Tensor          # (B, N, 3) rendered color at p1, in [0, 1]
     pixels: Tensor       # (B, N, 2) predicted p2
 
 
 class OmniMotion(nn.Module):
-    """Time latents, invertible network and canonical field of one video."""
+    """Time latents, deformation network and canonical field of one video."""
 
     def __init__(self, config: ModelConfig, mlp_backend: str = "torch"):
-        """`mlp_backend`: see models.kernels.dispatch. State dicts do not depend on it."""
+        """`mlp_backend`: see models.kernels.dispatch; state dicts do not depend on it."""
         super().__init__()
         self.config = config
         self.size = (config.height, config.width)
@@ -85,18 +87,19 @@ class OmniMotion(nn.Module):
         self.field = GridField(depth_range) if config.field == "grid" else CanonicalField(
             config.field_width, config.field_layers, config.field_encoding)
         self._bound: FrameMaps | GridMaps | None = None
-        self.recompute_above = 1 << 15  # samples a step from which on activations are recomputed, not stored
-        self.piece = 0  # points whose activations are then in memory at a time; 0: all of a layer's
-        self.field_piece = FIELD_PIECE  # the same of the field, and at inference
+        self.recompute_above = 1 << 15  # with more samples per step than this, recompute activations, do not store them
+        self.piece = 0  # when recomputing: points of the deformation in memory at a time; 0: all points of a layer
+        self.field_piece = FIELD_PIECE  # when recomputing and at inference: points of the field in memory at a time
 
     @property
     def sample_spacing(self) -> float:
-        """(max_depth - min_depth) / K, the unit of the occlusion test, as published."""
+        """(max_depth - min_depth) / K, the unit of length in `occlusion_score`, as in OmniMotion's code."""
         return (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
 
     @contextmanager
     def bound(self) -> Iterator[None]:
-        """Within it the weights do not change: the maps of all frames are fused once, `maps` selects among them."""
+        """Context in which the weights must not change: fuses the maps of all frames once; `maps` then selects from
+        them."""
         self._bound = self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
         try:
             yield
@@ -112,11 +115,11 @@ class OmniMotion(nn.Module):
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
     def lift(self, pixels: Tensor, jitter: torch.Generator | Tensor | None = None) -> Tensor:
-        """Pixels `(B, N, 2)` to local samples on their rays `(B, N, K, 3)`; stratified jitter in training only, drawn
-        from a generator or given as numbers in [0, 1], `(B, 1, K)`.
+        """Sample the rays of pixels `(B, N, 2)`; returns local samples `(B, N, K, 3)`.
 
-        All rays of a frame get the same depths, also jittered ones: what depends on time and depth alone is then
-        evaluated once a frame and depth."""
+        `jitter` moves the depths within their intervals (stratified sampling, training only). It is a random generator,
+        or numbers in [0, 1], `(B, 1, K)`. All rays of a frame share their depths, with jitter too, so that a function
+        of time and depth alone is evaluated once per frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
         shape = pixels.shape[:-1]
         if isinstance(jitter, torch.Generator):
@@ -129,7 +132,8 @@ class OmniMotion(nn.Module):
     def render(self, canonical: Tensor, near_share: float = 0.0) -> tuple[Tensor, Tensor]:
         """Colors `(..., K, 3)` and compositing weights `(..., K)` of canonical samples `(..., K, 3)`.
 
-        The nearest `near_share` of the samples is transparent (OmniMotion's remedy for a wrong surface order)."""
+        `near_share`: fraction in [0, 1) of the samples, nearest first, whose alpha is set to 0. OmniMotion's code does
+        this against a wrong order of surfaces."""
         rgb, sigma = self._field(canonical)
         alpha = 1 - torch.exp(-sigma)
         if near_share:
@@ -142,8 +146,9 @@ class OmniMotion(nn.Module):
         return recomputed_in_pieces(self.piece) if self.piece else recomputed
 
     def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
-        """The field's colors and densities; in pieces whose activations are not kept at inference, and in training
-        if there are many points."""
+        """Colors `(..., 3)` and densities `(...)` of canonical points `(..., 3)`. At inference, and in training with
+        more than `recompute_above` points, the field runs on pieces of `field_piece` points and keeps no activations.
+        """
         points = canonical.reshape(-1, 3)
         if torch.is_grad_enabled() and len(points) <= self.recompute_above:
             return self.field(canonical)
@@ -153,13 +158,13 @@ class OmniMotion(nn.Module):
 
     def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | Tensor | None = None,
                       near_share: float = 0.0) -> PairPrediction:
-        """The forward pass of training for pixels `(B, N, 2)` of frames `ids1` and their partners `ids2`; `jitter` as
-        `lift` takes it."""
+        """Forward pass of training: map pixels `(B, N, 2)` of frames `ids1` to frames `ids2`, both `(B,)`. `jitter` as
+        in `lift`, `near_share` as in `render`."""
         B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         if local[..., 0].numel() > self.recompute_above:
-            both.call = self._recomputed  # `select` hands it on
+            both.call = self._recomputed  # `select` copies it
         canonical = both.select(slice(B)).rays_to_canonical(local)
         target = both.select(slice(B, None)).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
@@ -170,8 +175,9 @@ class OmniMotion(nn.Module):
         return PairPrediction(local[..., 2], local, canonical, target, weights, rendered, pixels)
 
     def scene_flow(self, local: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scene flow into and out of frames `ids` `(B,)`, each with a frame before and after it, at local samples
-        `(B, N, K, 3)`: x - x_before and x_after - x (OmniMotion's smoothness term, supplement)."""
+        """Scene flow into and out of frames `ids`, `(B,)`, at local samples `(B, N, K, 3)`: x - x_before and
+        x_after - x, `(B, N, K, 3)` each. Each frame needs a frame before and after it. Used by OmniMotion's smoothness
+        loss (supplement)."""
         x = local.flatten(1, 2)
         around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
         if 3 * x[..., 0].numel() > self.recompute_above:
@@ -181,12 +187,13 @@ class OmniMotion(nn.Module):
         before, after = (around.select(slice(k * B, (k + 1) * B)).to_local(u) for k in (1, 2))
         return (x - before).view_as(local), (after - x).view_as(local)
 
-    # Inference: rays without jitter, everything under no_grad by the caller.
+    # Inference: rays have no jitter; the caller disables gradients (torch.no_grad).
 
     def correspond(self, p1: Tensor, ids1: Tensor, ids2: Tensor, use_max_loc: bool = False) -> tuple[Tensor, Tensor]:
-        """Pixels `(B, N, 2)` of frames `ids1` in frames `ids2`: positions `(B, N, 2)` and depths `(B, N)` there.
+        """Map pixels `(B, N, 2)` of frames `ids1` to frames `ids2`: positions `(B, N, 2)` in pixels, depths `(B, N)`.
 
-        `use_max_loc` maps the sample of the largest weight only, else all samples are composited as in training."""
+        `use_max_loc`: map only the sample with the largest weight. Otherwise all samples are composited, as in
+        training."""
         x1 = self.lift(p1)
         u = self.maps(ids1).rays_to_canonical(x1)
         weights = self.render(u)[1]
@@ -195,20 +202,23 @@ class OmniMotion(nn.Module):
         return self.target_position(u, weights, ids2)
 
     def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor) -> tuple[Tensor, Tensor]:
-        """Second half of `correspond`: canonical samples `(B, N, K, 3)`, composited by their weights, in `ids2`."""
+        """Second half of `correspond`: map canonical samples `(B, N, K, 3)` to frames `ids2`, composite with weights
+        `(B, N, K)`; returns positions `(B, N, 2)` in pixels and depths `(B, N)`."""
         x2 = composite(weights, self.maps(ids2).to_local(u.flatten(1, 2)).view_as(u))
         return denormalize_pixels(x2[..., :2], self.size), x2[..., 2]
 
     def occlusion_score(self, p2: Tensor, depth: Tensor, ids2: Tensor) -> Tensor:
-        """How much of the light is absorbed in front of depth `(B, N)` at pixels `(B, N, 2)` of frames `ids2`:
-        sum of the weights nearer by more than 1.1 sample spacings, `(B, N)` (OmniMotion, section 4.3)."""
+        """Occlusion score `(B, N)` in [0, 1] of points at pixels `(B, N, 2)` and depths `(B, N)` of frames `ids2`.
+
+        Sum of the compositing weights of the samples that lie in front of the depth by more than 1.1 sample spacings
+        (OmniMotion, section 4.3)."""
         x2 = self.lift(p2)
         weights = self.render(self.maps(ids2).rays_to_canonical(x2))[1]
         in_front = x2[..., 2] < depth[..., None] - 1.1 * self.sample_spacing
         return (weights * in_front).sum(-1)
 
     def color_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rendered colors `(B, N, 3)` and depths `(B, N)` at pixels `(B, N, 2)` of frames `(B,)`."""
+        """Rendered colors `(B, N, 3)` in [0, 1] and depths `(B, N)` at pixels `(B, N, 2)` of frames `ids`, `(B,)`."""
         x = self.lift(pixels)
         rgb, weights = self.render(self.maps(ids).rays_to_canonical(x))
         return composite(weights, rgb), (weights * x[..., 2]).sum(-1)

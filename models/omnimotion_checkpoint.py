@@ -1,7 +1,7 @@
-"""Checkpoints in OmniMotion's own format: `feature_mlp`, `deform_mlp`, `color_mlp`, `num_imgs`.
+"""Read checkpoints of OmniMotion's code: dictionaries with `feature_mlp`, `deform_mlp`, `color_mlp`, `num_imgs`.
 
 Notation
-    layer k  coupling layer; `layers1.k.mask` is 0 at the coordinate that it changes
+    layer k  coupling layer; in the file, `layers1.k.mask` is 0 at the coordinate that the layer changes
 """
 
 import re
@@ -20,14 +20,16 @@ RENAMED = (
 
 
 def is_published(checkpoint: dict) -> bool:
-    """Whether a loaded checkpoint has OmniMotion's layout."""
+    """Whether a loaded checkpoint has the layout of OmniMotion's code."""
     return {"feature_mlp", "deform_mlp", "color_mlp", "num_imgs"} <= checkpoint.keys()
 
 
 def published_config(checkpoint: dict, size: tuple[int, int], num_samples_ray: int = 32, min_depth: float = 0.0,
                      max_depth: float = 2.0) -> ModelConfig:
-    """The configuration that OmniMotion's checkpoint was trained with, as far as the file tells it; frame `size`
-    (H, W), samples and depth range are not in the file."""
+    """Model configuration that matches a checkpoint of OmniMotion's code.
+
+    The file does not contain the frame `size` (H, W) in pixels, the number of samples per ray and the depth range
+    (no unit); the caller passes them. Everything else is derived from the parameters' names and shapes."""
     deform = checkpoint["deform_mlp"]
     count = sum(name.endswith(".mask") for name in deform)
     coordinates = tuple(int(deform[f"layers1.{k}.mask"].flatten().argmin()) for k in range(count))
@@ -46,12 +48,12 @@ def published_config(checkpoint: dict, size: tuple[int, int], num_samples_ray: i
 
 
 def published_state(checkpoint: dict) -> dict[str, Tensor]:
-    """The checkpoint's parameters under this project's names."""
+    """State dict for `OmniMotion` from a checkpoint of OmniMotion's code: same tensors, renamed."""
     state = {}
     for part in ("feature_mlp", "deform_mlp", "color_mlp"):
         for name, value in checkpoint[part].items():
             if name.endswith(".mask"):
-                continue  # the order of the coordinates, part of the configuration here
+                continue  # determines ModelConfig.coordinates; not a parameter here
             name = f"{part}.{name}"
             for pattern, replacement in RENAMED:
                 name = re.sub(f"^{pattern}", replacement, name)
