@@ -1,4 +1,4 @@
-"""Fixtures that lie beside the project (../shared) and are never committed to it; tests that use them skip without."""
+"""Fixtures. `shared` finds files of ../shared, which are not in the repository; tests that need them skip without."""
 
 import json
 import os
@@ -16,21 +16,21 @@ from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # tests that run beside each other share the cores
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # parallel tests share the CPU cores
 torch.set_num_threads(THREADS)
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for processes that tests start
 
 
 @pytest.fixture(autouse=True)
 def denormal_numbers():
-    """What pick_device sets for the process would otherwise reach into the tests that come after."""
+    """Turn flushing of denormal numbers off after each test, since pick_device turns it on for the whole process."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture
 def shared():
-    """`shared(path)` is the fixture's path; the test skips, saying so, where it is absent."""
+    """A function `shared(name)` that returns the path ../shared/NAME, and skips the test if it does not exist."""
     def find(name: str) -> Path:
         path = SHARED / name
         if not path.exists():
@@ -50,7 +50,7 @@ def small_sequence(tmp_path_factory):
 
 @pytest.fixture
 def published_sequence(small_sequence, tmp_path):
-    """The small sequence in OmniMotion's published layout."""
+    """The small sequence in OmniMotion's layout of folders."""
     sequence = open_sequence(small_sequence)
     store, root = open_correspondences(sequence), tmp_path / "published"
     shutil.copytree(small_sequence / "color", root / "color")

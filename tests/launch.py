@@ -1,9 +1,9 @@
-"""Scripts in processes of their own that are forked from one which has imported PyTorch: for tests of many short runs,
-of which each would spend seconds on imports.
+"""Run scripts in processes forked from a server process that has already imported PyTorch.
 
-What is run is the script itself, from its first line on. Otherwise such a process differs from one that a user starts:
-its environment is that of the first one, modules that scripts import are there already, and nothing runs at its exit.
-So each script is also started plainly by some test."""
+Many tests run a script for a short time; without this, each would spend seconds on imports. The script runs from its
+first line. Differences from a process that a user starts: it has the environment of the server process, the scripts'
+modules are already imported, and exit handlers do not run. Some tests therefore start each script as a user does.
+"""
 
 import multiprocessing
 import os
@@ -22,13 +22,15 @@ PRELOAD = ["train", "eval", "viz", "preprocessing.cli"]
 
 
 class Launched:
-    """A running `python script arguments`, or of `-m script` without .py, with one thread for PyTorch; the part of
-    subprocess.Popen, with pipes and text, that tests use. `prepare`, which pickle must know, is called in the process
-    before the script. What still runs when this is gone is killed, with all that it has started."""
+    """A running `python script arguments`, or `python -m script arguments` if `script` does not end in .py.
+
+    Has the methods of subprocess.Popen (with pipes and text) that tests use. PyTorch has one thread. `prepare` is
+    called in the process before the script and must be picklable. When this object is garbage-collected, the process
+    and its children are killed."""
 
     def __init__(self, script: str, *arguments, prepare=None):
         paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-        if str(ROOT) not in paths:  # what is imported ahead is found by it
+        if str(ROOT) not in paths:  # so that the server process finds the modules of PRELOAD
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
@@ -40,7 +42,7 @@ class Launched:
 
     @property
     def returncode(self) -> int | None:
-        """As Popen's, but known as soon as it has ended."""
+        """Exit code, or None while the process runs. Unlike Popen's, it is current without a call of poll()."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
@@ -57,7 +59,9 @@ class Launched:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
-        """As Popen's; what takes longer is killed, and TimeoutExpired has what it said until then."""
+        """Wait for the end; returns stdout and stderr.
+
+    After `timeout` seconds, kills the process and raises TimeoutExpired with the output so far."""
         self._process.join(timeout)
         said = tuple(path.read_text() if path.exists() else "" for path in (self._said / n for n in STREAMS))
         if self._process.is_alive():
@@ -70,14 +74,14 @@ STREAMS = ("stdout", "stderr")
 
 
 def launch(script: str, *arguments, timeout: float = 240, prepare=None) -> subprocess.CompletedProcess:
-    """What a script says and ends with, as subprocess.run with `capture_output`."""
+    """Run a script to its end; returns exit code and output as subprocess.run does with `capture_output`."""
     process = Launched(script, *arguments, prepare=prepare)
     said = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def wait_until(condition, process, seconds=60):
-    """Until the condition holds, the process has ended, or the time is over."""
+    """Wait until `condition()` is true, the process has ended, or `seconds` have passed."""
     deadline = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -87,7 +91,7 @@ def _end(process: multiprocessing.Process, said: Path) -> None:
     if process.is_alive():
         try:
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has no group yet
+        except ProcessLookupError:  # the process has not called setsid yet
             process.kill()
         process.join()
     shutil.rmtree(said, ignore_errors=True)

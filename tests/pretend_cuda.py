@@ -1,11 +1,11 @@
-"""Device errors without a device: tensors that claim to be on CUDA while the CPU computes.
+"""Find device errors without a GPU: tensors are marked as being on CUDA, while all computation is on the CPU.
 
-Within `pretend_cuda()` every call of PyTorch from Python is checked. A tensor belongs to the device that it was made on
-or moved to; results belong to the device of their inputs. A call that mixes devices raises DeviceError where PyTorch
-would on a GPU, and so does `.numpy()` of a tensor that claims CUDA.
+Within `pretend_cuda()`, every PyTorch call from Python is checked. A tensor is on the device on which it was created or
+to which it was moved; results are on the device of their inputs. A call that mixes devices raises DeviceError where
+PyTorch would raise an error on a GPU. `.numpy()` of a tensor marked as on CUDA also raises DeviceError.
 
-Not checked: calls inside PyTorch's own functions, kernels that PyTorch's autograd runs, and kernels of this project
-that need CUDA or Triton. torch.cuda is replaced where the project uses it.
+Not checked: calls inside PyTorch's own functions, kernels that autograd runs, and kernels of this project that need
+CUDA or Triton. The functions of torch.cuda that the project uses are replaced.
 """
 
 from contextlib import contextmanager
@@ -24,11 +24,11 @@ MAKERS = {"zeros", "ones", "full", "empty", "rand", "randn", "randint", "randper
 
 
 class DeviceError(RuntimeError):
-    """A call that would fail on a GPU: tensors of several devices, or one on a GPU where the CPU's memory is needed."""
+    """A call that would fail on a GPU: it mixes devices, or needs a tensor in CPU memory that is marked as on CUDA."""
 
 
 class PretendGenerator(torch.Generator):
-    """A generator of the CPU that claims to be on CUDA where it is asked for one."""
+    """A CPU generator that reports the device with which it was constructed."""
 
     def __new__(cls, device: object = "cpu") -> "PretendGenerator":
         generator = super().__new__(cls, "cpu")
@@ -41,20 +41,20 @@ class PretendGenerator(torch.Generator):
 
 
 def claim(tensor: torch.Tensor) -> torch.Tensor:
-    """Let the tensor, and all views of its memory, claim to be on CUDA."""
+    """Mark the tensor's storage, and so all views of it, as on CUDA; returns the tensor."""
     with torch._C.DisableTorchFunction():
         tensor.untyped_storage().on_cuda = True
     return tensor
 
 
 def claims(tensor: torch.Tensor) -> bool:
-    """Whether the tensor claims to be on CUDA."""
+    """Whether the tensor is marked as on CUDA."""
     with torch._C.DisableTorchFunction():
         return getattr(tensor.untyped_storage(), "on_cuda", False)
 
 
 class PretendCuda(TorchFunctionMode):
-    """Checks and forwards every call; use `pretend_cuda()`."""
+    """Check the devices of every call, then run it on the CPU. Use `pretend_cuda()`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -86,7 +86,7 @@ class PretendCuda(TorchFunctionMode):
             if on_cuda and name in ("as_tensor", "tensor") and not cuda:
                 out = out.clone()
             return claim(out) if on_cuda else out
-        if torch._C._current_graph_task_id() == -1:  # gradients that autograd made itself have no claim
+        if torch._C._current_graph_task_id() == -1:  # gradients made by autograd are not marked
             self._check(func, name, args, leaves, cuda)
             self._check_generator(name, kwargs, bool(cuda), bool(leaves))
         out = func(*args, **kwargs)
@@ -158,7 +158,7 @@ class PretendCuda(TorchFunctionMode):
 
 @contextmanager
 def pretend_cuda():
-    """Within it, torch.cuda is available and tensors moved to "cuda" claim to be there."""
+    """Within this context, torch.cuda is available, and tensors moved to "cuda" are marked as on CUDA."""
     replaced = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *a: None,
                 "mem_get_info": lambda *a: (1 << 40, 1 << 40), "memory_allocated": lambda *a: 0,
                 "max_memory_allocated": lambda *a: 0, "reset_peak_memory_stats": lambda *a: None,

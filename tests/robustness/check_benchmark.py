@@ -1,8 +1,8 @@
-"""Check that a benchmark's numbers do not depend on how it was run: python -m tests.robustness.check_benchmark [--ray]
+"""Check that benchmark results do not depend on how it was run: python -m tests.robustness.check_benchmark [--ray]
 
-A small TAP-Vid file of four synthetic scenes is scored (1) in one go, (2) killed half way (SIGKILL, to all processes)
-and started again, and with --ray (3) on two local Ray workers, one of which is killed. The metrics of all videos must
-be equal to the last digit. Options after -- are passed on to eval.py.
+Runs the benchmark on a small TAP-Vid file of four synthetic scenes: (1) without interruption; (2) killed half way
+(SIGKILL to all processes) and run again; (3) with --ray, on two local Ray workers, one of which is killed. The metrics
+of all videos must be exactly equal. Options after -- are passed on to eval.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ QUICK = ("--config configs/small.txt --num_iters 40 --num_pairs 4 --coupling_wid
 
 
 def main() -> None:
-    """Run all ways and compare; exit code 1 if they differ."""
+    """Run the benchmark in each way and compare the metrics; exit code 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="out/check_benchmark", help="where to work; emptied first")
     parser.add_argument("--ray", action="store_true", help="also on Ray (pip install -r requirements-ray.txt)")
@@ -51,13 +51,13 @@ def command(file: Path, out: Path, options: list[str]) -> list[str]:
 
 
 def run(arguments: list[str]) -> None:
-    """Run to the end, or stop this check."""
+    """Run a command to its end; exit if it fails."""
     if code := subprocess.run(arguments, cwd=ROOT).returncode:
         sys.exit(f"exit code {code}: {' '.join(arguments)}")
 
 
 def killed(file: Path, out: Path, options: list[str]) -> None:
-    """SIGKILL to the whole process group while the third video is in training, then the same command."""
+    """Send SIGKILL to the process group while the third video is being trained, then run the same command again."""
     process = subprocess.Popen(command(file, out, options), cwd=ROOT, start_new_session=True)
     wait_for(lambda: len(results(out)) >= 2 and under_way(out, "train"), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ def killed(file: Path, out: Path, options: list[str]) -> None:
 
 
 def on_ray(file: Path, out: Path, options: list[str]) -> None:
-    """Two workers on this machine, one of them killed in training."""
+    """Run the benchmark on two local Ray workers, and kill one of them during training."""
     process = subprocess.Popen([*command(file, out, options), "--ray"], cwd=ROOT)
     wait_for(lambda: under_way(out, "train"), process)
     victim = under_way(out, "train")[0]
@@ -78,21 +78,21 @@ def on_ray(file: Path, out: Path, options: list[str]) -> None:
 
 
 def results(out: Path) -> list[Path]:
-    """The model's finished videos."""
+    """The result files of the model, one for each finished video."""
     return [path for path in out.glob("*/first/model/*.json") if path.name != "settings.json"]
 
 
 def under_way(out: Path, stage: str) -> list[dict]:
-    """What the videos say that are in a stage now."""
+    """The contents of the running files of the videos that are in `stage`."""
     try:
         states = [json.loads(path.read_text()) for path in out.glob("*/first/*.running")]
-    except FileNotFoundError:  # it ended meanwhile
+    except FileNotFoundError:  # a video finished after the glob
         return []
     return [state for state in states if state["stage"] == stage]
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    """Until the condition holds; stops this check if the process ends before."""
+    """Wait until `condition()` is true; exit if the process ends first."""
     while not condition():
         if process.poll() is not None:
             sys.exit("the run ended before it could be disturbed: give more --num_iters")
@@ -100,7 +100,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 def read_metrics(out: Path) -> dict:
-    """Metrics by tracker and video."""
+    """Metrics of results.json, by tracker and video."""
     (path,) = out.glob("*/first/results.json")
     trackers = json.loads(path.read_text())["trackers"]
     return {name: {video: record["metrics"] for video, record in tracker["videos"].items()}
@@ -108,7 +108,7 @@ def read_metrics(out: Path) -> dict:
 
 
 def report(metrics: dict[str, dict]) -> None:
-    """The model's average Jaccard of every video, and whether all metrics are the same."""
+    """Print the model's average Jaccard of every video and whether all metrics are equal; exit code 1 if not."""
     reference = next(iter(metrics.values()))
     for name, found in metrics.items():
         cells = "  ".join(f"{video} {row['average_jaccard']:.6f}" for video, row in found["model"].items())

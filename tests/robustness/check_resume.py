@@ -1,8 +1,9 @@
-"""Check that a killed preprocessing goes on to the same bytes: python -m tests.robustness.check_resume --video V
+"""Check that preprocessing resumes to identical files: python -m tests.robustness.check_resume --video V
 
-A short, small version of the video is preprocessed in one go; then again with SIGKILL at random moments, each time
-resumed. All files of the finished stores must be equal, byte for byte. With --weights_dir also for RAFT, with the best
-of its published weights that is there. Options after -- are passed on to `python -m preprocessing`.
+A short, downscaled version of the video is preprocessed without interruption, and again with SIGKILL at random times
+and a resume after each. All correspondence files must be equal, byte for byte. With --weights_dir, the check also runs
+for RAFT, with the best of RAFT's released weights in that folder. Options after -- are passed on to
+`python -m preprocessing`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    """Run all sources; exit code 1 if a store differs."""
+    """Check every flow source; exit code 1 if the files differ for one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", required=True)
     parser.add_argument("--weights_dir", help="also RAFT, with weights of this folder")
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen:
-    """Start a run, and wait until it writes correspondences."""
+    """Start a run and wait until it has written a file of correspondences."""
     begin = time.time()
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and newest(folder / "correspondences") < begin:
@@ -63,27 +64,27 @@ def start(command: list[str], folder: Path) -> subprocess.Popen:
 
 
 def newest(store: Path) -> float:
-    """When the newest flow, chain or row was written."""
+    """Time at which the newest flow, chain or row was written; 0 if there is none."""
     times = [0.0]
     for path in [*store.glob("parts/0*/*[0-9].*"), *store.glob("*.row")]:
         try:
             times.append(path.stat().st_mtime)
-        except FileNotFoundError:  # packed meanwhile
+        except FileNotFoundError:  # moved into a row file after the glob
             continue
     return max(times)
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Wait for the run's end, or stop this check."""
+    """Wait for the end of the run; exit if it failed."""
     if process.wait():
         sys.exit(f"failed: {' '.join(process.args)}")
 
 
 def kill(command: list[str], folder: Path, times: int, dice: random.Random, working: float) -> list[str]:
-    """Kill the run `times` times at random moments of its work, of `working` seconds in all, and let it end.
+    """Kill the run `times` times at random times, resume it after each, and let it finish.
 
-    Returns what was there each time."""
-    cuts = sorted(dice.uniform(0, 0.7 * working) for _ in range(times))  # a machine can be quicker the next time
+    working: seconds of work of an uninterrupted run. Returns, for each kill, the counts of files written so far."""
+    cuts = sorted(dice.uniform(0, 0.7 * working) for _ in range(times))  # only the first 70%: this run may be faster
     moments = []
     for begin, end in zip([0.0, *cuts], cuts, strict=False):
         process = start(command, folder)
@@ -100,7 +101,7 @@ def kill(command: list[str], folder: Path, times: int, dice: random.Random, work
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of all files of a finished store."""
+    """Hashes of all files of finished correspondences, by relative path."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -1,8 +1,8 @@
-"""The project's commands in processes that are killed, get no room or no right to write, or meet damaged files.
+"""Run the project's commands in child processes for the fault tests (tests/robustness/faults.py).
 
-A command runs in a process forked from one that has imported everything: it is the command, without the seconds that
-importing takes, so that a kill meets its work. Outcomes are judged by what a user sees: the exit code, the last line,
-and the files.
+Every command runs in a process that is forked after all modules are imported. The command itself is the same, but the
+seconds of importing are skipped, so a kill hits the work and not the imports. A test uses only what a user sees: the
+exit code, the printed output, and the files.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from random import Random
 import numpy as np
 import torch
 
-import eval as eval_driver  # noqa: F401  imported for the processes that are forked
+import eval as eval_driver  # noqa: F401  imported before forking
 import train as train_driver  # noqa: F401
 from common.errors import UserError
 from loaders.checkpoint import read_checkpoint
@@ -36,18 +36,18 @@ from loaders.video import write_video
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--device cpu --mlp_backend torch --num_pairs 2 --num_pts 16 --num_samples_ray 8 --affine_width 16 "
         "--affine_layers 3 --field_width 24 --no_tensorboard --i_img 0").split()
-LIMIT_S = 900  # of one process: longer is a hang
+LIMIT_S = 900  # seconds; a process that runs longer counts as hung and is killed
 
 
 @dataclass
 class Outcome:
-    """How a process ended. `code` is negative for a signal."""
+    """Exit code (minus the signal number if a signal ended the process), output and wall time in seconds."""
     code: int
     text: str
     seconds: float
 
     def is_clear(self) -> bool:
-        """Whether it ended well, or with one line that says why."""
+        """Whether the command succeeded, or exited with code 2 and an error line, without a traceback."""
         if "Traceback" in self.text or self.code < 0:
             return False
         last = self.text.strip().splitlines()[-1] if self.text.strip() else ""
@@ -56,22 +56,24 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of the project, and what it leaves behind."""
+    """A command of the project, its inputs, and the part of its output that is compared."""
     name: str
-    inputs: tuple[str, ...]          # of the campaign's inputs: copied to the folder in which it runs
-    argv: tuple[str, ...]            # module or script, then its options
-    result: Callable[[Path], dict]   # what must be the same after any interruption
+    inputs: tuple[str, ...]          # names in the campaign's inputs, copied to the working folder
+    argv: tuple[str, ...]            # module or script, then options
+    result: Callable[[Path], dict]   # output that must not depend on interruptions
 
 
 def run(argv: tuple[str, ...], folder: Path, kill_after: float | None = None, prepare: Callable = lambda: None,
         meanwhile: Callable | None = None, delay: float = 1.0, log: Path | None = None) -> Outcome:
-    """Run a command in `folder`; SIGKILL to it and its children after `kill_after` seconds. prepare() is called in the
-    process before the command, meanwhile() once after `delay` seconds. log: file of what it prints."""
+    """Run a command in `folder`; send SIGKILL to it and its children after `kill_after` seconds.
+
+    prepare: called in the child before the command. meanwhile: called once in this process after `delay` seconds.
+    log: file for the command's output."""
     log, begin = log or folder / "log.txt", time.monotonic()
     pid = os.fork()
     if pid == 0:
         _command(argv, folder, log, prepare)
-    os.setpgid(pid, pid)  # here too: a kill may come before the child has done it
+    os.setpgid(pid, pid)  # the child also does this; a kill may come before it has
     deadline = begin + (LIMIT_S if kill_after is None else kill_after)
     status = None
     while status is None:
@@ -91,7 +93,7 @@ def run(argv: tuple[str, ...], folder: Path, kill_after: float | None = None, pr
 
 
 def _command(argv: tuple[str, ...], folder: Path, log: Path, prepare: Callable) -> None:
-    """The child's part; does not return."""
+    """Run the command in the child process; does not return."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -118,7 +120,9 @@ def _command(argv: tuple[str, ...], folder: Path, log: Path, prepare: Callable) 
 
 
 def in_child(task: Callable[[], object]) -> object:
-    """The JSON value of `task()`, computed in a forked process: this one stays free of PyTorch's threads."""
+    """The value of `task()`, which must be valid JSON, computed in a forked process.
+
+    This keeps the parent free of PyTorch threads, so that it can be forked again. RuntimeError if `task` raises."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -139,11 +143,11 @@ def in_child(task: Callable[[], object]) -> object:
     return answer["value"]
 
 
-# What a stage leaves
+# Outputs of the stages
 
 
 def digest(value: object) -> str:
-    """Hash of a file, an array or nested containers of them."""
+    """SHA-256 of a file, a tensor, any value with a fixed repr, or nested containers of these."""
     out = hashlib.sha256()
     if isinstance(value, Path):
         out.update(value.read_bytes())
@@ -161,13 +165,13 @@ def digest(value: object) -> str:
 
 
 def frames_and_store(folder: Path) -> dict:
-    """The bytes of the frames and of the store."""
+    """Hashes of the frames and of the correspondence files."""
     names = sorted([*folder.glob("seq/color/*"), *folder.glob("seq/correspondences/*")])
     return {str(path.relative_to(folder)): digest(path) for path in names}
 
 
 def last_checkpoint(folder: Path) -> dict:
-    """Everything that the run's last checkpoint holds: parameters, optimizers, error map, sampler, generators."""
+    """Hashes of all parts of the last checkpoint: parameters, optimizers, error map, sampler, random generators."""
     path = max(folder.glob("out/*/model_*.pth"), key=lambda path: int(path.stem[6:]))
     parts = ("step", "model", "optimizers", "error_map", "sampler", "generators")
     content = read_checkpoint(path)
@@ -175,21 +179,21 @@ def last_checkpoint(folder: Path) -> dict:
 
 
 def scores(folder: Path) -> dict:
-    """The metrics and the tracks, without times."""
+    """The metrics, and hashes of the tracks; times are left out."""
     with np.load(folder / "out/default_seq/annotation_tracks.npz") as arrays:
         tracks = {name: digest(arrays[name].tolist()) for name in arrays.files}
     return {"metrics": json.loads((folder / "out/default_seq/metrics.json").read_text()), **tracks}
 
 
 def benchmark_scores(folder: Path) -> dict:
-    """The metrics of all videos."""
+    """The metrics of all videos, by tracker."""
     trackers = json.loads((folder / "out/default_small/first/results.json").read_text())["trackers"]
     return {name: {video: record["metrics"] for video, record in table["videos"].items()}
             for name, table in trackers.items()}
 
 
 def saved_files(folder: Path) -> dict[str, str]:
-    """Everything under a final name, each read by its own reader: name -> "" or what is wrong."""
+    """Read every file that has a final (not temporary) name: name -> "", or the error message of its reader."""
     out = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         hidden = any(part.startswith(".tmp-") or part.endswith(".partial") for part in path.relative_to(folder).parts)
@@ -216,7 +220,7 @@ def _read_any(path: Path) -> None:
 
 
 def newest_step(folder: Path) -> int:
-    """Steps of the run's newest checkpoint; 0 without any."""
+    """Step of the newest checkpoint; 0 if there is none."""
     return max((int(path.stem[6:]) for path in folder.glob("out/*/model_*.pth")), default=0)
 
 
@@ -240,7 +244,7 @@ STAGES = [
 
 
 def make_inputs(folder: Path) -> None:
-    """The clip, the sequence with its store, a trained run, and a small benchmark that the stages start from."""
+    """Write the inputs of the stages: a clip, a sequence with correspondences, a trained run, and a small benchmark."""
     if (folder / "done").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -263,7 +267,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def fresh(stage: Stage, inputs: Path, folder: Path) -> Path:
-    """An empty folder with the stage's inputs."""
+    """Empty `folder` and copy the stage's inputs into it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in dict.fromkeys(stage.inputs):
@@ -276,12 +280,12 @@ def fresh(stage: Stage, inputs: Path, folder: Path) -> Path:
 
 
 def limit_file_size(length: int) -> Callable[[], None]:
-    """For `prepare`: no file may become longer; writing on is an error, as on a full disk."""
+    """A `prepare` function that limits the size of files to `length` bytes; longer writes fail, as on a full disk."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (length, length))
 
 
 def damage(data: bytes, random: Random) -> bytes:
-    """A file cut short, or with one to eight bits flipped."""
+    """`data` truncated at a random position, or with one to eight flipped bits."""
     if random.random() < 0.4:
         return data[: random.randrange(len(data))]
     out = bytearray(data)

@@ -1,15 +1,17 @@
-"""The fault campaign: `make faults`, or python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M].
+"""Fault-injection tests: `make faults`, or python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M].
 
-1. SIGKILL at random moments in preprocessing, training, checkpoint writing, evaluation and a benchmark. The same
-   command then goes on, perhaps to be killed again, until it finishes; its result must be that of an uninterrupted run,
-   byte for byte, and after every kill all that has a final name must be readable.
-2. A full disk (a small tmpfs where mounting is permitted, else a limit on the length of files), a read-only one, and
-   a sequence folder that vanishes: one clear line; what was saved before is whole, and with room again the command goes
-   on to the same result.
-3. Files that the commands read, cut short or with flipped bits: a result or one clear line.
-4. The fuzz of the readers (tests/robustness/fuzz.py).
+1. Kills: SIGKILL at random times during preprocessing, training, checkpoint writing, evaluation and a benchmark. The
+   same command is run again, and possibly killed again, until it finishes. Its result must equal the result of an
+   uninterrupted run, byte for byte. After every kill, all files with a final name must be readable.
+2. Disk faults: a full disk (a small tmpfs where mounting is permitted, otherwise a limit on the file size), a read-only
+   disk, and a sequence folder that is renamed during the run. The command must print one clear error line, and files
+   saved earlier must be intact. After the disk is restored, the command must resume and give the same result.
+3. Damaged files: input files that are truncated or have flipped bits. The command must finish or print one clear error
+   line.
+4. Fuzz tests of the file readers (tests/robustness/fuzz.py).
 
-A campaign goes on where it stopped (--fresh starts a new one); the report is OUT/faults.md, details are in OUT/events.
+An interrupted campaign resumes where it stopped; --fresh starts a new one. The report is OUT/faults.md; OUT/events has
+one JSON object for each test.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same sums whatever else runs here; before PyTorch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # fixed summation order; must be set before PyTorch is imported
 
 from tests.robustness import fault_runs as runs
 from tests.robustness import fuzz
@@ -35,9 +37,9 @@ from tests.robustness.fault_runs import STAGES, Stage
 from tests.robustness.fuzz_kinds import KINDS
 
 log = logging.getLogger("faults")
-SHARES = {"preprocessing": 30, "training": 25, "checkpoint writing": 22, "evaluation": 20, "benchmark": 3}  # percent
-ROOMS = (0.02, 0.2, 0.5, 0.8, 0.95)  # of what a stage needs: how large the disk is
-FILES = {  # what a damaged file is read by: name in the inputs -> stage or options of eval.py
+SHARES = {"preprocessing": 30, "training": 25, "checkpoint writing": 22, "evaluation": 20, "benchmark": 3}  # kills, percent
+ROOMS = (0.02, 0.2, 0.5, 0.8, 0.95)  # disk sizes, as fractions of the bytes that a stage writes
+FILES = {  # file to damage -> the stage, or the options of eval.py, that read it
     "clip.mp4": "preprocessing", "seq/color/00003.png": "training", "seq/correspondences/meta.json": "training",
     "seq/correspondences/00002.row": "training", "seq/annotations.npz": "evaluation",
     "queries.npz": ("--queries", "queries.npz", "--out", "t.npz"), "queries.csv": ("--queries", "queries.csv"),
@@ -48,34 +50,37 @@ FILES = {  # what a damaged file is read by: name in the inputs -> stage or opti
 
 @dataclass
 class Campaign:
-    """Where a campaign is, and what it has seen: events are {"fault", "what", "lost", "unclear"}."""
+    """A campaign's folder, its deadline (`time.monotonic` seconds) and its recorded events.
+
+    An event is a dictionary with "fault" (kind of fault), "what" (stage or file), "lost" (description of lost or wrong
+    data, empty if none) and "unclear" (unclear error output, empty if none)."""
     folder: Path
     deadline: float
 
     @property
     def events(self) -> list[dict]:
-        """What has been seen so far."""
+        """All events recorded so far."""
         path = self.folder / "events"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def add(self, fault: str, what: str, lost: str = "", unclear: str = "", **more) -> None:
-        """Write an event down."""
+        """Append an event to the events file, and log it if the test failed."""
         with open(self.folder / "events", "a") as file:
             file.write(json.dumps({"fault": fault, "what": what, "lost": lost, "unclear": unclear, **more}) + "\n")
         if lost or unclear:
             log.error("%s, %s: %s", fault, what, lost or unclear)
 
     def count(self, fault: str, what: str = "") -> int:
-        """How often a fault has been seen."""
+        """Number of events of a fault whose "what" begins with `what`."""
         return sum(event["fault"] == fault and event["what"].startswith(what) for event in self.events)
 
     def out_of_time(self) -> bool:
-        """Whether this piece of the campaign is to end."""
+        """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
 
 def reference(campaign: Campaign, stage: Stage) -> dict:
-    """The result, length in seconds and bytes of an uninterrupted run; made once."""
+    """Result, seconds and written bytes of an uninterrupted run of the stage; computed once and cached in a file."""
     path = campaign.folder / f"reference-{stage.name.replace(' ', '-')}.json"
     if not path.exists():
         folder = runs.fresh(stage, campaign.folder / "inputs", campaign.folder / "reference")
@@ -89,7 +94,9 @@ def reference(campaign: Campaign, stage: Stage) -> dict:
 
 
 def kills(campaign: Campaign, stage: Stage, wanted: int, random: Random) -> None:
-    """Chains of kills until there are `wanted` of the stage."""
+    """Kill and resume runs of the stage until `wanted` kills are recorded.
+
+    Each run is killed at most 6 times, then it finishes."""
     expected = reference(campaign, stage)
     while campaign.count("kill", stage.name) < wanted and not campaign.out_of_time():
         folder, killed, step = runs.fresh(stage, campaign.folder / "inputs", campaign.folder / "work"), 0, 0
@@ -109,7 +116,7 @@ def kills(campaign: Campaign, stage: Stage, wanted: int, random: Random) -> None
 
 
 def finish(campaign: Campaign, fault: str, stage: Stage, folder: Path, outcome: runs.Outcome, expected: dict) -> None:
-    """The last run of a chain must end well, with the result of an uninterrupted one."""
+    """Record whether the final run succeeded with the same result as an uninterrupted run."""
     if outcome.code:
         campaign.add(fault, stage.name, "no result", "" if outcome.is_clear() else tail(outcome))
         return
@@ -120,7 +127,7 @@ def finish(campaign: Campaign, fault: str, stage: Stage, folder: Path, outcome: 
 
 
 def full_disk(campaign: Campaign, stage: Stage) -> None:
-    """Disks of several sizes, each too small; then room."""
+    """Run the stage on disks that are too small, one for each of ROOMS; then enlarge the disk and run it again."""
     expected = reference(campaign, stage)
     for share in ROOMS:
         what = f"{stage.name}, room for {share:.0%}"
@@ -138,7 +145,7 @@ def full_disk(campaign: Campaign, stage: Stage) -> None:
 
 
 def read_only(campaign: Campaign, stage: Stage) -> None:
-    """A disk that may not be written to from the start, or from a second on."""
+    """Run the stage on a disk that is read-only from the start, or from one second after the start."""
     expected = reference(campaign, stage)
     for what, later in ((f"{stage.name}, from the start", False), (f"{stage.name}, from a second on", True)):
         if campaign.count("read-only disk", what) or campaign.out_of_time():
@@ -161,7 +168,7 @@ def read_only(campaign: Campaign, stage: Stage) -> None:
 
 
 def vanishing(campaign: Campaign, random: Random, count: int) -> None:
-    """The sequence folder is renamed while the command runs."""
+    """Rename the sequence folder while the command runs; `count` tests."""
     for k in range(campaign.count("vanishing sequence"), count):
         if campaign.out_of_time():
             return
@@ -173,7 +180,7 @@ def vanishing(campaign: Campaign, random: Random, count: int) -> None:
 
 
 def damaged_files(campaign: Campaign, random: Random, each: int) -> None:
-    """Every kind of file, damaged, under the command that reads it."""
+    """Damage each of FILES in `each` random ways, and run the command that reads it."""
     stages = {stage.name: stage for stage in STAGES}
     for name, reader in FILES.items():
         while campaign.count("damaged file", name) < each and not campaign.out_of_time():
@@ -189,7 +196,7 @@ def damaged_files(campaign: Campaign, random: Random, each: int) -> None:
 
 
 def fuzzing(campaign: Campaign, inputs: int, seed: int) -> None:
-    """The fuzz, a kind at a time."""
+    """Fuzz every kind of file, with `inputs` inputs in total."""
     total = sum(kind.share for kind in KINDS)
     for kind in KINDS:
         if campaign.count("fuzz", kind.name) or campaign.out_of_time():
@@ -201,7 +208,7 @@ def fuzzing(campaign: Campaign, inputs: int, seed: int) -> None:
 
 
 def judge(campaign: Campaign, fault: str, what: str, folder: Path, outcome: runs.Outcome, must_fail: bool) -> None:
-    """A fault met: one clear line, and all that has a final name is whole."""
+    """Record whether the command ended with one clear error line and all files with a final name are intact."""
     wrong = {name: why for name, why in runs.in_child(lambda: runs.saved_files(folder)).items() if why}
     unclear = "" if outcome.is_clear() or said(outcome) else tail(outcome)
     if must_fail and outcome.code == 0:
@@ -210,33 +217,33 @@ def judge(campaign: Campaign, fault: str, what: str, folder: Path, outcome: runs
 
 
 def said(outcome: runs.Outcome) -> bool:
-    """A benchmark that goes on past a video it cannot do says so and ends with 1."""
+    """Whether this is a benchmark that reported a failed video, continued with the others and exited with code 1."""
     return outcome.code == 1 and "Traceback" not in outcome.text and "failed" in outcome.text
 
 
 def tail(outcome: runs.Outcome) -> str:
-    """The end of what a process said."""
+    """The exit code and the last lines of the output."""
     return f"code {outcome.code}: " + " / ".join(outcome.text.strip().splitlines()[-3:])[-500:]
 
 
 def used(folder: Path) -> int:
-    """Bytes of the files of a folder, in the pages of a tmpfs."""
+    """Bytes that the files of a folder occupy on a tmpfs, which allocates pages of 4096 bytes."""
     return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob("*"))
 
 
 def largest(campaign: Campaign, stage: Stage) -> int:
-    """Bytes of the largest file of the uninterrupted run that was made last."""
+    """Bytes of the largest file in the folder of the latest uninterrupted run."""
     return max(path.stat().st_size for path in (campaign.folder / "reference").rglob("*") if path.is_file())
 
 
 class small_disk:  # noqa: N801  a context manager
-    """A tmpfs at `path` where mounting is permitted, else a plain folder (`mounted` is False)."""
+    """A tmpfs mounted at `path`; a plain folder where mounting is not permitted (then `mounted` is False)."""
 
     def __init__(self, path: Path):
         self.path, self.mounted = path, False
 
     def __enter__(self) -> "small_disk":
-        if os.path.ismount(self.path):  # a campaign that was killed left it
+        if os.path.ismount(self.path):  # left by a campaign that was killed
             subprocess.run(["umount", "-l", str(self.path)], check=True)
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
@@ -244,12 +251,12 @@ class small_disk:  # noqa: N801  a context manager
         return self
 
     def resize(self, length: int) -> None:
-        """Room for `length` bytes in all."""
+        """Set the total size of the disk to `length` bytes."""
         if self.mounted:
             self._mount("-o", f"remount,rw,size={max(length, 4096)}")
 
     def read_only(self, on: bool) -> None:
-        """Whether it may be written to."""
+        """Remount the disk read-only (`on`) or writable."""
         self._mount("-o", f"remount,{'ro' if on else 'rw'}")
 
     def __exit__(self, *error: object) -> None:
@@ -263,7 +270,7 @@ class small_disk:  # noqa: N801  a context manager
 
 
 def rows(events: list[dict]) -> Iterator[tuple[str, list[dict]]]:
-    """Events by fault and stage, in the order of the table."""
+    """The rows of the report: (title, events), one for each fault and stage. Fuzz events are left out."""
     names = {"kill": "SIGKILL", "kill, then the end": "SIGKILL, resumed to the end"}
     for fault in dict.fromkeys(event["fault"] for event in events):
         if fault == "fuzz":
@@ -274,13 +281,13 @@ def rows(events: list[dict]) -> Iterator[tuple[str, list[dict]]]:
 
 
 def code_hash() -> str:
-    """Hash of the project's code: another one may give other results than those that are compared with."""
+    """Hash of the project's code. Cached reference results are valid only for the code that produced them."""
     paths = sorted(path for path in runs.ROOT.rglob("*.py") if not {".venv", "out"} & set(path.parts))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def report(campaign: Campaign) -> str:
-    """The tables in Markdown."""
+    """The report: the tables in Markdown."""
     events = campaign.events
     lines = ["| fault | runs | survived | lost data | no clear message |", "|---|---|---|---|---|"]
     total = [0, 0, 0, 0]
@@ -297,7 +304,7 @@ def report(campaign: Campaign) -> str:
 
 
 def main() -> None:
-    """Go on with the campaign; exit code 1 if anything was lost or unclear."""
+    """Start or resume the campaign; exit code 1 if any test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many, over all stages")
     parser.add_argument("--inputs", type=int, default=20_000, help="of the fuzz, over all readers")
@@ -318,7 +325,7 @@ def main() -> None:
         sys.exit(f"the campaign in {folder} was begun with other code: --fresh starts a new one")
     code.write_text(code_hash())
     campaign = Campaign(folder, time.monotonic() + 60 * args.minutes)
-    alone = open(folder / "lock", "w")  # held until the end
+    alone = open(folder / "lock", "w")  # kept open, and so locked, until the process exits
     try:
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

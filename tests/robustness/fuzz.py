@@ -1,10 +1,11 @@
-"""Damaged and invented files for every reader: each must be read, or be refused by one UserError that names the file.
+"""Fuzz tests of every file reader: a reader must read the file, or raise one UserError that names the file.
 
 python -m tests.robustness.fuzz [--inputs 20000] [--kinds png,row] [--seed 0]
 
-Each kind of file starts from a valid one, which hypothesis cuts, flips, overwrites, fills up and rearranges, most often
-where headers are; for texts, tables and pickles it also invents content. A kind runs in a process of its own, so that a
-crash of a decoder is counted and not the end; the input that was under way is kept beside the report.
+The inputs are edits of a valid file: truncations, flipped bits, overwritten, inserted and repeated bytes, most often in
+the header. For text, tables and pickles, hypothesis also generates contents from nothing. Each kind of file is tested
+in its own process, so that a crash of a decoder counts as a failure and does not end the test. The input that caused
+the crash is kept in the output folder.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from common.errors import UserError
 from tests.robustness.fuzz_kinds import KINDS, Kind
 
 log = logging.getLogger(__name__)
-MEMORY = 12 << 30  # bytes of address space that a kind's process may have
+MEMORY = 12 << 30  # bytes, limit on the address space of each test process
 NUMBERS = [n.to_bytes(size, order, signed=n < 0) for size in (2, 4, 8) for order in ("little", "big")
            for n in (0, 1, -1, (1 << 8 * size - 1) - 1, -(1 << 8 * size - 1))]
 PIECES = [*NUMBERS, b"../../../../x", b"\x00" * 64, b"\xff" * 64, b"99999999999999999999", b"-1", b"1e999", b"NaN",
@@ -39,7 +40,7 @@ PIECES = [*NUMBERS, b"../../../../x", b"\x00" * 64, b"\xff" * 64, b"999999999999
 
 @dataclass
 class Tally:
-    """What came of the inputs of one kind."""
+    """Counts of the inputs of one kind by result, and descriptions of the distinct failures."""
     kind: str
     inputs: int = 0
     read: int = 0
@@ -48,7 +49,9 @@ class Tally:
 
 
 def edits(number: int) -> list[tuple]:
-    """One to four ways to damage a file: (what, where, how far or which bit, bytes). Headers are hit most often."""
+    """One to four random edits (operation, position, length or bit, bytes), derived from `number`.
+
+    Two thirds of the positions are within 200 bytes of the start or the end, where headers are."""
     random = Random(number)
     where = (lambda: random.randrange(200), lambda: -random.randrange(1, 201), lambda: random.randrange(1 << 20))
     kinds = ("flip", "flip", "write", "write", "insert", "cut", "end", "copy", "digits")
@@ -58,7 +61,7 @@ def edits(number: int) -> list[tuple]:
 
 
 def damaged(data: bytes, how: list[tuple]) -> bytes:
-    """`data` after the edits."""
+    """Apply the edits `how` to `data`."""
     out = bytearray(data)
     for what, where, amount, piece in how:
         n = max(len(out), 1)
@@ -75,7 +78,7 @@ def damaged(data: bytes, how: list[tuple]) -> bytes:
             del out[at:]
         elif what == "copy":
             out[at:at] = out[at: at + amount] * 3
-        elif what == "digits":  # a number in a text becomes another
+        elif what == "digits":  # replace a decimal number
             start = next((k for k in range(at, len(out)) if 48 <= out[k] < 58), None)
             if start is not None:
                 end = next((k for k in range(start, len(out)) if not 48 <= out[k] < 58), len(out))
@@ -84,17 +87,17 @@ def damaged(data: bytes, how: list[tuple]) -> bytes:
 
 
 def inputs(kind: Kind, valid: bytes) -> st.SearchStrategy:
-    """Contents of a file of the kind."""
-    # one number stands for the edits: drawn one by one they would take most of the time
+    """Strategy for file contents of the kind: edits of the valid file, and generated content if there is any."""
+    # one drawn integer seeds all edits; drawing each edit from hypothesis would take most of the time
     mutated = st.integers(0, (1 << 64) - 1).map(lambda number: damaged(valid, edits(number)))
     return st.one_of(mutated, mutated, kind.invented) if kind.invented is not None else mutated
 
 
 def fuzz(kind: Kind, count: int, number: int, folder: Path) -> Tally:
-    """Feed `count` inputs to the kind's reader. folder: where its files are; the last input stays there."""
+    """Pass `count` inputs to the kind's reader. folder: for the input files; the last input and failures stay there."""
     tally, path = Tally(kind.name), kind.make(folder)
     valid = path.read_bytes()
-    kind.read(path)  # the valid file is read
+    kind.read(path)  # the valid file must be readable
 
     @seed(number)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
@@ -119,7 +122,7 @@ def fuzz(kind: Kind, count: int, number: int, folder: Path) -> Tally:
 
 
 def judge(read: Callable, path: Path, folder: Path) -> str | None:
-    """None if the file is read, "refused" if it is refused as it should be, else what went wrong."""
+    """None if `read` succeeds, "refused" if it raises a one-line UserError that names the file, else a description."""
     try:
         read()
     except UserError as error:
@@ -132,14 +135,14 @@ def judge(read: Callable, path: Path, folder: Path) -> str | None:
 
 
 def fuzz_apart(kind: Kind, count: int, number: int, folder: Path) -> Tally:
-    """`fuzz` in a forked process: a decoder that ends it is a failure like others."""
+    """Run `fuzz` in a forked process, with limited memory; a crash of the process counts as a failure."""
     folder.mkdir(parents=True)
     result, pid = folder / "tally.json", os.fork()
     if pid == 0:
         code = 1
         try:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            with open(os.devnull, "w") as nowhere:  # what C libraries say about damaged files
+            with open(os.devnull, "w") as nowhere:  # discards messages of C libraries
                 os.dup2(nowhere.fileno(), 2)
             result.write_text(json.dumps(asdict(fuzz(kind, count, number, folder))))
             code = 0
@@ -154,7 +157,7 @@ def fuzz_apart(kind: Kind, count: int, number: int, folder: Path) -> Tally:
 
 
 def table(tallies: list[Tally]) -> str:
-    """The counts in Markdown."""
+    """The counts as a Markdown table."""
     lines = ["| file | inputs | read | refused with one line | failures |", "|---|---|---|---|---|"]
     for t in tallies:
         lines.append(f"| {t.kind} | {t.inputs:,} | {t.read:,} | {t.refused:,} | {len(t.failures)} |")
@@ -164,7 +167,7 @@ def table(tallies: list[Tally]) -> str:
 
 
 def main() -> None:
-    """Fuzz all kinds; exit code 1 if anything failed."""
+    """Fuzz the chosen kinds; exit code 1 if there is any failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000, help="of all kinds together")
     parser.add_argument("--kinds", default="", help="comma-separated; default: all")

@@ -1,4 +1,4 @@
-"""The kinds of files that this project reads: a valid one of each, how it is read, and content that could be in one."""
+"""The kinds of files that this project reads: for each, a valid example, its reader, and generated content."""
 
 import io
 import json
@@ -45,22 +45,25 @@ QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layer
 
 @dataclass(frozen=True)
 class Kind:
-    """make(folder) writes a valid file and what must be beside it; read(path) is the project's reader of it."""
+    """A kind of file.
+
+    make(folder) writes a valid file and the other files that its reader needs; read(path) calls the project's reader;
+    `invented` generates file contents from nothing."""
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
     invented: st.SearchStrategy | None = None
-    share: int = 4  # of all inputs
+    share: int = 4  # relative number of inputs
 
 
 def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A smooth picture, which compresses as pictures do."""
+    """A smooth RGB image `(H, W, 3)` uint8, which compresses like a photograph."""
     y, x = np.mgrid[: size[0], : size[1]]
     return np.stack([(x * 7 + seed * 20) % 256, (y * 9) % 256, (x + y + seed) % 256], -1).astype(np.uint8)
 
 
 def image(suffix: str, **options) -> Callable[[Path], Path]:
-    """Writes a picture."""
+    """A function that writes an image."""
     def make(folder: Path) -> Path:
         path = folder / f"image{suffix}"
         Image.fromarray(picture()).save(path, **options)
@@ -69,21 +72,21 @@ def image(suffix: str, **options) -> Callable[[Path], Path]:
 
 
 def mask(folder: Path) -> Path:
-    """A mask with transparency."""
+    """An RGBA mask."""
     path = folder / "mask.png"
     Image.fromarray(np.dstack([picture(), picture()[..., 0]])).save(path)
     return path
 
 
 def count_map(folder: Path) -> Path:
-    """A map of 16 bits."""
+    """A 16-bit count map."""
     path = folder / "counts.png"
     Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE)).save(path)
     return path
 
 
 def video(suffix: str) -> Callable[[Path], Path]:
-    """Writes a video of a few frames."""
+    """A function that writes a short video."""
     def make(folder: Path) -> Path:
         path = folder / f"video{suffix}"
         (write_gif if suffix == ".gif" else write_video)(path, [picture(t) for t in range(FRAMES)])
@@ -92,7 +95,7 @@ def video(suffix: str) -> Callable[[Path], Path]:
 
 
 def sequence(folder: Path) -> VideoSequence:
-    """A sequence folder with a store, made by hand."""
+    """A sequence folder with constant flows as correspondences."""
     (folder / "color").mkdir()
     for t in range(FRAMES):
         Image.fromarray(picture(t)).save(folder / "color" / f"{t:05d}.png")
@@ -108,14 +111,14 @@ def sequence(folder: Path) -> VideoSequence:
 
 
 def store_file(name: str) -> Callable[[Path], Path]:
-    """A file of the store."""
+    """A function that writes correspondences and returns one of their files."""
     def make(folder: Path) -> Path:
         return sequence(folder).root / "correspondences" / name
     return make
 
 
 def published_file(pattern: str) -> Callable[[Path], Path]:
-    """A file of OmniMotion's folders."""
+    """A function that writes a sequence in OmniMotion's layout and returns the first file that matches `pattern`."""
     def make(folder: Path) -> Path:
         made = sequence(folder)
         to_omnimotion_layout(made, open_correspondences(made))
@@ -124,7 +127,7 @@ def published_file(pattern: str) -> Callable[[Path], Path]:
 
 
 def everything(store) -> None:
-    """Read every pair and count map."""
+    """Read every pair and every count map of the correspondences."""
     for i, j in store.pairs.tolist():
         if store.counts[i, j]:
             store.dense(i, j)
@@ -133,7 +136,7 @@ def everything(store) -> None:
 
 
 def part(folder: Path) -> Path:
-    """A pair of an unfinished store."""
+    """The file of one pair of unfinished correspondences."""
     made = sequence(folder)
     writer = StoreWriter(made, {"flow": "by hand"})
     writer.write(0, 1, np.ones((*SIZE, 2), np.float32), np.ones(SIZE, bool), np.zeros(SIZE, bool))
@@ -141,7 +144,7 @@ def part(folder: Path) -> Path:
 
 
 def read_part(path: Path) -> None:
-    """What resuming reads."""
+    """Read the pair as a resumed preprocessing does."""
     made = VideoSequence(path.parents[3], tuple(f"{t:05d}.png" for t in range(FRAMES)), SIZE)
     writer = StoreWriter(made, {"flow": "by hand"}, resume=True)
     if writer.has(0, 1):
@@ -149,7 +152,7 @@ def read_part(path: Path) -> None:
 
 
 def depth_file(name: str) -> Callable[[Path], Path]:
-    """A file of the depth priors."""
+    """A function that writes depth maps and returns one of their files."""
     def make(folder: Path) -> Path:
         made = sequence(folder)
         (folder / "depth").mkdir()
@@ -162,7 +165,7 @@ def depth_file(name: str) -> Callable[[Path], Path]:
 
 
 def truth() -> Annotations:
-    """Ground truth of four points."""
+    """Annotations of four points."""
     points = np.arange(4 * FRAMES * 2, dtype=np.float32).reshape(4, FRAMES, 2) % 20
     occluded = np.zeros((4, FRAMES), bool)
     return Annotations(points, occluded, SIZE, np.zeros((4, 3), np.float32), ~occluded)
@@ -175,7 +178,7 @@ def annotations(folder: Path) -> Path:
 
 
 def tracks(folder: Path) -> Path:
-    """tracks.npz, not compressed."""
+    """An uncompressed tracks.npz."""
     path, t = folder / "tracks.npz", truth()
     save_tracks(path, PointTracks(t.points, ~t.occluded, np.zeros((4, 3), np.float32), SIZE))
     arrays = dict(np.load(path))
@@ -184,7 +187,7 @@ def tracks(folder: Path) -> Path:
 
 
 def queries(suffix: str) -> Callable[[Path], Path]:
-    """Query points."""
+    """A function that writes query points."""
     def make(folder: Path) -> Path:
         path = folder / f"queries{suffix}"
         if suffix == ".csv":
@@ -196,7 +199,7 @@ def queries(suffix: str) -> Callable[[Path], Path]:
 
 
 def benchmark(layout: str) -> Callable[[Path], Path]:
-    """A TAP-Vid pickle."""
+    """A function that writes a TAP-Vid pickle of one video."""
     def make(folder: Path) -> Path:
         frames = np.stack([picture(t) for t in range(FRAMES)])
         save_tapvid(folder / "videos.pkl", {"bear": TapVideo(frames, truth())}, layout)
@@ -205,7 +208,7 @@ def benchmark(layout: str) -> Callable[[Path], Path]:
 
 
 def read_benchmark(path: Path) -> None:
-    """Every video."""
+    """Read every video; names must be plain file names."""
     for name, read in open_benchmark(path):
         assert Path(name).name == name and not name.startswith("."), name
         read()
@@ -218,21 +221,21 @@ def model_options():
 
 
 def checkpoint(folder: Path) -> Path:
-    """A checkpoint's model in our format."""
+    """A checkpoint in this project's format that holds only the model."""
     model, path = new_model(model_options(), FRAMES, SIZE, torch.device("cpu")), folder / "model_000001.pth"
     torch.save({"format": 1, "step": 1, "config": vars(model.config), "model": model.state_dict()}, path)
     return path
 
 
 def open_checkpoint(path: Path) -> None:
-    """What eval.py makes of it."""
+    """Read the checkpoint and build its model, as eval.py does."""
     content = read_checkpoint(path)
     if checkpoint_num_frames(content, path) == FRAMES:
         model_from_checkpoint(content, SIZE, model_options(), torch.device("cpu"))
 
 
 def raft_weights(folder: Path) -> Path:
-    """Weights of the small RAFT, in PyTorch's older format as the published ones are."""
+    """Random weights of the small RAFT, in PyTorch's older file format, which RAFT's released weights use."""
     from third_party.raft import RAFT
 
     torch.save(RAFT("small").state_dict(), folder / "raft.pth", _use_new_zipfile_serialization=False)
@@ -240,7 +243,7 @@ def raft_weights(folder: Path) -> Path:
 
 
 def read_raft(path: Path) -> object:
-    """The network."""
+    """Build RAFT from the weights."""
     from third_party.raft_flow import load_raft
 
     return load_raft(path)
@@ -254,7 +257,7 @@ def config(folder: Path) -> Path:
 
 
 def read_config(path: Path) -> None:
-    """What every driver does first; wrong options end with one line and exit code 2."""
+    """Parse the config file as the scripts do. Exit code 2, for wrong options, becomes a UserError."""
     try:
         parse("train", ["--config", str(path)])
     except SystemExit as error:
@@ -264,7 +267,7 @@ def read_config(path: Path) -> None:
 
 
 def result(folder: Path) -> Path:
-    """A result of a benchmark's video."""
+    """The result file of one video of a benchmark."""
     (folder / "bear.json").write_text(json.dumps({
         "video": "bear", "num_queries": 3, "num_frames": 3, "metrics": {"average_jaccard": 0.5},
         "error_since_query": {"frames": [1], "median": [0.5]}, "seconds": {"train": 1.0}, "machine": "x"}))
@@ -288,14 +291,14 @@ CONFIG_BYTES = st.one_of(OPTION_LINES.map(lambda lines: "\n".join(lines).encode(
 
 
 def npy(dtype: str, shape: tuple, data: bytes) -> bytes:
-    """An .npy file that claims a dtype and a shape."""
+    """The bytes of an .npy file with the given dtype and shape in its header, which `data` need not match."""
     header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
     header += b" " * (-(10 + len(header) + 1) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
 
 
 def npz(arrays: dict[str, bytes]) -> bytes:
-    """A zip archive of such files."""
+    """The bytes of an .npz file of such arrays."""
     import zipfile
 
     buffer = io.BytesIO()
@@ -313,7 +316,9 @@ ARRAY = st.builds(npy, DTYPE, st.lists(SIDE, max_size=4).map(tuple), st.binary(m
 
 @st.composite
 def fitting_arrays(draw) -> bytes:
-    """Arrays of the right names, and mostly of shapes that fit each other, with any numbers in them."""
+    """The bytes of an .npz file with the expected array names, mostly consistent shapes, and arbitrary values.
+
+    Each array is left out with probability 1/10."""
     T, N = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     shapes = {"points": (N, T, 2), "tracks": (N, T, 2), "occluded": (N, T), "visible": (N, T), "frame_size": (2,),
               "query_points": (N, 3), "evaluated": (N, T), "depth": (N, T), "occlusion_score": (N, T)}
