@@ -1,12 +1,12 @@
-"""What each modification is worth: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
+"""Effect of each modification on accuracy: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
 
-Every preset of configs/ablation/ differs from base.txt there in one thing. Each runs on every clip with every seed,
-for the same number of steps (--steps) or for the same time (--seconds); rendered clips have 12 frames. Writes
-OUT/ablation.csv (a row a run), ablation.md and ablation.png. It can be stopped at any time: a second run does only
-what is missing.
+Each preset in configs/ablation/ changes one thing in base.txt of that folder. Each preset is trained on every clip with
+every seed, for the same number of steps (--steps) or the same time (--seconds). Rendered clips have 12 frames. Writes
+OUT/ablation.csv (one row for each run), ablation.md and ablation.png. An interrupted benchmark can be run again; it
+repeats only missing runs.
 
-The table has means over clips and seeds, ± the standard deviation, over the seeds, of the mean over the clips, and the
-difference from the base on the same clips and seeds, ± its standard error over these pairs.
+The table has the mean over clips and seeds, ± the standard deviation over seeds of the mean over clips. It also has the
+mean difference from the base on the same clips and seeds, ± the standard error over these pairs.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from evaluation.scoring import COLUMNS
 
 PRESETS = Path("configs/ablation")
 BASE = PRESETS / "base.txt"
-MAIN = "average_pts_within_thresh"  # what the plot shows
+MAIN = "average_pts_within_thresh"  # metric of the plot
 
 
 def values(records: list[dict], key: str) -> dict[tuple[str, int], float]:
-    """A metric, or "seconds", "steps", "peak_bytes", at the end of the runs, by clip and seed."""
+    """A metric at the end of each run, or its "seconds", "steps" or "peak_bytes", by (clip, seed)."""
     return {(record["cell"]["clip"], record["cell"]["seed"]): record.get(key, record["curve"][-1].get(key))
             for record in records if key in record or key in record["curve"][-1]}
 
@@ -44,7 +44,9 @@ def means_of_seeds(by_clip_and_seed: dict[tuple[str, int], float]) -> list[float
 
 
 def difference(values_: dict, base: dict) -> tuple[float, float] | None:
-    """Mean difference on common clips and seeds, and its standard error; None without any."""
+    """Mean difference from the base over the common (clip, seed) pairs, and its standard error.
+
+    None if no pair is common; the standard error of a single pair is NaN."""
     pairs = [values_[key] - base[key] for key in values_.keys() & base.keys()]
     if not pairs:
         return None
@@ -52,7 +54,7 @@ def difference(values_: dict, base: dict) -> tuple[float, float] | None:
 
 
 def table(groups: dict[str, list[dict]], base: str) -> list[str]:
-    """Markdown: a row a preset, the base first."""
+    """Markdown table with one row for each preset, the base first."""
     lines = ["| preset | " + " | ".join(COLUMNS.values()) + " | delta_avg against base | steps | seconds | peak, GiB |",
              "|---" * (len(COLUMNS) + 5) + "|"]
     for name, records in groups.items():
@@ -66,7 +68,7 @@ def table(groups: dict[str, list[dict]], base: str) -> list[str]:
 
 
 def clip_table(groups: dict[str, list[dict]]) -> list[str]:
-    """Markdown: delta_avg of every preset on every clip."""
+    """Markdown table of delta_avg for every preset and clip."""
     clips = list(dict.fromkeys(record["cell"]["clip"] for records in groups.values() for record in records))
     lines = ["| delta_avg | " + " | ".join(Path(clip).name for clip in clips) + " |", "|---" * (len(clips) + 1) + "|"]
     for name, records in groups.items():
@@ -77,7 +79,7 @@ def clip_table(groups: dict[str, list[dict]]) -> list[str]:
 
 
 def write_csv(records: list[dict], path: Path) -> None:
-    """A row a run."""
+    """Write a CSV file with one row for each run."""
     rows = [{"preset": Path(r["cell"]["preset"]).stem, "clip": Path(r["cell"]["clip"]).name, "seed": r["cell"]["seed"],
              "steps": r["steps"], "seconds": round(r["seconds"], 1), "peak_bytes": r["peak_bytes"],
              **{k: v for k, v in r["curve"][-1].items() if k not in ("step", "seconds")}} for r in records]
@@ -89,8 +91,9 @@ def write_csv(records: list[dict], path: Path) -> None:
 
 
 def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
-    """Difference from the base in delta_avg: a small dot a clip and seed; a large one, with its standard error, the
-    mean."""
+    """Plot each preset's difference from the base in delta_avg.
+
+    A small dot is one clip and seed; the large dot is the mean, with its standard error."""
     names = [name for name in groups if name != base][::-1]
     reference = values(groups[base], MAIN)
     with matplotlib.rc_context(STYLE):
@@ -119,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")
     parser.add_argument("--out", default="out/ablation", help="folder of the results")
     add_clip_arguments(parser)
-    parser.set_defaults(num_frames=12, chain="")  # pairs as they were when docs/ablation.md was made
+    parser.set_defaults(num_frames=12, chain="")  # the settings with which docs/ablation.md was measured
     args = parser.parse_args()
     known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt")) if path != BASE}
     names = [name for name in args.presets.split(",") if name] or list(known)

@@ -1,14 +1,17 @@
-"""Quality against time and steps: python -m benchmarks.convergence configs/small.txt configs/fast.txt [--target 0.7]
+"""Accuracy over time and steps: python -m benchmarks.convergence configs/small.txt configs/fast.txt [--target 0.7]
 
-Runs each config file on every clip with every seed, once for every length of --steps (schedules are shares of a run: a
-short run is another run, not the beginning of a long one), and scores it at --looks equally spaced steps. Writes
-OUT/convergence.md and convergence.png. A second run does only what is missing.
+Trains each config file on every clip with every seed, once for each run length of --steps, and scores the model at
+--looks equally spaced steps. Schedules are fractions of a run, so a short run is not the beginning of a long one.
+Writes OUT/convergence.md and convergence.png. Only missing runs are computed.
 
-The table has delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation, over seeds,
-of the mean over clips), and for each clip the time until delta_avg reaches --target or, without it, what the first
-preset ends with on this clip: by the mean over the seeds at the looks of a run, linearly between them, at its first
-look at the earliest; the quickest of the lengths counts. All of this is of the model alone; the last table has also
-tracks that go with the flow (--follow_flow 1), and flow without a model.
+First table: delta_avg and AJ at the end of the runs (mean over clips and seeds, ± the standard deviation over seeds of
+the mean over clips), and for each clip the seconds until delta_avg reaches the target. The target is --target or, if
+that is 0, the best final delta_avg of the first preset on this clip. The time comes from the mean curve over the seeds:
+linear interpolation between the scored steps, and never earlier than the first of them.
+Second table: how many times faster than the first preset each preset reaches the target, with the fastest of its run
+lengths. Both tables are for tracks of the model alone.
+Third table: results for each clip, also with tracks that follow optical flow (--follow_flow 1), and for chained optical
+flow without a model.
 """
 
 import argparse
@@ -44,14 +47,15 @@ Runs = dict[tuple[str, int], list[dict]]  # (preset, index of its length) -> rec
 
 
 def curve(records: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, seconds and delta_avg at the looks of runs of one length, means over the runs; from step 0 excluded."""
+    """Steps, seconds and delta_avg, each `(looks,)`, at the scored steps: means over runs of one length."""
     looks = [[(point["step"], point["seconds"], point[METRIC]) for point in record["curve"]] for record in records]
     return tuple(np.mean(looks, axis=0).T)
 
 
 def time_to(target: float, records: list[dict]) -> float:
-    """Seconds until the mean over the runs reaches `target`, between two looks linearly, at the first look at the
-    earliest; NaN if it never does."""
+    """Seconds until the mean curve of the runs reaches `target`; NaN if it never does.
+
+    Linear interpolation between scored steps; never earlier than the first scored step."""
     if not records:
         return math.nan
     _, seconds, metric = curve(records)
@@ -72,13 +76,13 @@ def quickest(target: float, runs: list[list[dict]]) -> float:
 
 
 def final(records: list[dict], clip: str) -> float:
-    """delta_avg at the end of the runs on a clip, the mean over the seeds; -infinity without any."""
+    """Final delta_avg on a clip, mean over the seeds; -infinity if there is no run."""
     found = [value for (c, _), value in values(records, METRIC).items() if c == clip]
     return statistics.mean(found) if found else -math.inf
 
 
 def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
-    """Markdown: a row a preset and length."""
+    """Markdown table with one row for each preset and run length."""
     lines = ["| preset | steps | seconds | delta_avg | AJ |" + "".join(
         f" seconds to {targets[clip]:.3f}, {Path(clip).name} |" for clip in clips), "|---" * (5 + len(clips)) + "|"]
     for (preset, _), records in runs.items():
@@ -92,8 +96,8 @@ def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
 
 
 def clip_table(runs: Runs, clips: list[str]) -> list[str]:
-    """Markdown: delta_avg and AJ on every clip, of the model alone and of tracks that go with the flow, beside chained
-    flow."""
+    """Markdown table of delta_avg and AJ on every clip: the model alone, tracks that follow optical flow (--follow_flow
+    1), and chained optical flow."""
     lines = ["| delta_avg / AJ at the end | steps | " + " | ".join(Path(clip).name for clip in clips) + " |",
              "|---" * (len(clips) + 2) + "|"]
     for (preset, _), records in runs.items():
@@ -111,7 +115,7 @@ def clip_table(runs: Runs, clips: list[str]) -> list[str]:
 
 
 def ratios(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
-    """Markdown: how many times quicker than the first preset each preset reaches the clip's target."""
+    """Markdown table: how many times faster than the first preset each preset reaches the clip's target."""
     presets = list(dict.fromkeys(preset for preset, _ in runs))
     lines = [f"| times quicker to it than {presets[0]} | " + " | ".join(Path(c).name for c in clips) + " |",
              "|---" * (len(clips) + 1) + "|"]
@@ -127,7 +131,7 @@ def ratios(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]
 
 
 def plot(runs: Runs, path: Path) -> None:
-    """delta_avg against seconds and against steps, a line a preset and length, means over clips and seeds."""
+    """Plot delta_avg over seconds and over steps: a line for each preset and run length, means over clips and seeds."""
     presets = list(dict.fromkeys(preset for preset, _ in runs))
     with matplotlib.rc_context(STYLE):
         figure = Figure((9, 3.8), dpi=150, layout="constrained")

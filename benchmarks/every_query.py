@@ -1,11 +1,12 @@
-"""Tracks from every annotated position, where few points are annotated:
+"""Score tracks from every annotated position, for videos with few annotated points:
 python -m benchmarks.every_query --config configs/fast.txt --expname fast --data_dir seqs/bear
 
-The run's options, as eval.py takes them. A point is a query in every frame in which it is annotated as visible, and its
-track is scored in all other annotated frames, before and after. That asks for many times the tracks of TAP-Vid's mode
-`first`, and most of them are shorter. Chained flow, the model alone, and its tracks with the flow; Markdown. The
-second table has delta_avg by how far the scored frame is from the query's: what people place by hand is not the same
-point to a pixel from one frame to the next, and no tracker gets beyond that.
+Takes the options of eval.py. A point is a query in every frame in which it is annotated as visible. Its track is
+scored in all other annotated frames, before and after the query. This gives many more tracks than TAP-Vid's query mode
+`first`, and most of them are shorter. Prints Markdown tables for the model alone, for the model's tracks that follow
+optical flow (--follow_flow 1), and for chained optical flow. The second table has delta_avg by the distance in frames
+between the query and the scored frame. Hand annotations differ by a few pixels from frame to frame, which limits the
+score that a tracker can reach.
 """
 
 from argparse import Namespace
@@ -23,18 +24,20 @@ from loaders.track_files import Annotations
 
 KEYS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy", "pts_within_4", "pts_within_8",
         "pts_within_16")
-NEAR = 5  # frames
+NEAR = 5  # frames, upper end of the first range of distances
 
 
 def every_query(truth: Annotations) -> tuple[np.ndarray, np.ndarray]:
-    """Queries (t, y, x) `(M, 3)` float32 and the rows `(M,)` of the annotations that they are of."""
+    """Queries (t, y, x) `(M, 3)` float32, and the annotation row `(M,)` of each."""
     rows, frames = np.nonzero(~truth.occluded if truth.evaluated is None else ~truth.occluded & truth.evaluated)
     return np.column_stack([frames, truth.points[rows, frames, ::-1]]).astype(np.float32), rows
 
 
 def far_apart(truth: Annotations, queries: np.ndarray, rows: np.ndarray) -> dict[str, Annotations]:
-    """The truth with a row a query, of frames 1 to NEAR, NEAR + 1 to 2 NEAR, 2 NEAR + 1 to 4 NEAR ... frames from it;
-    ranges without any are left out."""
+    """Ground truth with one row for each query, for ranges of the distance in frames to the query.
+
+    The ranges are 1 to NEAR, NEAR + 1 to 2 NEAR, 2 NEAR + 1 to 4 NEAR, and so on; each key names a range. Ranges
+    without a visible position are left out."""
     T = truth.points.shape[1]
     away = np.abs(np.arange(T) - queries[:, :1])  # (M, T)
     used = np.ones((len(rows), T), bool) if truth.evaluated is None else truth.evaluated[rows]

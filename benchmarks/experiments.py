@@ -1,12 +1,12 @@
-"""Short runs of presets on small clips, one process each: what the ablation and the convergence curves are made of.
+"""Short runs of presets on small clips, one process each. Used by benchmarks.ablation and benchmarks.convergence.
 
 Notation
-    clip     a sequence folder with correspondences and annotations.npz; its name is the folder's
-    preset   a config file over a base config file: what it does not say, the base says
-    cell     one run: a preset on a clip with a seed, for a number of steps or of seconds
-    curve    of a cell: seconds of training so far and metrics at a few equally spaced steps, the last at the end
-Results are files, OUT/cells/NAME.json: a second run does only what is missing. `train_and_score` is for benchmarks
-whose runs are full runs of train.py and eval.py, scored once at their end.
+    clip     a sequence folder with correspondences and annotations.npz; the folder's name is its name
+    preset   a config file; options that it does not set are taken from a base config file
+    cell     one run: a preset on a clip with a seed, for a number of steps or seconds
+    curve    training seconds and metrics of a cell at a few equally spaced steps; the last is the end of the run
+Each result is a file, OUT/cells/NAME.json; only missing cells are computed. `train_and_score` is for benchmarks that
+run train.py and eval.py in full and score once at the end.
 """
 
 import argparse
@@ -42,21 +42,21 @@ from training.run_metadata import versions
 from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-WARM_UP, PROBE = 3, 8  # steps that are not timed, and that are, to find how many fit into a time
-FOLLOWED = "followed_"
-POINTS = 128  # ground-truth points of a rendered clip
+WARM_UP, PROBE = 3, 8  # untimed and timed steps for estimating how many steps fit into a given time
+FOLLOWED = "followed_"  # prefix of metrics of tracks that follow optical flow (--follow_flow 1)
+POINTS = 128  # number of ground-truth points of a rendered clip
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`preset` and `base` are config files, `clip` a folder. One of `steps` and `seconds` is 0."""
+    """One run. `preset` and `base` are config files, `clip` is a folder. One of `steps` and `seconds` is 0."""
     preset: str
     base: str
     clip: str
     seed: int
     steps: int = 0
     seconds: float = 0.0
-    looks: int = 1  # points of the curve
+    looks: int = 1  # number of points of the curve
 
     @property
     def name(self) -> str:
@@ -65,8 +65,9 @@ class Cell:
 
 
 def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, chain: str = "trusted") -> list[str]:
-    """Folders of rendered scenes (keys of RECIPES) with their correspondences (`chain` as in preprocessing); made if
-    they are missing. UserError if those that are there were made otherwise."""
+    """Folders of rendered scenes (keys of RECIPES) with correspondences; whatever is missing is made.
+
+    size: side in pixels. chain: as in preprocessing. UserError if existing correspondences have other settings."""
     out = []
     for name in names:
         root = folder / f"{name}_{size}x{num_frames}"
@@ -78,13 +79,13 @@ def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, c
 
 
 def cell_options(cell: Cell) -> Namespace:
-    """The preset's options over the base's."""
+    """Training options of the cell: the base's, overridden by the preset's."""
     argv = [f"--{name}={value}" for name, value in preset_options(cell).items()]
     return parse("train", [*argv, "--data_dir", cell.clip, "--seed", str(cell.seed), "--device", "cpu"])
 
 
 def preset_options(cell: Cell) -> dict[str, str]:
-    """What the preset's file says, over what the base's says."""
+    """Options in the base file, overridden by those in the preset file."""
     return file_options(cell.base) | file_options(cell.preset)
 
 
@@ -95,8 +96,8 @@ def file_options(path: str) -> dict[str, str]:
 
 
 def run_cell(cell: Cell) -> dict:
-    """Train and score; the record that becomes the cell's file."""
-    with TemporaryDirectory() as folder:  # not where a user's runs are
+    """Train and score a cell; returns the content of its result file."""
+    with TemporaryDirectory() as folder:  # a temporary folder, apart from the user's runs
         return _run_cell(cell, cell_options(cell), folder)
 
 
@@ -119,7 +120,7 @@ def _run_cell(cell: Cell, options: Namespace, folder: str) -> dict:
 
 
 def steps_within(options: Namespace, seconds: float) -> int:
-    """How many steps fit into `seconds`, by the median of a few; at least one."""
+    """Number of training steps that fit into `seconds`, from the median time of PROBE steps; at least 1."""
     trainer, times = Trainer(options), []
     for _ in range(WARM_UP + PROBE):
         start = time.perf_counter()
@@ -129,8 +130,9 @@ def steps_within(options: Namespace, seconds: float) -> int:
 
 
 def metrics_now(trainer: Trainer) -> dict[str, float]:
-    """Metrics of the model as it is, query mode first; with FOLLOWED before their names, of the same with the flow
-    that its tracks can go with (--follow_flow)."""
+    """Metrics of the model at the current step, in the query mode `first`.
+
+    Keys with the prefix FOLLOWED are for tracks that follow optical flow (--follow_flow 1)."""
     options, sequence = trainer.options, trainer.sequence
     truth, queries, rows = ground_truth(sequence)
     out = {}
@@ -142,13 +144,13 @@ def metrics_now(trainer: Trainer) -> dict[str, float]:
 
 
 def ground_truth(sequence: VideoSequence) -> tuple[Annotations, np.ndarray, np.ndarray]:
-    """A clip's annotations at its size, its queries in the mode first, and the rows of the annotations they are of."""
+    """A clip's annotations at its frame size, its queries `(M, 3)` in mode `first`, and their annotation rows."""
     truth = load_annotations(sequence.root / "annotations.npz", len(sequence)).resized(sequence.size)
     return truth, *sample_queries(truth, "first")
 
 
 def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]:
-    """The records of all cells, computing what is missing, one process each; and the names of those that failed."""
+    """Compute missing cells, one process each; returns the records of all cells and the names of those that failed."""
     records, failed = [], []
     bar = tqdm(cells, "cells", dynamic_ncols=True)
     for cell in bar:
@@ -170,19 +172,19 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
 
 
 def _same(record: dict, cell: Cell) -> bool:
-    """Whether a record is of this cell with what its preset and its clip's correspondences say now."""
+    """Whether a record matches the cell, its preset's current options and its clip's current correspondences."""
     found = correspondences(cell)
     return (record["cell"] == asdict(cell) and record.get("options") == preset_options(cell)
             and record.get("correspondences", found) == found)
 
 
 def correspondences(cell: Cell) -> dict:
-    """How the correspondences of the cell's clip were made."""
+    """Preprocessing settings of the correspondences of the cell's clip."""
     return open_correspondences(open_sequence(cell.clip)).meta.get("method", {})
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that ablation and convergence share."""
+    """Add the options that ablation and convergence share."""
     parser.add_argument("--scenes", default="easy,occlusion,fast", help=f"rendered clips: {', '.join(RECIPES)}")
     parser.add_argument("--clips", nargs="*", default=[], help="more sequence folders, with annotations.npz")
     parser.add_argument("--size", type=int, default=128, help="side of the rendered clips")
@@ -199,10 +201,11 @@ def clips_of(args: argparse.Namespace) -> list[str]:
 
 
 def train_and_score(arguments: list[str], annotations: str = "") -> dict:
-    """Run train.py and eval.py with `arguments`; the metrics (none without annotations), the entry of diagnosis.json
-    for the last step ("diagnosis") and the training time ("seconds").
+    """Run train.py and eval.py with `arguments`.
 
-    They are kept in the run's folder: a finished run is not repeated, an interrupted one is resumed."""
+    Returns the metrics (if annotations are given), the entry of diagnosis.json for the last step ("diagnosis") and the
+    training time ("seconds"). They are saved in the run's folder: a finished run is not repeated, and an interrupted
+    run is resumed."""
     folder = run_dir(parse("train", arguments))
     result = folder / "result.json"
     if not result.is_file():
@@ -220,7 +223,7 @@ def train_and_score(arguments: list[str], annotations: str = "") -> dict:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation, of one value the value."""
+    """Mean ± standard deviation as text; only the value if there is one, "-" if there is none."""
     if not values:
         return "-"
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

@@ -1,15 +1,16 @@
-"""Which flow makes better correspondences? python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
+"""Compare optical-flow methods: python -m benchmarks.flow_sources --video V --annotations A --work_dir DIR
 
-Preprocesses the video with each source of SOURCES, unfiltered chains (resumed where it was stopped; Ctrl-C stops),
-and prints, in Markdown:
-    time, time of all cores together, peak memory, disk of the finished store
-    the share of pixels with a valid correspondence, by interval
-    for annotated joints of pairs of frames, both directions, by interval: the share that lands within 4 px at 256x256
-        still    the joint's place in the other frame
-        direct   flow between the two frames themselves, whether believed or not
-        chained  adjacent flows added up, whether believed or not
-        stored   what the store has of them, and the share of joints that it covers in its pairs of frames
-With --picture, a picture of pairs of frames: what each store believes of them, beside adjacent flows added up.
+Preprocesses the video with each flow method of SOURCES, with unfiltered chains. Ctrl-C stops preprocessing; the same
+command resumes it. Prints Markdown tables:
+    wall time, CPU time of all cores, peak memory, disk space of the correspondences
+    share of pixels with a valid correspondence, by interval (distance of the two frames)
+    share of annotated points that are within 4 px (at 256x256) of the annotation in the other frame, by interval, over
+    all ordered pairs of frames:
+        still    the point stays at its position
+        direct   flow computed between the two frames, without a validity check
+        chained  sum of the flows between adjacent frames, without a validity check
+        stored   stored correspondence, and the share of points in stored pairs that have one
+--picture draws the direct, chained and stored flow of each method for a few pairs of frames.
 """
 
 import argparse
@@ -37,19 +38,19 @@ from loaders.track_files import Annotations, load_annotations
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
 SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}
-BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))
+BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames
 NEAR = 4.0  # pixels at 256x256
 
 
 def preprocess(folder: Path, arguments: list[str]) -> dict:
-    """Run `python -m preprocessing` to its end; the cost of all runs it took: seconds, CPU seconds, peak bytes."""
+    """Run `python -m preprocessing` to its end; returns seconds, CPU seconds and peak bytes, over all resumed runs."""
     path = folder / "cost.json"
     cost = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "cpu": 0.0, "bytes": 0}
     if (folder / "correspondences" / "meta.json").is_file():
         return cost
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     child = subprocess.Popen([sys.executable, "-m", "preprocessing", "--data_dir", str(folder), "--resume", *arguments])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child stops by itself, what it cost is written
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the child saves and exits, and its cost is written
     code = child.wait()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,14 +64,14 @@ def preprocess(folder: Path, arguments: list[str]) -> dict:
 
 
 def first_frames(annotations: Annotations, num_frames: int) -> Annotations:
-    """The annotations of the first frames."""
+    """The annotations of the first `num_frames` frames."""
     kept = {name: array[:, :num_frames] for name in ("points", "occluded", "evaluated")
             if (array := getattr(annotations, name)) is not None}
     return replace(annotations, **kept, query_points=None)
 
 
 def frame_pairs(annotations: Annotations) -> list[tuple[int, int, np.ndarray]]:
-    """Ordered pairs of frames and the joints `(n,)` that are annotated as visible in both."""
+    """Ordered pairs of frames (i, j), and the indices `(n,)` of the points that are annotated as visible in both."""
     seen = ~annotations.occluded
     if annotations.evaluated is not None:
         seen &= annotations.evaluated
@@ -79,7 +80,7 @@ def frame_pairs(annotations: Annotations) -> list[tuple[int, int, np.ndarray]]:
 
 
 def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict[int, np.ndarray]:
-    """All joints `(N, 2)` of frame i in every other frame, along adjacent flows."""
+    """Positions `(N, 2)` of all points of frame i in every other frame, by chaining the flows of adjacent frames."""
     out, T = {}, store.num_frames
     for step, frames in ((1, range(i, T - 1)), (-1, range(i, 0, -1))):
         points = annotations.points[:, i].copy()
@@ -90,7 +91,7 @@ def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict
 
 
 def stored_ends(store: CorrespondenceStore, i: int, j: int, p: np.ndarray) -> np.ndarray:
-    """Where a stored pair takes points `(n, 2)` of frame i, `(n, 2)`; NaN where it has nothing."""
+    """Stored correspondences `(n, 2)` in frame j of points p `(n, 2)` of frame i; NaN where none is stored."""
     pair = store.dense(i, j)
     x, y = np.rint(p).astype(int).T.clip(0, np.array(store.size[::-1])[:, None] - 1)
     valid = (pair.cycle | pair.occlusion)[y, x]
@@ -105,8 +106,9 @@ def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> Fl
 
 def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: CorrespondenceStore,
            annotations: Annotations) -> np.ndarray:
-    """Rows (interval, still, direct, chained, stored), one a joint and pair; errors in pixels at 256x256. NaN: not
-    stored; infinity: the store does not have this pair of frames."""
+    """Rows (interval, still, direct, chained, stored), one a point and pair of frames; errors in pixels at 256x256.
+
+    `stored` is NaN where the point has no correspondence, and infinite where the pair of frames is not stored."""
     model = flow_model(name, weights_dir, sequence.size)
     pairs = frame_pairs(annotations)
     frames = sorted({i for i, _, _ in pairs})
@@ -125,7 +127,7 @@ def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: 
 
 
 def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) -> list[str]:
-    """The lines of a source in the three tables."""
+    """Markdown rows of a flow method: its row of the first table, then its rows of the second."""
     interval = np.abs(store.pairs[:, 0] - store.pairs[:, 1])
     share = store.counts[store.pairs[:, 0], store.pairs[:, 1]] / np.prod(store.size)
     share = np.where((interval > 1) & (store.meta["method"].get("keep") == "half"), 2 * share, share)
@@ -147,9 +149,10 @@ def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) 
 
 
 def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> None:
-    """A row a pair of frames of frame 0 (the nearest, one between, the farthest); columns: the two frames, and of each
-    source direct flow, adjacent flows added up, and what the store has: gray where it has nothing, darker where the
-    point is occluded."""
+    """Draw three stored pairs of frame 0 (the nearest, a middle and the farthest frame), one in each row.
+
+    Columns: the two frames; then, for each flow method, the direct, the chained and the stored flow. In the stored
+    flow, pixels without a correspondence are gray and occluded pixels are darker."""
     sequence = open_sequence(next(iter(folders.values())), None)
     targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
     targets = [targets[0], targets[len(targets) // 2], targets[-1]]
@@ -179,7 +182,7 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
 
 
 def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
-    """Adjacent flows added up from every pixel of frame i to frame j, `(H, W, 2)`."""
+    """Flow `(H, W, 2)` from every pixel of frame i to frame j, the sum of adjacent flows along its path."""
     H, W = store.size
     y, x = np.mgrid[:H, :W]
     start = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)

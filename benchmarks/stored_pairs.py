@@ -1,8 +1,8 @@
-"""How much of what a store believes is wrong? python -m benchmarks.stored_pairs seqs/a [seqs/b ...]
+"""Coverage and error rate of stored correspondences: python -m benchmarks.stored_pairs seqs/a [seqs/b ...]
 
-For each sequence folder with correspondences and annotations.npz, by interval, over points annotated as visible
-in both frames of a stored pair: the share that the store has, and the share of these that ends more than 4 px (at
-256x256) from the annotation. Markdown.
+Prints a Markdown table with one row for each sequence folder, which needs correspondences and annotations.npz. Over
+points annotated as visible in both frames of a stored pair, by interval (distance of the two frames), the cells have
+the share with a stored correspondence, and the share of these that is more than 4 px (at 256x256) from the annotation.
 """
 
 import argparse
@@ -16,12 +16,13 @@ from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import load_annotations
 
-BINS = ((2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 1000))
+BINS = ((2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 1000))  # ranges of intervals, frames
 
 
 def errors(root: str) -> np.ndarray:
-    """Rows (interval, error in pixels at 256x256), one a point and stored pair of frames that are not adjacent; NaN:
-    not stored."""
+    """Rows (interval, error in pixels at 256x256), one for each point and stored pair of non-adjacent frames.
+
+    The error is NaN where the point has no stored correspondence."""
     sequence = open_sequence(root, None)
     store = open_correspondences(sequence)
     annotations = load_annotations(Path(root) / "annotations.npz", len(sequence)).resized(sequence.size)

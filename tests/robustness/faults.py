@@ -1,4 +1,4 @@
-"""Fault-injection tests: `make faults`, or python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M].
+"""Fault-injection tests (make faults): python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M]
 
 1. Kills: SIGKILL at random times during preprocessing, training, checkpoint writing, evaluation and a benchmark. The
    same command is run again, and possibly killed again, until it finishes. Its result must equal the result of an
@@ -37,7 +37,7 @@ from tests.robustness.fault_runs import STAGES, Stage
 from tests.robustness.fuzz_kinds import KINDS
 
 log = logging.getLogger("faults")
-SHARES = {"preprocessing": 30, "training": 25, "checkpoint writing": 22, "evaluation": 20, "benchmark": 3}  # kills, percent
+SHARES = {"preprocessing": 30, "training": 25, "checkpoint writing": 22, "evaluation": 20, "benchmark": 3}  # percent
 ROOMS = (0.02, 0.2, 0.5, 0.8, 0.95)  # disk sizes, as fractions of the bytes that a stage writes
 FILES = {  # file to damage -> the stage, or the options of eval.py, that read it
     "clip.mp4": "preprocessing", "seq/color/00003.png": "training", "seq/correspondences/meta.json": "training",
