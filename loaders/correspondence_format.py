@@ -1,14 +1,16 @@
-"""The bytes of the correspondence store (docs/method.md).
+"""Binary format of the correspondence store (docs/method.md).
 
 Notation
     T, H, W  frames, height, width
-    n        stored pixels of an ordered pair (i, j): all of frame i if |i - j| = 1, else those with a flag
-    flags    cycle: consistent forward and backward; occlusion: consistent only in the second cycle, hidden in frame j
-    q        flow in 1/16 px as int16: round-off at most 1/32 px at any displacement up to 2047 px
+    n        stored pixels of an ordered pair (i, j): all pixels of frame i if |i - j| = 1, else those with a flag
+    flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j
+    q        flow in 1/16 px as int16; the rounding error is at most 1/32 px for displacements up to 2047 px
+    valid    number of pixels with a flag
 
-A block is one ordered pair: cycle bit plane | occlusion bit plane | q (n, 2), each padded to ALIGN bytes.
-A row file `00012.row` is one source frame: int64 header [number of pairs, then (j, n, valid) a pair] | blocks in the
-order of j | count map (H, W) uint16. Offsets follow from the header, so there is no index that could go stale.
+A block holds one ordered pair: cycle bit plane | occlusion bit plane | q (n, 2), each padded to ALIGN bytes.
+A row file, such as `00012.row`, holds one source frame: int64 header [number of pairs, then (j, n, valid) per pair],
+padded to ALIGN bytes | blocks in the order of j | count map (H, W) uint16. The offsets of the blocks are computed from
+the header; there is no separate index.
 """
 
 from dataclasses import dataclass
@@ -18,21 +20,21 @@ import numpy as np
 
 from common.errors import UserError
 
-ALIGN = 64
-STEPS = 16            # a pixel of flow in steps of the int16
-MAX_FLOW = 32767 / STEPS
+ALIGN = 64            # bytes
+STEPS = 16            # int16 steps per pixel of flow
+MAX_FLOW = 32767 / STEPS  # pixels
 
 
 @dataclass
 class StoredPair:
-    """The stored correspondences of an ordered pair, in ascending order of their pixels."""
+    """The stored correspondences of an ordered pair, sorted by pixel index."""
     pixels: np.ndarray     # (n,) int64 flat indices y * W + x
-    flow_q: np.ndarray     # (n, 2) int16, pixels * 16, memory-mapped
+    flow_q: np.ndarray     # (n, 2) int16 in 1/16 px, memory-mapped
     cycle: np.ndarray      # (n,) bool
     occlusion: np.ndarray  # (n,) bool
 
     def flow(self, rows: np.ndarray) -> np.ndarray:
-        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
         return self.flow_q[rows].astype(np.float32) / STEPS
 
     @property
@@ -41,25 +43,26 @@ class StoredPair:
         return len(self.pixels)
 
     def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `PairIndex.find`."""
+        """Same as `PairIndex.find`."""
         rows = np.searchsorted(self.pixels, pixels).clip(max=max(self.count - 1, 0))
         return rows, self.pixels[rows] == pixels if self.count else np.zeros(len(pixels), bool)
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
-        """As `PairIndex.cycle_at`."""
+        """Same as `PairIndex.cycle_at`."""
         return self.cycle[self.find(pixels)[0]]
 
 
 class PairIndex:
-    """A pair's correspondences looked up pixel by pixel, without decoding the others; what StoredPair offers for
-    that. ValueError as from `decode`."""
+    """Lookup of single pixels of an ordered pair without decoding the whole block.
+
+    It has the methods `find`, `cycle_at` and `flow` of StoredPair. ValueError as in `decode`."""
 
     def __init__(self, buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]):
         plane = plane_bytes(size)
         self._cycle, occlusion = buffer[offset: offset + 2 * plane].reshape(2, plane)
         self._flags = self._cycle | occlusion
         in_byte = np.bitwise_count(self._flags)
-        self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # flags in the bytes before each
+        self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # number of flags in all bytes before each byte
         self.count, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == size[0] * size[1]
         if self.valid != stored and not self._all:
             raise ValueError(f"{self.valid} flags for {stored} stored pixels")
@@ -67,7 +70,7 @@ class PairIndex:
         self._flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
 
     def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows `(M,)` of pixels `(M,)`, and which of them are stored `(M,)` bool; the row of another means nothing."""
+        """Rows `(M,)` of pixels `(M,)`, and whether each is stored `(M,)` bool. Other rows are undefined."""
         if self._all:
             return pixels, np.ones(len(pixels), bool)
         byte, bit = pixels >> 3, (7 - (pixels & 7)).astype(np.uint8)  # the first pixel of a byte is its highest bit
@@ -75,11 +78,11 @@ class PairIndex:
         return self._before[byte] + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
-        """The flag of stored pixels `(M,)` bool."""
+        """Cycle flags `(M,)` bool of stored pixels `(M,)`."""
         return (self._cycle[pixels >> 3] >> (7 - (pixels & 7)).astype(np.uint8) & 1).astype(bool)
 
     def flow(self, rows: np.ndarray) -> np.ndarray:
-        """Displacements of the given rows `(k, 2)` float32, pixels."""
+        """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
         return self._flow_q[rows].astype(np.float32) / STEPS
 
 
@@ -93,8 +96,9 @@ class DensePair:
 
 
 def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) -> StoredPair:
-    """The block of `stored` pixels that begins at `offset` of a uint8 buffer; its flow stays in the buffer. ValueError
-    if its flags are not those of so many pixels."""
+    """Decode the block with `stored` pixels at `offset` of a uint8 buffer; the flow is a view of the buffer.
+
+    ValueError if the number of flags does not match `stored`."""
     cycle, occlusion = flags(buffer, offset, size)
     start = offset + 2 * plane_bytes(size)
     flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
@@ -115,7 +119,7 @@ def flags(buffer: np.ndarray, offset: int, size: tuple[int, int]) -> tuple[np.nd
 
 
 def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
-    """A stored pair as images of `size` (H, W)."""
+    """Convert a stored pair to images of `size` (H, W)."""
     H, W = size
     flow, images = np.zeros((H * W, 2), np.float32), np.zeros((3, H * W), bool)
     flow[pair.pixels] = pair.flow(slice(None))
@@ -124,12 +128,12 @@ def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
 
 
 def block_bytes(stored: int, size: tuple[int, int]) -> int:
-    """Length of a block with `stored` pixels."""
+    """Length in bytes of a block with `stored` pixels."""
     return 2 * plane_bytes(size) + padded(4 * stored)
 
 
 def plane_bytes(size: tuple[int, int]) -> int:
-    """Length of a padded bit plane."""
+    """Length in bytes of a padded bit plane."""
     return padded(-(-size[0] * size[1] // 8))
 
 
@@ -139,7 +143,7 @@ def padded(length: int) -> int:
 
 
 class Row:
-    """A memory-mapped row file. UserError if it is missing or its length is not what its header says."""
+    """A memory-mapped row file. UserError if it is missing, or its header is invalid or does not match its length."""
 
     def __init__(self, path: Path, size: tuple[int, int]):
         if not path.is_file():
@@ -148,7 +152,8 @@ class Row:
         if path.stat().st_size < ALIGN:
             raise UserError(self.damaged)
         self.size = size
-        # Private: writable for PyTorch, never written. An array is quicker to index than a memmap.
+        # Mode c (copy-on-write): PyTorch expects writable arrays, but nothing is written. Indexing a plain array is
+        # faster than indexing a memmap.
         self.data = np.memmap(path, np.uint8, mode="c").view(np.ndarray)
         pairs = int(self.data[:8].view(np.int64)[0])
         if not 0 <= pairs <= (len(self.data) - 8) // 24:
@@ -165,8 +170,7 @@ class Row:
         self.place = {int(j): k for k, j in enumerate(self.targets)}
 
     def pair(self, j: int) -> StoredPair:
-        """Correspondences to frame j; KeyError if there are none in the file, UserError if they are not what the header
-        says."""
+        """Correspondences to frame j. KeyError if the file has none, UserError if they do not match the header."""
         k = self.place[j]
         try:
             out = decode(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
@@ -177,7 +181,7 @@ class Row:
         return out
 
     def index(self, j: int) -> PairIndex:
-        """The same, looked up pixel by pixel."""
+        """Correspondences to frame j for lookup of single pixels. Errors as in `pair`."""
         k = self.place[j]
         try:
             out = PairIndex(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
@@ -188,6 +192,6 @@ class Row:
         return out
 
     def count_map(self) -> np.ndarray:
-        """Number of flagged correspondences of each pixel over all target frames `(H, W)` uint16."""
+        """Number of valid correspondences of each pixel over all target frames `(H, W)` uint16."""
         H, W = self.size
         return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)

@@ -2,10 +2,11 @@
 
 Notation
     T, H, W  frames, height, width
-    (i, j)   ordered pair of frames; its correspondences start at the pixels of frame i and end in frame j
-    valid    cycle-consistent, or occluded in j with a reliable position
+    P        ordered pairs of frames in the store
+    (i, j)   ordered pair of frames; its correspondences map pixels of frame i to points in frame j
+    valid    cycle-consistent, or occluded in frame j with a reliable position
 
-`seq/correspondences/meta.json` is written last: a store without it is unfinished.
+`seq/correspondences/meta.json` is written last; a store without it is incomplete.
 """
 
 from pathlib import Path
@@ -18,13 +19,13 @@ from loaders.correspondence_format import DensePair, PairIndex, Row, StoredPair,
 from loaders.sequence import VideoSequence
 
 FOLDER = "correspondences"
-FORMAT = 1
+FORMAT = 1  # version of the file format
 AGAIN = "delete its folder and run `python -m preprocessing` again"
-MAX_FB = 1.0  # pixels; a larger forward-backward error breaks a chain of flow between adjacent frames
+MAX_FB = 1.0  # pixels; chains of adjacent flow end where the forward-backward error is larger
 
 
 class CorrespondenceStore:
-    """Memory-mapped correspondences of the first `num_frames` frames; safe to read from several threads."""
+    """Memory-mapped correspondences of the first `num_frames` frames; several threads may read it."""
 
     def __init__(self, root: Path, meta: dict, num_frames: int):
         self.root, self.meta, self.num_frames = root, meta, num_frames
@@ -42,11 +43,11 @@ class CorrespondenceStore:
         return self._rows[i].pair(j)
 
     def index(self, i: int, j: int) -> PairIndex:
-        """The same, looked up pixel by pixel."""
+        """Correspondences from frame i to frame j for lookup of single pixels. KeyError as in `stored`."""
         return self._rows[i].index(j)
 
     def dense(self, i: int, j: int) -> DensePair:
-        """The same as images."""
+        """Correspondences from frame i to frame j as images. KeyError as in `stored`."""
         return as_images(self.stored(i, j), self.size)
 
     def count_map(self, i: int) -> np.ndarray:
@@ -55,10 +56,10 @@ class CorrespondenceStore:
 
 
 def open_correspondences(sequence: VideoSequence):
-    """The sequence's CorrespondenceStore, else its PublishedFolder (OmniMotion's layout; same interface).
+    """The sequence's CorrespondenceStore, or else its correspondences in OmniMotion's layout (same interface).
 
-    UserError if there is neither, if the store is unfinished, or if it was made for other frames."""
-    from loaders.omnimotion_layout import PublishedFolder, is_published  # it needs this module's dataclasses
+    UserError if there is neither, if the store is incomplete, or if it was made for other frames."""
+    from loaders.omnimotion_layout import PublishedFolder, is_published  # imported here: only this layout needs it
 
     root = sequence.root / FOLDER
     if (root / "meta.json").is_file():
@@ -73,8 +74,9 @@ def open_correspondences(sequence: VideoSequence):
 
 
 def check_adjacent_flow(store) -> None:
-    """UserError unless the store has the flow of every pixel between adjacent frames (stores made from point tracks do
-    not have it)."""
+    """UserError unless adjacent frames have flow at every pixel (checked for frames 0 and 1).
+
+    Stores made from point tracks do not have it."""
     H, W = store.size
     if not (store.pairs == (0, 1)).all(axis=1).any() or store.index(0, 1).count != H * W:
         raise UserError(f"the correspondences in {store.root} have no flow of every pixel between adjacent frames, as "
@@ -82,7 +84,7 @@ def check_adjacent_flow(store) -> None:
 
 
 def read_meta(path: Path) -> dict:
-    """A store's meta.json. UserError if it is damaged or of another format."""
+    """Read the meta.json of a store. UserError if it is damaged or has another format version."""
     meta = read_json(path, AGAIN)
     if meta.get("format") != FORMAT:
         raise UserError(f"{path} is of another format than {FORMAT}: delete its folder and run preprocessing again")
@@ -95,7 +97,7 @@ def read_meta(path: Path) -> dict:
 
 
 def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
-    """UserError unless the sequence's frames are the store's, or its first ones."""
+    """UserError unless the frames of the sequence are the first frames of the store, or all of them."""
     T, again = len(sequence), "delete that folder and run `python -m preprocessing` again"
     if tuple(meta["size"]) != sequence.size:
         raise UserError(f"{path} was made for frames of {meta['size'][1]}x{meta['size'][0]}, "
@@ -109,5 +111,5 @@ def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
 
 
 def row_path(root: Path, i: int) -> Path:
-    """File of source frame i."""
+    """Path of the row file of source frame i."""
     return root / f"{i:05d}.row"

@@ -1,7 +1,8 @@
 """Correspondences in OmniMotion's folder layout, with the interface of loaders/correspondences.py.
 
-raft_exhaustive/A_B.npy  (H, W, 2) float flow from frame A to frame B, pixels; A and B are file names of color/
-raft_masks/A_B.png       channel 0: cycle-consistent, channel 1: occluded but reliable
+A and B are file names in color/.
+raft_exhaustive/A_B.npy  (H, W, 2) float flow from frame A to frame B, pixels
+raft_masks/A_B.png       channel 0: cycle-consistent; channel 1: occluded in B with a reliable position
 count_maps/A.png         (H, W) uint16 number of valid correspondences of each pixel
 flow_stats.json          {A: {B: number of valid correspondences}}
 """
@@ -28,7 +29,8 @@ def is_published(root: Path) -> bool:
 class PublishedFolder:
     """Correspondences of a sequence folder in OmniMotion's layout; the interface of CorrespondenceStore.
 
-    UserError if flow_stats.json does not fit the frames, or, when a pair is read, if a file is missing or misshapen."""
+    UserError if flow_stats.json does not match the frames. When a pair is read, UserError if a file is missing, damaged
+    or has the wrong shape."""
 
     def __init__(self, sequence: VideoSequence):
         self.root, self.size, self.num_frames = sequence.root, sequence.size, len(sequence)
@@ -49,8 +51,9 @@ class PublishedFolder:
         self.pairs = np.array(known, np.int64)  # (P, 2)
 
     def stored(self, i: int, j: int) -> StoredPair:
-        """Correspondences from frame i to frame j: all pixels of adjacent frames, else the valid ones. Flow that is not
-        finite loses its flags."""
+        """Correspondences from frame i to frame j: all pixels if the frames are adjacent, else the valid pixels.
+
+        Pixels whose flow is not finite are not valid."""
         name = f"{self.names[i]}_{self.names[j]}"
         masks = read_image(self.root / "raft_masks" / f"{name}.png") > 0  # (H, W, 3)
         flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", AGAIN)
@@ -66,11 +69,11 @@ class PublishedFolder:
         return StoredPair(pixels, np.rint(flow * STEPS).astype(np.int16), cycle[pixels], occlusion[pixels])
 
     def index(self, i: int, j: int) -> StoredPair:
-        """The same: nothing can be looked up without reading it all."""
+        """Same as `stored`: this layout has no lookup of single pixels."""
         return self.stored(i, j)
 
     def dense(self, i: int, j: int) -> DensePair:
-        """The same as images."""
+        """Correspondences from frame i to frame j as images."""
         return as_images(self.stored(i, j), self.size)
 
     def count_map(self, i: int) -> np.ndarray:
