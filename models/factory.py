@@ -31,9 +31,9 @@ def check_model_options(options: Namespace) -> None:
         if options.init_layers:
             raise UserError("--init_layers needs --deform grid: say --deform grid, or leave --init_layers out")
         return
-    allowed = {"optimizer": ("adam",), "use_affine": (1,), "mlp_backend": ("auto", "torch")}
-    wrong = [f"--{name} {getattr(options, name)}" for name, values in allowed.items()
-             if getattr(options, name) not in values]
+    allowed = {"optimizer": ("adam",), "use_affine": (True,), "mlp_backend": ("auto", "torch")}
+    wrong = [f"--no-{name}" if getattr(options, name) is False else f"--{name} {getattr(options, name)}"
+             for name, values in allowed.items() if getattr(options, name) not in values]
     if wrong:
         raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
     if options.init_layers and options.grid_layers not in (0, 2, 3):

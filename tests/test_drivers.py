@@ -65,7 +65,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
     wait_until(lambda: (tmp_path / "default_small" / "vis").is_dir(), process)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "goes on from here" in errors
+    assert process.returncode == 130 and "the same command resumes the run" in errors
     (checkpoint,) = (tmp_path / "default_small").glob("model_*.pth")
     steps = int(checkpoint.stem[6:])
     assert steps >= 12

@@ -236,7 +236,7 @@ def test_long_clips_have_slower_grids_too(num_frames, counts):
     assert moment_counts(num_frames) == counts
 
 
-@pytest.mark.parametrize("wrong", [["--optimizer", "muon"], ["--use_affine", "0"], ["--mlp_backend", "triton"]])
+@pytest.mark.parametrize("wrong", [["--optimizer", "muon"], ["--no-use_affine"], ["--mlp_backend", "triton"]])
 def test_options_of_mlps_are_refused(wrong):
     options = parse("train", ["--config", "configs/fast.txt", *wrong])
     with pytest.raises(UserError, match="--deform grid has no MLPs for " + " ".join(wrong)):

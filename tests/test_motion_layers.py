@@ -209,7 +209,7 @@ def test_a_run_starts_so_and_mlps_refuse(small_sequence, tmp_path):
     still = Trainer(plain).model.correspond(p, torch.tensor([0]), torch.tensor([T // 2]))[0]
     truth = p + torch.from_numpy(stored.flow[[30, 20], [20, 40]])
     assert (moved - truth).norm(dim=-1).mean() < (still - truth).norm(dim=-1).mean()
-    with pytest.raises(UserError, match="--init_layers 1 has no grids"):
+    with pytest.raises(UserError, match="--init_layers needs --deform grid"):
         Trainer(parse("train", arguments))
 
 

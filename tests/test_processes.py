@@ -84,7 +84,7 @@ def test_sigterm_to_torchrun_saves_once_and_stops(small_sequence, tmp_path):
     wait_until(lambda: checkpoints(folder), process)
     process.send_signal(signal.SIGTERM)
     code, said = finished(process)
-    stopped = [line for line in said if "goes on from here" in line]
+    stopped = [line for line in said if "the same command resumes the run" in line]
     assert code != 0 and len(stopped) == 1, said
     newest = checkpoints(folder)[0]
     assert f"stopped at step {read_checkpoint(newest).step} of" in stopped[0]
