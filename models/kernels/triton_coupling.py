@@ -1,9 +1,9 @@
-"""The whole stack of coupling layers as one kernel: the GPU twin of `models.invertible.FrameMaps` layer by layer.
+"""The whole stack of coupling layers as one Triton kernel. The PyTorch version is in `models.invertible.FrameMaps`.
 
 Notation
-    B, M     frames, points of each                                             x, y: (B, M, 3)
-    L        coupling layers; W their width; D their W x W matrices, one a hidden layer of the MLP
-    chain    [(W, b)] of `CouplingLayer.fuse`, D + 2 entries; entry 1 meets the latent, its bias is (B, 1, W)
+    B, M     numbers of frames, of points per frame                             x, y: (B, M, 3)
+    L        number of coupling layers; W their width; D their number of W x W matrices, one per hidden layer of the MLP
+    chain    [(weight, bias)] of `CouplingLayer.fuse`, D + 2 entries; entry 1 has a bias per frame, (B, 1, W)
     h_j, g_j hidden activations, and gradients before the activation, as in `models.kernels.triton_kernels`
 """
 
@@ -17,28 +17,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Chain = list[tuple[Tensor, Tensor]]
-SHARES = 32  # of the points; a weight's gradient is the sum over them, always in the same order
+SHARES = 32  # maximum number of shares of the points; weight gradients are summed per share, then over shares
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """What a program works on: `points` of a frame, `columns` of a W x W matrix at a time, by `warps` warps with
-    `stages` pieces of a matrix under way."""
-    points: int
-    columns: int
-    warps: int = 8
-    stages: int = 2
+    """Tile sizes of a Triton program."""
+    points: int      # points of one frame per program
+    columns: int     # columns of a W x W matrix that are loaded at a time
+    warps: int = 8   # warps per program
+    stages: int = 2  # pipeline stages: matrix pieces that are loaded in advance
 
     def launch(self) -> dict:
         """Triton's launch options."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-# Chosen at W = 256, D = 2 by what ptxas reports (python -m benchmarks.kernels): hardly a spilled register and at most
-# 99 KiB of shared memory, so that an A100 (163 KiB a block), an H100 (227) and a consumer card (99) all take them. A
-# (points, W) float32 sum is the largest thing that a program holds: 64 points are 64 of the 255 registers of its 256
-# threads. Hopper's tensor cores want 64 rows, for which the backward kernel spills 19 registers at D = 2 and many at
-# D = 3; elsewhere it has 32.
+# Chosen at W = 256, D = 2 from the output of ptxas (python -m benchmarks.kernels): almost no register spills and at
+# most 99 KiB of shared memory, which fits an A100 (163 KiB per block), an H100 (227 KiB) and a consumer card (99 KiB).
+# The largest value in a program is a (points, W) float32 sum: 64 points take 64 of the 255 registers of each of the 256
+# threads. Hopper's tensor cores need 64 rows; with 64 rows the backward kernel spills 19 registers at D = 2 and many at
+# D = 3. On other GPUs, and for D > 2, the backward kernel uses 32 rows.
 FORWARD = {"bf16": Tiles(64, 32, stages=3), "fp32": Tiles(32, 32)}
 BACKWARD = {"bf16": Tiles(32, 32), "fp32": Tiles(32, 16)}
 BACKWARD_HOPPER = {**BACKWARD, "bf16": Tiles(64, 32)}
@@ -46,19 +45,19 @@ GRADIENT = {"bf16": Tiles(64, 128, stages=3), "fp32": Tiles(32, 64, stages=3)}
 
 
 def backward_tiles(precision: str, depth: int, capability: tuple[int, int]) -> Tiles:
-    """Tiles of the backward kernel for D = `depth` on a GPU of this compute capability."""
+    """Tile sizes of the backward kernel for D = `depth` on a GPU with the given compute capability."""
     return (BACKWARD_HOPPER if capability[0] == 9 and depth <= 2 else BACKWARD)[precision]
 
 
 def coupling_stack(x: Tensor, chains: list[Chain], coordinates: tuple[int, ...], octaves: int, first_slope: float,
                    inverse: bool, precision: str = "fp32") -> Tensor:
-    """`(B, M, 3)` float32 through all coupling layers, or back through them if `inverse`; differentiable in x and in
-    every weight and bias of `chains` (one chain a layer).
+    """Apply all coupling layers to x `(B, M, 3)` float32, or their inverses in reverse order if `inverse`.
 
-    `precision`: "bf16" rounds the operands of the W x W products and adds up in float32; "fp32" leaves them as they
-    are, which is exact and, without tensor cores, many times slower. Coordinates, their code and (s, o) are float32 in
-    both; a gradient goes through the code in TF32 with "bf16". The result is once differentiable.
-    ValueError where `unsupported` has a reason."""
+    Differentiable once, with respect to x and every weight and bias of `chains` (one chain per layer).
+    `precision`: "bf16" rounds the operands of the W x W products to bfloat16 and sums in float32. "fp32" keeps float32
+    operands; it uses no tensor cores and is many times slower. Coordinates, their code and (s, o) are float32 in both;
+    with "bf16", the gradient with respect to the code is computed in TF32.
+    Raises ValueError if `unsupported` returns a reason."""
     reason = unsupported(x.device, chains[0][0][0].shape[0])
     if reason:
         raise ValueError(reason)
@@ -67,7 +66,7 @@ def coupling_stack(x: Tensor, chains: list[Chain], coordinates: tuple[int, ...],
 
 
 def unsupported(device: torch.device, width: int) -> str | None:
-    """Why the kernels cannot run layers of this width on this device, or None if they can."""
+    """Reason why the kernels cannot run layers of this width on this device, or None if they can."""
     if not _has_triton():
         return "triton is not installed: pip install triton (Linux), or --mlp_backend torch"
     if device.type != "cuda" and not interpreted():
@@ -86,7 +85,7 @@ def _has_triton() -> bool:
 
 @dataclass(frozen=True)
 class Stack:
-    """What a call has beside tensors."""
+    """Arguments of a call other than tensors; see `coupling_stack`."""
     coordinates: tuple[int, ...]
     octaves: int
     first_slope: float
@@ -95,7 +94,7 @@ class Stack:
 
     @property
     def code(self) -> int:
-        """Columns of the code with its column of ones, padded as tensor cores want it."""
+        """Columns of the code, including the column of ones, padded to a power of two >= 16 for the tensor cores."""
         return max(16, 1 << (2 + 4 * self.octaves).bit_length())
 
     @property
@@ -103,27 +102,29 @@ class Stack:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def constants(self, width: int, depth: int, tiles: Tiles) -> dict:
-        """Compile-time constants of the kernels, but for COORDINATE and INVERSE."""
+        """Compile-time constants of the kernels, except COORDINATE and INVERSE."""
         return {"D": depth, "OCTAVES": self.octaves, "CODE": self.code, "W": width, "BM": tiles.points,
                 "BN": min(tiles.columns, width), "PRODUCT": product(self.precision)}
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the CPU: TRITON_INTERPRET=1."""
+    """Whether Triton's interpreter runs the kernels on the CPU (environment variable TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
 def product(precision: str) -> str:
-    """The kernels' PRODUCT: Triton's name of an input precision. With bf16 it is that of the gradient's way through
-    the code; the interpreter has float32 only (operands are rounded to bf16 all the same)."""
+    """Constant PRODUCT of the kernels: Triton's `input_precision` for products of float32 operands.
+
+    "tf32" with bf16 (used for the gradient with respect to the code), else "ieee". The interpreter computes in float32
+    only, so it gets "ieee"; bf16 operands are rounded there too."""
     return "tf32" if precision == "bf16" and not interpreted() else "ieee"
 
 
 @dataclass
 class _Packed:
-    """Weights of all layers, as the kernels want them."""
-    first: Tensor      # (L, W, CODE), the bias in column 2 + 4 octaves
-    hidden: Tensor     # (L, D, W, W) of the operands' type
+    """Weights of all layers in the memory layout of the kernels."""
+    first: Tensor      # (L, W, CODE); column 2 + 4 octaves is the bias
+    hidden: Tensor     # (L, D, W, W), dtype of the operands
     bias: Tensor       # (L, B, D, W)
     last: Tensor       # (L, 2, W)
     last_bias: Tensor  # (L, 2)
@@ -146,7 +147,7 @@ def _pack(chains: list[Chain], B: int, stack: Stack) -> _Packed:
 
 @functools.cache
 def _kernels():
-    from models.kernels import triton_kernels  # needs triton
+    from models.kernels import triton_kernels  # requires triton
 
     return triton_kernels
 
@@ -165,8 +166,10 @@ def _forward(x: Tensor, packed: _Packed, stack: Stack) -> Tensor:
 
 
 def _layer_backward(y: Tensor, grad: Tensor, k: int, packed: _Packed, stack: Stack) -> list[Tensor]:
-    """Take `y` and `grad` back through layer k, in place; returns the gradients of its chain, weight and bias in turn.
-    The activations that the weights' gradients need live here and only until the end of this function."""
+    """Backward pass of layer k. Replaces the layer's output `y` by its input, and `grad` by the gradient of the input,
+    in place. Returns the gradients of the layer's chain: weight, bias, weight, bias, ...
+
+    The activations for the weight gradients exist only during this call."""
     (B, M, _), (D, W) = y.shape, packed.hidden.shape[1:3]
     N, capability = B * M, torch.cuda.get_device_capability(y.device) if y.is_cuda else (0, 0)
     tiles = backward_tiles(stack.precision, D, capability)
@@ -194,7 +197,8 @@ def _layer_backward(y: Tensor, grad: Tensor, k: int, packed: _Packed, stack: Sta
 
 
 class _CouplingStack(torch.autograd.Function):
-    """Keeps its result and no activation: the stack is invertible, so each layer's input follows from its output."""
+    """Stores its output and no activations: the stack is invertible, so the backward pass computes the input of each
+    layer from its output."""
 
     @staticmethod
     def forward(ctx, x, stack, *tensors):

@@ -1,15 +1,17 @@
-"""Triton kernels of the fused coupling stack; only triton_coupling.py imports this module (it needs triton).
+"""Triton kernels of the fused coupling stack. Requires triton; only triton_coupling.py imports this module.
 
 Notation
-    B, M     frames, points of each; a program has BM points of one frame, `points` are their rows among B M
-    W, D     width of the hidden layers, number of W x W matrices a layer; L coupling layers
-    e        code of the kept coordinates: identity, sines, cosines, then a column of ones; CODE columns  (BM, CODE)
-    h_0..h_D hidden activations after the first matrix and each of the D others                           (BM, W)
-    g_j      gradient before the activation of h_(j+1): it meets h_j in the gradient of hidden matrix j   (BM, W)
+    B, M     numbers of frames, of points per frame; a program has BM points of one frame, `points` are their row
+             indices among the B M rows
+    W, D     width of the hidden layers, number of W x W matrices per coupling layer; L number of coupling layers
+    e        code of the kept coordinates: identity, sines, cosines, a column of ones, padding            (BM, CODE)
+    h_0..h_D hidden activations after the first matrix and after each of the D hidden matrices            (BM, W)
+    g_j      gradient before the activation of h_(j+1); hidden matrix j has the gradient sum g_j h_j^T    (BM, W)
     s, o     log-scale and offset of the changed coordinate                                               (BM,)
-Weights of one layer: first (W, CODE), its bias in the column of ones; hidden (D, W, W); bias (B, D, W), as matrix 0
-meets the frame's latent; last (2, W) and last_bias (2,). Matrices are stored as PyTorch has them, (out, in).
-A product of W x W goes over BN columns of one operand at a time, so that no whole matrix has to be on the chip.
+Weights of one coupling layer: first (W, CODE), with its bias in the column of ones; hidden (D, W, W); bias (B, D, W),
+per frame because hidden matrix 0 also receives the frame's latent; last (2, W) and last_bias (2,). Matrices are stored
+as in PyTorch, (out, in).
+W x W products are computed with BN columns of one operand at a time, so a whole matrix never has to fit on the chip.
 """
 
 import triton
@@ -28,13 +30,13 @@ def _leaky(v, slope):
 
 @triton.jit
 def _slope_of(h, slope):
-    """Derivative of a LeakyReLU from its result."""
+    """Derivative of a LeakyReLU, from its output h: 1 or `slope`."""
     return tl.where(h.to(tl.float32) > 0, 1.0, slope)
 
 
 @triton.jit
 def _dot(a, b, total, PRODUCT: tl.constexpr):
-    """total + a b. "ieee" is for operands of any type, as Triton's interpreter knows no bf16 product."""
+    """total + a b. With "ieee", operands are converted to float32: Triton's interpreter has no bf16 product."""
     if PRODUCT == "ieee":
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRODUCT)
@@ -42,19 +44,19 @@ def _dot(a, b, total, PRODUCT: tl.constexpr):
 
 @triton.jit
 def _belongs_to_first(OCTAVES: tl.constexpr, CODE: tl.constexpr):
-    """Which columns of the code belong to the first kept coordinate."""
+    """Mask `(CODE,)` of the code columns that are computed from the first kept coordinate."""
     column = tl.arange(0, CODE)
     return (column == 0) | ((column >= 2) & (column < 2 + 2 * OCTAVES))
 
 
 @triton.jit
 def _code(a0, a1, DERIVATIVE: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr):
-    """The code e of kept coordinates, or its derivative. Angles are reduced in turns, where it is exact: a coordinate
-    times a power of two."""
+    """Code e `(BM, CODE)` of kept coordinates a0, a1 `(BM,)`, or its derivative if DERIVATIVE. Angles are computed and
+    reduced in turns (2 pi radians), which is exact: a coordinate times a power of two."""
     column = tl.arange(0, CODE)
     wave = tl.maximum(column - 2, 0)
-    quarters = (wave // OCTAVES) % 2 + DERIVATIVE  # cos v = sin(v + a quarter turn), and so is a derivative
-    half_frequency = tl.exp2((wave % OCTAVES - 1).to(tl.float32))  # turns a unit
+    quarters = (wave // OCTAVES) % 2 + DERIVATIVE  # cos v = sin(v + 1/4 turn); a derivative adds 1/4 turn
+    half_frequency = tl.exp2((wave % OCTAVES - 1).to(tl.float32))  # turns per unit
     v = tl.where(_belongs_to_first(OCTAVES, CODE)[None, :], a0[:, None], a1[:, None])
     turns = v * half_frequency[None, :]
     turns = turns - tl.floor(turns + 0.5) + 0.25 * quarters[None, :]
@@ -70,8 +72,8 @@ def _code(a0, a1, DERIVATIVE: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.cons
 def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, inside, first_slope, KEEP: tl.constexpr,
                   D: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   PRODUCT: tl.constexpr):
-    """s (not clamped) and o of one layer. KEEP writes every h_j to row `points` of h + j slot; else only what lies
-    between hidden matrices 1 and D - 1 goes there, which is nothing for D <= 2."""
+    """s (not clamped) and o of one layer, `(BM,)` each. With KEEP, every h_j is written to rows `points` of h + j slot.
+    Without KEEP, only the activations between hidden matrices 1 and D - 1 are written (none for D <= 2)."""
     operand = hidden.dtype.element_ty
     n, c, w = tl.arange(0, BN), tl.arange(0, CODE), tl.arange(0, W)
     row, mask = points[:, None] * W, inside[:, None]
@@ -120,9 +122,9 @@ def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, insi
 def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, L, B, first_slope,
                  INVERSE: tl.constexpr, D: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr,
                  BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
-    """All layers on BM points of one frame; x and y are `(B, M, 3)`, `coordinates` has two bits a
-    layer, the first layer's lowest. h is room for `(BM, W)` a
-    program if D > 2. Grid: tiles of points, frames."""
+    """Forward pass of all layers for BM points of one frame. x, y: input and output `(B, M, 3)`. `coordinates`: changed
+    coordinate of each layer, two bits per layer, layer 0 in the lowest bits. h: scratch memory, `(BM, W)` per program,
+    used if D > 2. Grid: (tiles of points, frames)."""
     frame = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = rows < M
@@ -157,8 +159,10 @@ def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, 
 @triton.jit
 def _hidden_backward(gs, go, hidden, last, h, g, sums, slot, points, inside, D: tl.constexpr, W: tl.constexpr,
                      BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
-    """From the gradients of s and o to g_0, by way of all g_j, and this program's sums over points: of the last
-    matrix's gradient (rows D, D + 1 of `sums`) and of g_j (rows 0..D-1)."""
+    """Backward pass from the gradients gs, go `(BM,)` of s and o to g_(D-1), ..., g_0, which are written to `g`.
+
+    Also writes sums over the points of this program to `sums`: rows 0..D-1 sums of g_j (bias gradients), rows D and
+    D + 1 the gradient of the last matrix."""
     operand = hidden.dtype.element_ty
     n, w = tl.arange(0, BN), tl.arange(0, W)
     row, mask = points[:, None] * W, inside[:, None]
@@ -192,10 +196,12 @@ def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, s
                           slot, first_slope, COORDINATE: tl.constexpr, INVERSE: tl.constexpr, D: tl.constexpr,
                           OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr,
                           BN: tl.constexpr, PRODUCT: tl.constexpr):
-    """One layer: y and grad `(B, M, 3)`, its output and the gradient of it, become its input and the gradient of that.
-    Leaves h_j in h `(D + 1, B M, W)` and g_j in g `(D, B M, W)` for `weight_gradient_kernel`, and a program's sums over
-    its points in sums `(programs, D + 2, W)`, first_sums `(programs, W, CODE)`, last_bias_sums `(programs, 2)`.
-    Grid: tiles of points, frames."""
+    """Backward pass of one layer, in place. y and grad `(B, M, 3)` contain the layer's output and its gradient; the
+    kernel replaces them by the layer's input and its gradient.
+
+    Writes h_j to h `(D + 1, B M, W)` and g_j to g `(D, B M, W)` for `weight_gradient_kernel`. Writes each program's
+    sums over its points to sums `(programs, D + 2, W)`, first_sums `(programs, W, CODE)` and last_bias_sums
+    `(programs, 2)`. Grid: (tiles of points, frames)."""
     frame = tl.program_id(1)
     program = frame * tl.num_programs(0) + tl.program_id(0)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -252,8 +258,9 @@ def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, s
 @triton.jit
 def weight_gradient_kernel(g, h, out, N, slot, D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
                            PRODUCT: tl.constexpr):
-    """A share of sum_p g_j(p) h_j(p)^T over the N points, for all j: out `(shares, D, W, W)`. Always in the same
-    order, so that a seed gives the same run. Grid: tiles of a matrix, matrices, shares."""
+    """Partial sums of the weight gradients sum_p g_j(p) h_j(p)^T over the N points, for all j: out `(shares, D, W, W)`,
+    one partial sum per share of the points. The order of summation is fixed, so runs with the same seed are identical.
+    Grid: (tiles of a matrix, matrices, shares)."""
     i = tl.program_id(0) // (W // BW) * BW + tl.arange(0, BW)
     k = tl.program_id(0) % (W // BW) * BW + tl.arange(0, BW)
     j, share, shares = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
