@@ -1,4 +1,4 @@
-"""Command lines: one parser class, one way to say yes and no, one way to report a user's mistake."""
+"""Command-line interface shared by all commands: argument parser, boolean options, option types, error reporting."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ NO = ("false", "no", "off", "0")
 
 
 def yes_or_no(text: str) -> bool:
-    """The meaning of true, yes, on, 1, false, no, off, 0, in any case. ValueError for another text."""
+    """Parse true, yes, on, 1 (True) or false, no, off, 0 (False), in upper or lower case. ValueError for other text."""
     word = text.strip().lower()
     if word not in YES + NO:
         raise ValueError(f"'{text}' is neither true nor false")
@@ -21,7 +21,7 @@ def yes_or_no(text: str) -> bool:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Every option on a line of its own with its current name only, and its default after its help text."""
+    """Help text: one entry per option, under its current name only (no old names), followed by its default."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -43,7 +43,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(configargparse.ArgumentParser):
-    """A parser whose errors are one line on stderr and exit code 2."""
+    """A parser that reports an error as one line on stderr and exits with code 2."""
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": HelpFormatter, "add_config_file_help": False} | settings)
@@ -53,17 +53,17 @@ class Parser(configargparse.ArgumentParser):
         sys.exit(2)
 
     def convert_item_to_command_line_arg(self, action: argparse.Action | None, key: str, value) -> list[str]:
-        """A line of a config file as arguments. A flag keeps the name that the file uses, which may be a negation."""
+        """Convert a config file entry to arguments. A flag keeps the name in the file, which may be a negation."""
         if isinstance(action, Flag):
             return [f"--{key.lstrip('-')}={value}"]
         return super().convert_item_to_command_line_arg(action, key, value)
 
 
 class Flag(argparse.Action):
-    """`--name` is yes and `--no-name` is no. In a config file: `name = true` or `name = false`.
+    """A boolean option: `--name` is True, `--no-name` is False. In a config file: `name = true` or `name = false`.
 
-    `old_names` are further names, `old_negations` are further names of the opposite. Unless `nargs` is 0, a value may
-    follow: `--name 0`."""
+    `old_names`: additional names, accepted for compatibility. `old_negations`: additional names that set it to False.
+    Unless `nargs` is 0, an explicit value may follow: `--name 0`."""
 
     def __init__(self, option_strings: list[str], dest: str, default: bool = False, help: str = "",
                  old_names: tuple[str, ...] = (), old_negations: tuple[str, ...] = (), nargs: int | str = "?"):
@@ -81,7 +81,7 @@ class Flag(argparse.Action):
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """An option's type: a whole number from `low` up."""
+    """Type of an option: an integer of at least `low`."""
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
             raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {low}")
@@ -90,7 +90,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """An option's type: a number above 0."""
+    """Type of an option: a finite number greater than 0."""
     try:
         value = float(text)
     except ValueError:
@@ -101,8 +101,9 @@ def positive(text: str) -> float:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's main function. A UserError or an error of the file system becomes one line on stderr and exit
-    code 2."""
+    """Call the main function of a command.
+
+    A UserError or an OSError of the operating system is printed as one line on stderr, and the exit code is 2."""
     try:
         main()
     except UserError as error:

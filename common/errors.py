@@ -1,4 +1,4 @@
-"""Errors that a user can correct: drivers print them as one line and exit with code 2."""
+"""Errors that the user can correct. Commands print them as one line and exit with code 2 (common.cli.run)."""
 
 import errno
 
@@ -20,11 +20,11 @@ ADVICE = {
 
 
 class UserError(Exception):
-    """What is wrong, in which file, and what to do, in one line."""
+    """An error that the user can correct. The message is one line: the file, the problem, and what to do."""
 
 
 def os_error_line(error: OSError, where: object = "") -> str:
-    """An operating system error as one line: file and reason. `where` is used if the error names no file."""
+    """Format an operating system error as one line: file and reason. `where` is used if the error has no file name."""
     path = error.filename or where
     said = ADVICE.get(error.errno) or error.strerror or " ".join(str(error).split()) or type(error).__name__
     return f"{path}: {said}" if path else said

@@ -1,10 +1,12 @@
-"""Pixel grids, the test whether a point is inside the frame, and bilinear look-up of images, flow and features.
+"""Pixel grids, test for points inside the frame, and bilinear sampling of images, flow and features.
 
 Notation
     H, W, n  height, width, points
     p, q     points (x, y) in pixels of frames a and b   (..., 2)
-    h, w, c  grid and channels of a frame's features; the grid's corners lie on the centers of the corner pixels
-Functions of tensors return 0 outside a frame, as in OmniMotion; functions of arrays return the nearest border pixel.
+    h, w, c  rows, columns and channels of a frame's feature grid; its corners lie on the centers of the corner pixels
+
+Outside the frame, functions of tensors return 0, as in OmniMotion's code; functions of arrays return the value at the
+nearest point of the border.
 """
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NUMBERS = 1 << 19  # of features that are in memory at a time: 2 MiB, which stay in a core's cache
+NUMBERS = 1 << 19  # feature values per chunk; 2 MiB of float32, which fits the cache of a CPU core
 
 
 def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -22,7 +24,7 @@ def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Ten
 
 
 def bilinear(image: Tensor, p: Tensor) -> Tensor:
-    """An image `(H, W, C)` at points `(..., 2)`, as `(..., C)` float."""
+    """Bilinear samples `(..., C)` float32 of an image `(H, W, C)` at points `(..., 2)`; 0 outside the frame."""
     H, W, C = image.shape
     grid = p.reshape(1, -1, 1, 2) * (2 / p.new_tensor([max(W - 1, 1), max(H - 1, 1)])) - 1
     out = F.grid_sample(image.permute(2, 0, 1)[None].float(), grid, align_corners=True)  # (1, C, n, 1)
@@ -30,15 +32,17 @@ def bilinear(image: Tensor, p: Tensor) -> Tensor:
 
 
 def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Flow or colors `(H, W, C)` at points `(n, 2)`, bilinear, as `(n, C)` float32. Weights have the precision of the
-    points (cv2.remap rounds them to 1/32 pixel)."""
+    """Bilinear samples `(n, C)` float32 of flow or colors `(H, W, C)` at points `(n, 2)` in pixels.
+
+    The weights have the precision of the points; cv2.remap would round them to 1/32 pixel."""
     pixels, weights = corners(points, image.shape[:2])
     return (weights[..., None] * image.reshape(-1, image.shape[2])[pixels]).sum(axis=1).astype(np.float32)
 
 
 def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices `(n, 4)` of the four pixels around each of the points `(n, 2)`, and their bilinear weights `(n, 4)`.
-    A point outside the frame is moved to the nearest position inside."""
+    """Flat indices `(n, 4)` of the four pixels around each point `(n, 2)`, and their bilinear weights `(n, 4)`.
+
+    The coordinates of points outside the frame are clamped to the centers of the border pixels."""
     H, W = size
     x = points[:, 0].clip(0, W - 1)
     y = points[:, 1].clip(0, H - 1)
@@ -51,13 +55,14 @@ def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
 
 
 def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Whether points `(..., 2)` lie in a frame of `size` (H, W), bool `(...)`. The frame ends half a pixel beyond the
-    centers of its border pixels."""
+    """Whether points `(..., 2)` lie inside a frame of `size` (H, W), bool `(...)`.
+
+    The frame ends half a pixel beyond the centers of its border pixels."""
     return ((points >= -0.5) & (points <= np.array(size[::-1]) - 0.5)).all(axis=-1)
 
 
 def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cosine similarity `(n,)` of features `(h, w, c)` of a at points p `(n, 2)` and of b at points q `(n, 2)`."""
+    """Cosine similarity `(n,)` of features `(h, w, c)` of frame a at points p `(n, 2)` and of frame b at q `(n, 2)`."""
     chunk = max(NUMBERS // features_a.shape[-1], 1)
     out = []
     for pp, qq in zip(p.split(chunk), q.split(chunk), strict=True):
@@ -68,7 +73,7 @@ def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, siz
 
 
 def _look_up(features: Tensor, p: Tensor, size: tuple[int, int]) -> Tensor:
-    """Features `(n, c)` at points `(n, 2)`, bilinear: weighted sums of table rows, faster than grid_sample."""
+    """Bilinear features `(n, c)` at points `(n, 2)`, by embedding_bag, which is faster than grid_sample."""
     h, w, c = features.shape
     p = p * p.new_tensor([(w - 1) / max(size[1] - 1, 1), (h - 1) / max(size[0] - 1, 1)])
     corner = p.floor()

@@ -1,4 +1,8 @@
-"""Depth priors of a sequence: depth/NAME.npy, (H, W) float16 in [0, 2], 0 nearest; depth/meta.json names the frames."""
+"""Depth priors of a sequence.
+
+depth/NAME.npy   (H, W) float16 depth of the frame NAME in [0, 2]; 0 is nearest
+depth/meta.json  names and content hashes of the frames
+"""
 
 from pathlib import Path
 
@@ -14,12 +18,14 @@ AGAIN = "run `python -m preprocessing --depth ...` again"
 
 
 def depth_path(sequence: VideoSequence, name: str) -> Path:
-    """File of the depth prior of a frame."""
+    """Path of the depth prior of a frame."""
     return sequence.root / "depth" / f"{Path(name).stem}.npy"
 
 
 def load_depth(sequence: VideoSequence) -> np.ndarray:
-    """The depth priors `(T, H, W)` float16. UserError if there are none, or if they are damaged or of other frames."""
+    """The depth priors `(T, H, W)` float16 in [0, 2].
+
+    UserError if they are missing or damaged, or were made for other frames."""
     meta = sequence.root / "depth" / "meta.json"
     if not meta.is_file():
         raise UserError(f"no depth priors in {meta.parent}: run `python -m preprocessing --depth ...` first")
@@ -33,14 +39,14 @@ def load_depth(sequence: VideoSequence) -> np.ndarray:
     for t, name in enumerate(sequence.names):
         path = depth_path(sequence, name)
         prior = read_npy(path, AGAIN)
-        if prior.shape != sequence.size or not ((prior >= 0) & (prior <= 2)).all():  # NaN is neither
+        if prior.shape != sequence.size or not ((prior >= 0) & (prior <= 2)).all():  # NaN fails both comparisons
             raise UserError(f"{path} is not a map of depths from 0 to 2 of the frames' size: {AGAIN}")
         out[t] = prior
     return out
 
 
 def depth_at(priors: Tensor, ids: Tensor, pixels: Tensor) -> Tensor:
-    """Priors `(T, H, W)` of frames `(B,)` at the pixels nearest to points `(B, N, 2)`, `(B, N)` float32."""
+    """Depth `(B, N)` float32 from priors `(T, H, W)` of frames `(B,)`, at the pixels nearest to points `(B, N, 2)`."""
     H, W = priors.shape[1:]
     x, y = pixels.round().long().unbind(-1)
     return priors[ids[:, None], y.clamp(0, H - 1), x.clamp(0, W - 1)].float()

@@ -1,8 +1,9 @@
-"""A sequence folder's frames and masks (docs/method.md).
+"""Frames and masks of a sequence folder (docs/method.md).
 
 Notation
     T, H, W  frames, height, width
-    frame    (H, W, 3) uint8 RGB, pixel (x right, y down), centers at integers
+    frame    (H, W, 3) uint8 RGB
+    pixel    (x, y), x right, y down, pixel centers at integers
 """
 
 import hashlib
@@ -15,26 +16,26 @@ import numpy as np
 from common.errors import UserError
 from loaders.images import image_files, read_image, size_text
 
-CACHE_BYTES = 1 << 29  # a longer sequence is decoded at each call: preprocessing must keep to its memory budget
+CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
 
 @dataclass(frozen=True)
 class VideoSequence:
-    """The frames of `root`/color in the order of their names; `size` is (H, W)."""
+    """The frames in `root`/color, sorted by name; `size` is (H, W) in pixels."""
     root: Path
     names: tuple[str, ...]
     size: tuple[int, int]
-    decoded: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T, H, W, 3) if they fit the cache
+    decoded: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T, H, W, 3), if within CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.names)
 
     def frame(self, i: int) -> np.ndarray:
-        """Frame i as `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
+        """Frame i `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
         return self.decoded[i] if self.decoded is not None else read_image(self.root / "color" / self.names[i])
 
     def frames(self) -> np.ndarray:
-        """All frames as `(T, H, W, 3)` uint8 RGB; of a sequence that fits the cache, the same array at each call."""
+        """All frames `(T, H, W, 3)` uint8 RGB; if they are cached, each call returns the same array."""
         if self.decoded is not None:
             return self.decoded
         out = np.empty((len(self), *self.size, 3), np.uint8)
@@ -43,7 +44,9 @@ class VideoSequence:
         return out
 
     def masks(self) -> np.ndarray | None:
-        """Foreground masks `(T, H, W)` bool of mask/*.png, one a frame in order; None if the folder has none."""
+        """Foreground masks `(T, H, W)` bool: images in mask/, sorted by name, one per frame. None if there are none.
+
+        UserError if there are fewer masks than frames, or if their size differs from the frames."""
         paths = image_files(self.root / "mask")[: len(self)]
         if not paths:
             return None
@@ -57,7 +60,7 @@ class VideoSequence:
         return out
 
     def hashes(self) -> list[str]:
-        """Content hash of every frame's file, computed at the first call."""
+        """Content hash of each frame's file; computed at the first call and cached."""
         return list(self._hashes)
 
     @cached_property
@@ -66,9 +69,9 @@ class VideoSequence:
 
 
 def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequence:
-    """The first `num_imgs` frames of `data_dir`/color; all of them if it is None.
+    """Open the first `num_imgs` frames in `data_dir`/color; None: all frames.
 
-    UserError if the folder is missing or empty, has one frame only, a corrupt frame, or frames of different sizes."""
+    UserError if the folder is missing or empty, has one frame only, a damaged frame, or frames of different sizes."""
     root = Path(data_dir)
     color = root / "color"
     if not color.is_dir():
@@ -81,7 +84,7 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequ
     first = read_image(paths[0])
     size = first.shape[:2]
     frames = np.empty((len(paths), *size, 3), np.uint8) if len(paths) * first.nbytes <= CACHE_BYTES else None
-    for i, path in enumerate(paths):  # every frame is decoded here, so that a damaged one is reported at the start
+    for i, path in enumerate(paths):  # every frame is decoded now, so that damage is reported early
         frame = read_image(path) if i else first
         if frame.shape[:2] != size:
             raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {size_text(size)}, "
@@ -92,12 +95,12 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequ
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's bytes, 32 hexadecimal digits."""
+    """Hash of the content of a file, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
     return data_hash(path.read_bytes())
 
 
 def data_hash(*parts) -> str:
-    """Hash of bytes or contiguous arrays, one after the other, 32 hexadecimal digits."""
+    """Hash of the concatenation of bytes or contiguous arrays, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
     out = hashlib.blake2b(digest_size=16)
     for part in parts:
         out.update(part)

@@ -1,10 +1,10 @@
-"""Tracks for other programs: the ending of the file says which.
+"""Export of tracks to other programs. The file suffix selects the format.
 
-.npz    this project's (annotations.py)
-.csv    a line a track and frame: track,frame,x,y,visible,occlusion_score,depth
+.npz    the format of this project (loaders/track_files.py)
+.csv    one line per track and frame: track,frame,x,y,visible,occlusion_score,depth
 .pt     CoTracker's predictions: a tuple (tracks (1, T, N, 2) float32, visibility (1, T, N) bool)
-.nuke   a folder of text files for Nuke's Tracker node, one a track
-.rrd    a Rerun recording: frames, tracks, and the points in space over time (needs the package rerun-sdk)
+.nuke   a folder of text files for Nuke's Tracker node, one file per track
+.rrd    a Rerun recording: frames, tracks, and 3D points over time (needs the package rerun-sdk)
 
 Notation
     N, T     tracks, frames
@@ -24,11 +24,11 @@ from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks, save_tracks
 
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
-VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # a pair that differs with any kind of color vision
+VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # RGB; orange and blue, distinguishable with color blindness
 
 
 def check_format(path: Path) -> None:
-    """UserError unless tracks can be written to `path`: known before they are computed."""
+    """UserError unless the suffix of `path` is a supported format. Called before the tracks are computed."""
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise UserError(f"{path}: no format for tracks ends in '{suffix}', choose among {', '.join(WRITERS)}")
@@ -37,7 +37,9 @@ def check_format(path: Path) -> None:
 
 
 def export_tracks(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """Write tracks in the format of the ending of `path`. UserError for another ending, or frames of another clip."""
+    """Write tracks in the format that the suffix of `path` selects.
+
+    UserError if the suffix is not supported, or if tracks and sequence have different numbers of frames."""
     check_format(path)
     if sequence is not None and len(sequence) != tracks.tracks.shape[1]:
         raise UserError(f"the tracks have {tracks.tracks.shape[1]} frames, {sequence.root} has {len(sequence)}: "
@@ -46,7 +48,7 @@ def export_tracks(path: Path, tracks: PointTracks, sequence: VideoSequence | Non
 
 
 def write_csv(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """Cells of what the tracker does not have are empty."""
+    """Write a .csv with the header COLUMNS. Cells of outputs that the tracker does not have are empty."""
     N, T = tracks.visible.shape
     extra = [np.full((N, T), None) if a is None else a for a in (tracks.occlusion_score, tracks.depth)]
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
@@ -60,21 +62,21 @@ def write_csv(path: Path, tracks: PointTracks, sequence: VideoSequence | None = 
 
 
 def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """What CoTracker's predictor returns; `torch.load(path, weights_only=True)` reads it."""
+    """Write the tuple that CoTracker's predictor returns; `torch.load(path, weights_only=True)` reads it."""
     positions = torch.from_numpy(np.ascontiguousarray(tracks.tracks.transpose(1, 0, 2), np.float32))[None]
     visibility = torch.from_numpy(np.ascontiguousarray(tracks.visible.T))[None]
-    buffer = io.BytesIO()  # PyTorch's own writing does not say that a disk is full
+    buffer = io.BytesIO()  # torch.save to a path does not report a full disk as such
     torch.save((positions, visibility), buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """A folder with track_00000.txt and so on: lines `frame x y`, as Nuke's Tracker reads them with File > Import
+    """Write a folder with track_00000.txt and so on: lines `frame x y`, as Nuke's Tracker reads them with File > Import
     Time+value Ascii; lines that begin with # are comments (Foundry, Nuke online help, "Importing Tracking Data",
     learn.foundry.com/nuke/10.5/content/comp_environment/tracking_stabilizing/importing_trackdata.html).
 
-    Nuke's origin is the frame's lower left corner and a pixel's center lies at 0.5. Frame numbers are the video's,
-    from 0. All frames are written, the occluded ones too; a comment names these."""
+    Nuke's origin is the lower left corner of the frame, and pixel centers are at half-integers. Frame numbers start
+    at 0. All frames are written; a comment lists the frames where the track is occluded."""
     H = tracks.frame_size[0]
     if path.exists() and (path.is_file() or any(not file.match("track_*.txt") for file in path.iterdir())):
         raise UserError(f"{path} is not a folder of exported tracks: remove it, or choose another name")
@@ -88,8 +90,10 @@ def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None =
 
 
 def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """A recording for the Rerun viewer: `video` with the frames and the points, orange where visible and blue where
-    occluded, and `space` with the points at (x, y, depth), one unit of depth as long as half the frame's width."""
+    """Write a recording for the Rerun viewer.
+
+    `video`: frames and points, orange where visible, blue where occluded. `space`: points at (x, y, depth) in pixels;
+    one unit of depth is half the frame width."""
     rr = _rerun()
     recording = rr.RecordingStream("omnimotion_turbo")
     with atomic_path(path) as temporary:
@@ -105,11 +109,11 @@ def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None 
                 depth = tracks.depth[:, t, None] * tracks.frame_size[1] / 2
                 recording.log("space/points", rr.Points3D(np.concatenate([tracks.tracks[:, t], depth], 1),
                                                           colors=colors, radii=1.0))
-        recording.disconnect()  # writes what is buffered
+        recording.disconnect()  # flushes the buffer
 
 
 def _ranges(frames: np.ndarray) -> str:
-    """`3-5, 9` for frames 3, 4, 5, 9."""
+    """Text for ascending frame numbers: `3-5, 9` for 3, 4, 5, 9."""
     runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1) if len(frames) else []
     return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 

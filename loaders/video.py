@@ -1,6 +1,7 @@
-"""Video files: reading frames (folders of images too) and writing H.264 and GIF. Frames are (H, W, 3) uint8 RGB.
+"""Reading of videos and folders of images; writing of H.264 and GIF. Frames are (H, W, 3) uint8 RGB.
 
-PyAV is used instead of imageio: imageio's iterator returns no display matrix (rotation), and its writer takes no crf.
+PyAV is used instead of imageio, whose iterator does not return the display matrix (rotation) and whose writer has no
+option crf (quality).
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,15 +17,16 @@ from common.errors import UserError
 from common.files import atomic_path
 from loaders.images import check_pixels, image_files, pixel_limit, read_image
 
-# containers that hold their own pictures: FFmpeg's others (concat, hls, ...) may send it to other files and addresses
+# self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
-    """Frames start, start + stride, ... before `stop` of a video file, or of a folder's images sorted by name.
+    """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images sorted by name.
 
-    A phone's rotation or mirroring is applied; frames of a variable rate come as they are, one after the other.
-    UserError if the file is missing or cannot be decoded, has frames larger than --max_pixels, or none in the range."""
+    The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
+    ignored. UserError if the file is missing or cannot be decoded, a frame is larger than --max_pixels, or the range
+    has no frame."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
@@ -39,9 +41,9 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10) -> None:
-    """Write frames `(H, W, 3)` uint8, all of one size, as H.264 in yuv420p, which every player shows.
+    """Write frames `(H, W, 3)` uint8 of equal size as an MP4 file: H.264 in yuv420p, which most players support.
 
-    An odd width or height gets one more column or row, a copy of the last. UserError if there is no frame."""
+    Odd widths or heights are padded by a copy of the last column or row. UserError if there is no frame."""
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -58,7 +60,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
 
 
 def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, longest_side: int = 640) -> None:
-    """Write frames `(H, W, 3)` uint8 as an endless GIF, made smaller to at most `longest_side` pixels.
+    """Write frames `(H, W, 3)` uint8 as a looping GIF, downscaled to at most `longest_side` pixels on the longest side.
 
     UserError if there is no frame."""
     images = []
@@ -80,7 +82,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                 raise UserError(f"{path} has no picture track: give a video file or a folder of images")
             stream = container.streams.video[0]
             check_pixels(stream.codec_context.height, stream.codec_context.width, path)
-            # frames may grow on the way; decoders count in blocks, so they get room for the last row and column of them
+            # The frame size may change in the stream. Decoders round it up to whole blocks, hence the margin.
             stream.codec_context.options = {"max_pixels": str(2 * pixel_limit() + 4096)}
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
@@ -88,13 +90,13 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                 yield _upright(frame)
     except UserError:
         raise
-    except Exception as error:  # FFmpeg's, or what a damaged file makes of PyAV
+    except Exception as error:  # errors of FFmpeg; a damaged file can raise any exception in PyAV
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """The picture as it is to be shown: (x, y) is moved to (a x + c y, b x + d y) by the file's display matrix."""
+    """Apply the display matrix of the file to a frame: it maps (x, y) to (a x + c y, b x + d y)."""
     image, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
         (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
