@@ -1,4 +1,4 @@
-"""Memory for time: activations that are computed again in the backward pass instead of being kept."""
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,16 +9,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable, *tensors: Tensor):
-    """`function(*tensors)`, of which only inputs and results are kept for the backward pass. The function must draw
-    nothing random."""
+    """`function(*tensors)`, storing only its inputs and results for the backward pass. The function must not use random
+    numbers, because the random state is not restored."""
     if not torch.is_grad_enabled():
         return function(*tensors)
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
 def recomputed_in_pieces(points: int) -> Callable:
-    """`recomputed` for functions of tensors `(B, M, ...)` that treat each of the M points by itself: activations of at
-    most about `points` of all B * M points are in memory at a time."""
+    """Version of `recomputed` for functions of tensors `(B, M, ...)` that process the M points independently.
+
+    Works on pieces of the points: activations of at most about `points` of the B * M points are in memory at a time."""
     return partial(_pieces, points)
 
 
@@ -29,5 +30,5 @@ def _pieces(points: int, function: Callable, *tensors: Tensor) -> Tensor:
 
 
 def stored(function: Callable, *tensors: Tensor):
-    """`function(*tensors)`: the twin of `recomputed` that keeps its activations."""
+    """`function(*tensors)`: same interface as `recomputed`, but stores the activations."""
     return function(*tensors)

@@ -1,10 +1,10 @@
 """Coordinates of the local and the canonical volume (OmniMotion, section 3.1).
 
 Notation
-    p        pixel (x, y) of a frame of H x W pixels, centers at integers       (..., 2)
-    z        depth in [min_depth, max_depth], no unit (quasi-3D, orthographic)  (..., 1)
+    p        pixel (x, y) of a frame with H x W pixels; pixel centers are integers   (..., 2)
+    z        depth in [min_depth, max_depth], no unit (quasi-3D, orthographic camera)   (..., 1)
     x        local point (x, y, z): p normalized to [-1, 1] by (W-1, H-1), then z  (..., 3)
-    u        canonical point, any real number before contraction                (..., 3)
+    u        canonical point, unbounded before contraction                      (..., 3)
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def normalize_pixels(p: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels `(..., 2)` of a frame of `size` = (H, W) to [-1, 1]; pixel 0 is -1 and pixel W-1 is 1."""
+    """Map pixels `(..., 2)` of a frame of `size` = (H, W) pixels to [-1, 1]; x = 0 maps to -1, x = W-1 to 1."""
     return p / p.new_tensor([size[1] - 1, size[0] - 1]) * 2 - 1
 
 
@@ -22,7 +22,8 @@ def denormalize_pixels(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def contract(u: Tensor) -> Tensor:
-    """Map all of R^3 into the ball of radius 2, the identity inside radius 1 (mip-NeRF 360, eq. 10)."""
+    """Contract R^3 into the ball of radius 2, `(..., 3)` -> `(..., 3)`; identity inside the unit ball (mip-NeRF 360,
+    eq. 10)."""
     norm = u.norm(dim=-1, keepdim=True)
-    outside = norm.clamp(min=1)  # keeps the unused branch of `where` finite, in its gradient too
+    outside = norm.clamp(min=1)  # keeps the unused branch of `where` and its gradient finite
     return torch.where(norm <= 1, u, (2 - 1 / outside) * (u / outside))

@@ -1,11 +1,12 @@
-"""Multiresolution hash grid, the PyTorch twin of tiny-cuda-nn's `HashGrid` (Mueller et al., "Instant NGP", 2022).
+"""Multiresolution hash grid, a PyTorch version of tiny-cuda-nn's `HashGrid` (Mueller et al., "Instant NGP", 2022).
 
 Notation
     v        input in [0, 1]^D                                                   (M, D)
-    l        level, of scale s_l = base * growth^l - 1 and resolution r_l = ceil(s_l) + 1
-    table_l  E_l x F features; E_l = min(r_l^D rounded up to 8, 2^log2_entries)
-    corner   integer lattice point; its row in the table is the dense index while r_l^D fits, else a hash
-The features of the 2^D corners around v * s_l + 1/2 are interpolated linearly, levels side by side: (M, levels * F).
+    l        level, with scale s_l = base * growth^l - 1 and resolution r_l = ceil(s_l) + 1
+    table_l  E_l x F features; E_l = min(r_l^D rounded up to a multiple of 8, 2^log2_entries)
+    corner   integer lattice point; its row in the table is the dense index if r_l^D <= E_l, else a hash
+The features of the 2^D corners around v * s_l + 1/2 are interpolated linearly. The features of all levels are
+concatenated: (M, levels * F).
 """
 
 import itertools
@@ -14,12 +15,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-PRIMES = (1, 2654435761, 805459861)
+PRIMES = (1, 2654435761, 805459861)  # factors of the spatial hash, one per dimension, no unit (Instant NGP, eq. 4)
 
 
 class HashGrid(nn.Module):
-    """Trainable hash grid on `(M, in_dim)` -> `(M, num_levels * num_features)`; `num_levels` tables in one parameter,
-    in tiny-cuda-nn's order, so that its parameters can be copied as they are."""
+    """Trainable hash grid, `(M, in_dim)` -> `(M, num_levels * num_features)`.
+
+    One parameter contains the tables of all levels in tiny-cuda-nn's order, so tiny-cuda-nn's parameters can be copied
+    without conversion."""
 
     def __init__(self, in_dim: int = 2, num_levels: int = 16, num_features: int = 2, log2_entries: int = 15,
                  base_resolution: int = 16, growth: float = 1.5):
@@ -48,7 +51,7 @@ class HashGrid(nn.Module):
         return (weight[..., None] * self.table[rows]).sum(-2).flatten(1)
 
     def _rows(self, corner: Tensor) -> Tensor:
-        """Rows of the table for lattice points `(M, levels, 2^D, D)`: the dense index while it fits, else a hash."""
+        """Table rows `(M, levels, 2^D)` of lattice points `(M, levels, 2^D, D)`: dense index if it fits, else hash."""
         dense = (corner * self.strides[:, None]).sum(-1)
         hashed = corner * self.primes & 0xFFFFFFFF
         for d in range(1, self.in_dim):

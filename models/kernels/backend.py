@@ -1,6 +1,6 @@
-"""How the matrix products of the networks are made: in which precision, by which kernels.
+"""Precision and kernels of the networks' matrix products.
 
-Coordinates, depths, the application of a coupling's (s, o), compositing and losses are float32 always.
+Coordinates, depths, the coupling transform with (s, o), compositing and losses are always float32.
 """
 
 import logging
@@ -17,14 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Products:
-    """`dtype` that the products' operands are rounded to, None: not rounded; `native`: the C++ kernels, None for
-    PyTorch; `emulated`: rounded operands are multiplied as float32, for hardware that has no products of `dtype`."""
-    dtype: torch.dtype | None = None
-    native: object | None = None
-    emulated: bool = False
+    """How matrix products are computed."""
+    dtype: torch.dtype | None = None  # dtype to which operands are rounded; None: no rounding
+    native: object | None = None      # namespace of the C++ kernels; None: PyTorch
+    emulated: bool = False            # multiply the rounded operands as float32 (hardware without products in `dtype`)
 
     def operand(self, x: Tensor) -> Tensor:
-        """`x` as the products take it."""
+        """`x` as an operand of a product: rounded to `dtype`, in float32 if `emulated`."""
         if self.dtype is None:
             return x
         rounded = x.to(self.dtype)
@@ -32,10 +31,10 @@ class Products:
 
 
 def choose_products(precision: str, backend: str, device: torch.device) -> Products:
-    """The products for `--precision` and `--mlp_backend` on `device`; sets PyTorch's tf32 switch.
+    """Select the products for `--precision` and `--mlp_backend` on `device`; sets PyTorch's global TF32 flag.
 
-    `auto` is bfloat16 where the hardware has it (CUDA from Ampere on; CPUs with AMX), else float32. UserError for what
-    the device cannot do."""
+    `--precision auto` is bfloat16 on hardware that supports it (CUDA from Ampere on, CPUs with AMX), else float32.
+    Raises UserError if the device does not support the options."""
     cuda = device.type == "cuda"
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if cuda else native.matrix_unit()
@@ -61,13 +60,13 @@ def choose_products(precision: str, backend: str, device: torch.device) -> Produ
 
 
 def bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 vectors or matrices. Where it does not, PyTorch's bfloat16 products are 20
-    times slower than its float32 products."""
+    """Whether this CPU has instructions for bfloat16 products (AVX512-BF16 or AMX). On other CPUs, PyTorch's bfloat16
+    products are 20 times slower than its float32 products."""
     return native.matrix_unit() or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def set_products(model: nn.Module, products: Products) -> None:
-    """Let all networks of an `OmniMotion` that have a fast path use `products`."""
+    """Set `products` on the networks of an `OmniMotion` model that have a fast version."""
     for network in (model.deform, getattr(model.field, "net", None)):
         if hasattr(network, "products"):
             network.products = products

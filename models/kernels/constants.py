@@ -1,4 +1,4 @@
-"""Constants that a kernel and its PyTorch twin share. This module imports nothing, so that both can import it."""
+"""Constants shared by the kernels and their PyTorch versions. Without imports, so that every module can import it."""
 
-NEGATIVE_SLOPE = 0.01  # of the leaky ReLU, PyTorch's default
-S_MAX = 8.0  # the log-scale of a coupling layer is clamped to [-S_MAX, S_MAX] (OmniMotion's released code)
+NEGATIVE_SLOPE = 0.01  # slope of the LeakyReLU for negative inputs, no unit (PyTorch's default)
+S_MAX = 8.0  # bound of a coupling layer's log-scale s, natural log: s is in [-S_MAX, S_MAX] (OmniMotion's code)

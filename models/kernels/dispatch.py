@@ -1,4 +1,4 @@
-"""Which code runs the coupling layers and the time latent: `--mlp_backend`."""
+"""Select the implementation of the coupling layers and the time latent (`--mlp_backend`)."""
 
 import torch
 
@@ -8,10 +8,10 @@ from third_party.tcnn import require_tcnn
 
 
 def pick_backend(name: str, device: torch.device, width: int) -> str:
-    """"triton" or "tcnn" if asked for, else "torch", for coupling layers of this width on this device.
+    """Backend for coupling layers of this width on this device: "triton" or "tcnn" if `name` is that, else "torch".
 
-    `auto` is not triton until the kernels have been measured on a GPU. UserError where a backend that is asked
-    for cannot run; its line says what to do."""
+    `auto` selects "torch" and does not use triton, because the kernels have not been measured on a GPU yet. Raises
+    UserError, with the remedy, if the requested backend cannot run."""
     if name == "triton":
         reason = unsupported(device, width)
         if reason:
@@ -20,4 +20,4 @@ def pick_backend(name: str, device: torch.device, width: int) -> str:
         if device.type != "cuda":
             raise UserError("--mlp_backend tcnn needs a CUDA device: say --device cuda, or --mlp_backend torch")
         require_tcnn()
-    return name if name in ("triton", "tcnn") else "torch"  # other names choose among PyTorch's products
+    return name if name in ("triton", "tcnn") else "torch"  # for other names see backend.choose_products

@@ -1,15 +1,15 @@
-"""The Gabor network as one differentiable function: the fast path of `models.gabor.GaborNet`.
+"""The Gabor network as one autograd function: the fast version of `models.gabor.GaborNet`.
 
-Notation (beside that of models.gabor)
-    n        points
+Notation (in addition to that of models.gabor)
+    n        number of points
     v        input and its squared norm, (v, |v|^2)                              (n, D + 1)
-    P, b     weight and bias of a filter: v -> its phases and exponents          (2F, D + 1), (2F,)
-    s, c     exp(exponent) sin(phase) and exp(exponent) cos(phase) of a filter   (n, F)
-    z, h     of a hidden layer: z_i = W_i h_{i-1} + c_i, h_i = s_i z_i           (n, F)
+    P, b     weight and bias of a filter layer: v -> phases and exponents        (2F, D + 1), (2F,)
+    s, c     exp(exponent) sin(phase) and exp(exponent) cos(phase)               (n, F)
+    z, h     hidden layer i: z_i = W_i h_{i-1} + c_i, h_i = s_i z_i              (n, F)
 
-A filter's exponent -gamma |v - mu|^2 / 2 is linear in (v, |v|^2), so that a filter is one matrix product. It is made in
-float32: phases and exponents must keep their digits. With bfloat16 products, s, c, z, h are bfloat16, and so are the
-operands of the hidden layers' products and of all products of the backward pass.
+The exponent -gamma |v - mu|^2 / 2 of a filter is linear in (v, |v|^2), so a filter layer is one matrix product. This
+product is computed in float32, because phases and exponents need full precision. With bfloat16 products, s, c, z and h
+are bfloat16, and so are the operands of the hidden layers' products and of all products in the backward pass.
 """
 
 from itertools import islice
@@ -24,7 +24,7 @@ FULL = Products()
 
 
 def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
-    """`net(v)` of a `GaborNet`, `(n, D)` -> `(n, out)`."""
+    """`net(v)` for a `GaborNet`, `(n, D)` -> `(n, out)`, with the C++ kernel if `products` has one that fits."""
     v = torch.cat([v, v.square().sum(-1, keepdim=True)], dim=-1)
     filters = [_as_linear(filter_) for filter_ in net.filters]
     hidden = [(linear.weight, linear.bias) for linear in [*net.linear, net.output_linear]]
@@ -35,7 +35,7 @@ def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
 
 
 def _as_linear(filter_: nn.Module) -> tuple[Tensor, Tensor]:
-    """P and b of a `GaborFilter`."""
+    """P `(2F, D + 1)` and b `(2F,)` of a `GaborFilter`."""
     gamma, mu = filter_.gamma[:, None], filter_.mu
     phase = torch.cat([filter_.linear.weight, torch.zeros_like(gamma)], dim=1)
     exponent = torch.cat([gamma * mu, -0.5 * gamma], dim=1)
@@ -44,7 +44,7 @@ def _as_linear(filter_: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class _NativeGabor(torch.autograd.Function):
-    """The C++ kernel: it keeps v alone and computes the rest again in the backward pass."""
+    """The C++ kernel. Stores only v and the weights; the backward pass recomputes the activations."""
 
     @staticmethod
     def forward(ctx, v, kernels, *tensors):
@@ -63,7 +63,7 @@ class _NativeGabor(torch.autograd.Function):
 
 
 def _by_kind(tensors: list[Tensor]) -> tuple[list[Tensor], ...]:
-    """Filters' weights, their biases, layers' weights, their biases."""
+    """Group the tensors: weights of the filters, their biases, weights of the linear layers, their biases."""
     half = len(tensors) // 2
     return [list(part) for part in (tensors[:half:2], tensors[1:half:2], tensors[half::2], tensors[half + 1::2])]
 
@@ -71,7 +71,7 @@ def _by_kind(tensors: list[Tensor]) -> tuple[list[Tensor], ...]:
 class _Gabor(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v, operand, *tensors):
-        L = len(tensors) // 4  # filters, and as many linear layers
+        L = len(tensors) // 4  # number of filters = number of linear layers
         filters, weights, biases = tensors[:2 * L], tensors[2 * L::2], tensors[2 * L + 1::2]
         sines, cosines, z, h = [], [], [], []
         for i in range(L):
@@ -98,7 +98,7 @@ class _Gabor(torch.autograd.Function):
         gh = operand(operand(g) @ operand(weights[-1]))  # (n, F)
         for i in range(L - 1, -1, -1):
             gs = gh * z[i - 1] if i else gh
-            gp = operand(torch.cat([gs * cosines[i], gs * sines[i]], dim=-1))  # (n, 2F) of phases and exponents
+            gp = operand(torch.cat([gs * cosines[i], gs * sines[i]], dim=-1))  # (n, 2F): phases, exponents
             filter_grads[:0] = [(gp.T @ rounded_v).to(g.dtype), gp.sum(0).to(g.dtype)]
             grad_v += gp @ operand(P[i])
             if i:

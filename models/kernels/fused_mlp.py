@@ -1,17 +1,17 @@
-"""A chain of linear layers with LeakyReLUs between them as one differentiable function, the core of the fast paths.
+"""A chain of linear layers with LeakyReLUs between them as one autograd function, used by the fast versions.
 
 Notation
-    B, M     frames, points of each; n = B M rows
-    e        input (n, D)                    x_k  operand of layer k: e or an activation, rounded as the products want
-    W_k, b_k weight (out, in) and bias of layer k; b_k is (out,), or (B, 1, out): one a frame
-    slope_k  of the LeakyReLU after layer k (0: ReLU); the last layer has none
-    g        gradient of what a layer gives
+    B, M     numbers of frames, of points per frame; n = B M rows
+    e        input (n, D)                    x_k  input of layer k: e or an activation, in the precision of the products
+    W_k, b_k weight (out, in) and bias of layer k; b_k is (out,), or (B, 1, out) for a bias per frame
+    slope_k  negative slope of the LeakyReLU after layer k (0: ReLU); no activation after the last layer
+    g        gradient of a layer's output
 
-Autograd would keep and pass over more than twice as many arrays of n rows; here every activation is stored once,
-changed in place, and its sign is read from the stored result in the backward pass.
+Separate autograd operations would store and traverse more than twice as many arrays with n rows. Here every activation
+is stored once, after the LeakyReLU, which works in place; the backward pass reads the sign from the stored activation.
 
-With bfloat16 products the operands are rounded and the sums are float32. Coordinates must not lose their 24 bits: e
-enters as two bfloat16 halves, its rounded value and the rest, and the last layer is float32.
+With bfloat16 products, operands are rounded to bfloat16 and sums are float32. Coordinates need their 24 bits of
+precision, so e is split into two bfloat16 parts, its rounded value and the remainder; the last layer is float32.
 """
 
 import torch
@@ -27,7 +27,8 @@ Layers = list[tuple[Tensor, Tensor]]  # [(W_k, b_k)]
 
 
 def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = FULL) -> Tensor:
-    """`(n, D)` -> `(n, out)`. Twin: `chain_plain`."""
+    """Apply the chain, `(n, D)` -> `(n, out)`; `slopes` has one entry per layer but the last. Reference version:
+    `chain_plain`."""
     tensors = [tensor for layer in layers for tensor in layer]
     if products.native is not None and native.fits(layers):
         return _NativeChain.apply(e, slopes, products.native, *tensors)
@@ -35,7 +36,7 @@ def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = F
 
 
 def chain_plain(e: Tensor, layers: Layers, slopes: list[float]) -> Tensor:
-    """`chain` by the definition."""
+    """Reference version of `chain`."""
     for (weight, bias), slope in zip(layers, [*slopes, None], strict=True):
         e = F.linear(e, weight)
         e = (e.view(len(bias), -1, e.shape[-1]) + bias).flatten(0, 1) if bias.dim() == 3 else e + bias
@@ -44,7 +45,7 @@ def chain_plain(e: Tensor, layers: Layers, slopes: list[float]) -> Tensor:
 
 
 class _NativeChain(torch.autograd.Function):
-    """The C++ kernel: it keeps e alone and computes the activations again in the backward pass."""
+    """The C++ kernel. Stores only e and the weights; the backward pass recomputes the activations."""
 
     @staticmethod
     def forward(ctx, e, slopes, kernels, *tensors):
@@ -69,7 +70,7 @@ class _Chain(torch.autograd.Function):
         operands = [_halves(e, products)]
         for k, slope in enumerate(slopes):
             weight = products.operand(weights[k])
-            weight = torch.cat([weight, weight], dim=1) if k == 0 and products.dtype else weight  # what `_halves` meets
+            weight = torch.cat([weight, weight], dim=1) if k == 0 and products.dtype else weight  # for `_halves`
             operands.append(products.operand(F.leaky_relu_(_affine(operands[-1], weight, biases[k]), slope)))
         ctx.save_for_backward(*operands, *weights)
         ctx.slopes, ctx.products, ctx.frames = slopes, products, [len(b) if b.dim() == 3 else 0 for b in biases]
@@ -85,7 +86,7 @@ class _Chain(torch.autograd.Function):
         for k in range(layers - 1, -1, -1):
             bias = (g_exact if k == layers - 1 else g).view(max(ctx.frames[k], 1), -1, g.shape[-1]).sum(1, keepdim=True)
             weight = g.T @ operands[k]
-            if weight.shape[1] > in_dim and k == 0:  # the halves of e met the same weights
+            if weight.shape[1] > in_dim and k == 0:  # both halves of e use the same weights
                 weight = weight[:, :in_dim].float() + weight[:, in_dim:]
             grads[:0] = [weight.to(g_exact.dtype), (bias if ctx.frames[k] else bias[0, 0]).to(g_exact.dtype)]
             if k == 0 and not ctx.needs_input_grad[0]:
@@ -98,7 +99,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b with a bias for all rows or one a frame."""
+    """x W^T + b, with one bias for all rows or a bias per frame."""
     if bias.dim() < 3:
         return torch.addmm(bias.to(x.dtype), x, weight.T)
     out = x @ weight.T
@@ -107,7 +108,7 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _halves(e: Tensor, products: Products) -> Tensor:
-    """e, or beside each other its rounded value and the rest."""
+    """e `(n, D)` without rounding; otherwise its rounded value and the rounded remainder side by side, `(n, 2D)`."""
     if products.dtype is None:
         return e
     high = products.operand(e)

@@ -1,4 +1,4 @@
-"""Kernels in C++ for CPUs with a bfloat16 matrix unit (Intel AMX): compiled on first use, kept in the user's cache."""
+"""C++ kernels for CPUs with a bfloat16 matrix unit (Intel AMX): compiled on first use, cached in the user's cache."""
 
 import hashlib
 import logging
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 NAME = "omnimotion_turbo_native"
 FOLDER = Path(__file__).parent
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"]
-MAX_OUT = 8  # outputs of a last layer
-WIDTH = 32   # hidden widths are multiples of it
+MAX_OUT = 8  # maximum number of outputs of the last layer
+WIDTH = 32   # hidden widths must be multiples of this number of units
 
 
 @cache
@@ -27,7 +27,7 @@ def matrix_unit() -> bool:
 
 @cache
 def kernels():
-    """The namespace of compiled operators, or None where there is no matrix unit or no compiler (which is logged)."""
+    """Namespace of compiled operators. None without a matrix unit, or if compilation fails (a warning is logged)."""
     if not matrix_unit():
         return None
     try:
@@ -40,14 +40,14 @@ def kernels():
 
 
 def fits(layers: list[tuple[Tensor, Tensor]]) -> bool:
-    """Whether the kernels can take a chain: hidden widths are multiples of 32, at most 8 outputs."""
+    """Whether the kernels support a chain: hidden widths are multiples of WIDTH, at most MAX_OUT outputs, float32."""
     hidden = [weight.shape[0] for weight, _ in layers[:-1]]
     return all(width % WIDTH == 0 for width in hidden) and len(layers[-1][0]) <= MAX_OUT and (
         layers[0][0].dtype == torch.float32)
 
 
 def _library() -> Path:
-    """The shared library, compiled if this machine's cache has none of these sources and this PyTorch."""
+    """Path of the shared library. Compiles it if the cache has none for these sources, flags, CPU and PyTorch."""
     sources = sorted(FOLDER.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*")))
     key = hashlib.sha256(text + " ".join([torch.__version__, _cpu(), *FLAGS]).encode()).hexdigest()[:16]
@@ -58,7 +58,7 @@ def _library() -> Path:
 
         log.info("compiling the C++ kernels into %s (half a minute, once)", folder)
         folder.mkdir(parents=True, exist_ok=True)
-        build = Path(tempfile.mkdtemp(dir=folder))  # its own folder: a killed or a second build disturbs nobody
+        build = Path(tempfile.mkdtemp(dir=folder))  # separate folder: safe with parallel or killed builds
         try:
             load(NAME, [str(path) for path in sources], extra_cflags=FLAGS, build_directory=str(build),
                  is_python_module=False)
@@ -69,5 +69,5 @@ def _library() -> Path:
 
 
 def _cpu() -> str:
-    """Name of the CPU: the compiler makes code for it."""
+    """Name of the CPU; part of the cache key, because -march=native compiles for this CPU."""
     return str(torch.cpu.get_capabilities().get("cpu_name", ""))
