@@ -1,10 +1,10 @@
 """Coordinates of the local and the canonical volume (OmniMotion, section 3.1).
 
 Notation
-    p        pixel (x, y) of a frame with H x W pixels; pixel centers are integers   (..., 2)
-    z        depth in [min_depth, max_depth], no unit (quasi-3D, orthographic camera)   (..., 1)
-    x        local point (x, y, z): p normalized to [-1, 1] by (W-1, H-1), then z  (..., 3)
-    u        canonical point, unbounded before contraction                      (..., 3)
+    p        pixel (x, y) of a frame with H x W pixels; pixel centers are integers  (..., 2)
+    z        depth in [min_depth, max_depth], no unit (quasi-3D, orthographic)      (..., 1)
+    x        local point (x, y, z): p normalized to [-1, 1] by (W-1, H-1), then z   (..., 3)
+    u        canonical point, unbounded before contraction                          (..., 3)
 """
 
 import torch

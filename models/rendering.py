@@ -2,9 +2,9 @@
 
 Notation
     K        number of samples per ray, from near (0) to far (K-1)
-    z        depths of the samples                                    (..., K)
-    sigma    density per sample spacing, so alpha = 1 - exp(-sigma), as in OmniMotion's code   (..., K)
-    w        compositing weights, w_k = alpha_k * prod_{l<k} (1 - alpha_l); their sum is at most 1   (..., K)
+    z        depths of the samples                                                              (..., K)
+    sigma    density per sample spacing, so alpha = 1 - exp(-sigma), as in OmniMotion's code    (..., K)
+    w        compositing weights, w_k = alpha_k * prod_{l<k} (1 - alpha_l); sum at most 1       (..., K)
 """
 
 import torch
