@@ -1,10 +1,10 @@
 """Score or write tracks: python eval.py --config configs/default.txt --data_dir seqs/clip --annotations gt.npz
 
---annotations GT               tracks of the run's model against ground truth; --baselines static,chain beside it
---queries Q --out TRACKS       tracks of any query points, without a score
---predictions TRACKS --annotations GT   tracks of any tracker against ground truth, without a model
---predictions TRACKS --out FILE         the same tracks in another format, by FILE's ending: .npz .csv .pt .nuke .rrd
---tapvid FILE                  a whole benchmark: every video preprocessed, trained, tracked and scored
+--annotations GT               score the model's tracks against ground truth; --baselines static,chain adds baselines
+--queries Q --out TRACKS       write tracks of any query points, without a score
+--predictions TRACKS --annotations GT   score tracks of any tracker, without a model
+--predictions TRACKS --out FILE         convert tracks; the ending of FILE sets the format: .npz .csv .pt .nuke .rrd
+--tapvid FILE                  run a benchmark: preprocess, train, track and score every video
 """
 
 import json
@@ -38,7 +38,7 @@ log = logging.getLogger("eval")
 
 
 def evaluate(options: Namespace) -> None:
-    """The mode that the options ask for."""
+    """Run the mode that the options select."""
     if options.tapvid:
         run_benchmark(options)
     elif options.predictions and options.out and not options.annotations:
@@ -72,7 +72,7 @@ def score_model(options: Namespace) -> None:
 
 
 def track_queries(options: Namespace) -> None:
-    """Tracks of the query points of a file."""
+    """Track the query points of a file with the run's model, and write the tracks."""
     path = Path(options.out or run_dir(options) / "tracks.npz")
     check_format(path)
     run = load_run(options)
@@ -83,7 +83,7 @@ def track_queries(options: Namespace) -> None:
 
 
 def convert_tracks(options: Namespace) -> None:
-    """A file of tracks in another format; a .rrd shows the frames too if the sequence is given."""
+    """Write a file of tracks in another format. A .rrd file also has the frames if --data_dir is given."""
     check_format(Path(options.out))
     tracks = load_tracks(options.predictions)
     sequence = open_sequence(options.data_dir, options.num_imgs) if options.data_dir else None
@@ -92,7 +92,7 @@ def convert_tracks(options: Namespace) -> None:
 
 
 def score_predictions(options: Namespace) -> None:
-    """Score a file of tracks; its queries must be the annotations' (in the query mode), in their order."""
+    """Score a file of tracks. Its queries must be those of the annotations in the query mode, in the same order."""
     if not options.annotations:
         raise UserError("--predictions are scored against --annotations FILE: give both")
     tracks, truth, rows = load_predictions(Path(options.predictions), load_annotations(options.annotations),
@@ -102,7 +102,7 @@ def score_predictions(options: Namespace) -> None:
 
 
 def write_metrics(path: Path, metrics: dict, query_mode: str) -> None:
-    """metrics.json, and its table on the screen."""
+    """Write the metrics to a JSON file and print them as a table."""
     write_text(path, json.dumps({"query_mode": query_mode, **metrics}, indent=1) + "\n")
     rows = {**metrics.get("baselines", {}), "model + flow" if metrics.get("follow_flow") else "model": metrics}
     print(f"query mode {query_mode}; {UNITS}")

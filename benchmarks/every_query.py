@@ -5,8 +5,8 @@ Takes the options of eval.py. A point is a query in every frame in which it is a
 scored in all other annotated frames, before and after the query. This gives many more tracks than TAP-Vid's query mode
 `first`, and most of them are shorter. Prints Markdown tables for the model alone, for the model's tracks that follow
 optical flow (--follow_flow 1), and for chained optical flow. The second table has delta_avg by the distance in frames
-between the query and the scored frame. Hand annotations differ by a few pixels from frame to frame, which limits the
-score that a tracker can reach.
+between the query and the scored frame. Hand annotations do not mark exactly the same point in every
+frame, which limits the score that a tracker can reach.
 """
 
 from argparse import Namespace

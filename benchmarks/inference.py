@@ -1,9 +1,10 @@
-"""Time of dense tracks: every pixel of a frame in every frame, with depths and occlusion scores: make bench
+"""Time of dense tracking (positions, depths and occlusion scores of a frame's pixels in all frames): make bench
 
-`per_frame` maps each target frame from scratch, plainly in float32: the query frame's samples to the canonical volume,
-the field, all samples into the target frame, and the target's own rays for the occlusion score. `shared` is what
-`Tracker.track` does. Both on the same random model of the default preset and the same rows of pixels, in turns; the
-table has medians. Machines are noisy: read the ratio.
+`per_frame` repeats the whole computation for each target frame, in float32 without fused functions: it maps the query
+frame's samples to the canonical volume, evaluates the field, maps all samples to the target frame, and evaluates the
+target frame's rays for the occlusion score. `shared` is `Tracker.track`. Both use the same randomly initialized model
+of the default preset and the same pixels, and run alternately. The table has medians. Absolute times vary between runs;
+compare the ratio.
 """
 
 import json
@@ -27,7 +28,7 @@ from models.omnimotion import OmniMotion
 
 @torch.no_grad()
 def track_per_frame(model: OmniMotion, pixels: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions `(N, T, 2)`, depths and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t, by the definition."""
+    """Positions `(N, T, 2)`, depths and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t, unshared."""
     results, frame = [], torch.tensor([t], device=pixels.device)
     for j in torch.arange(model.config.num_frames, device=pixels.device).split(1):
         p2, depth = model.correspond(pixels[None], frame, j, use_max_loc=True)

@@ -1,8 +1,8 @@
-"""What the Triton kernels need of a GPU, without one: python -m benchmarks.kernels
+"""Registers and shared memory of the Triton kernels, without a GPU: python -m benchmarks.kernels
 
 Compiles the kernels of the coupling stack for compute capabilities 8.0 (A100) and 9.0 (H100) at width 256 with the
-tiles of models/triton_coupling.py and prints what the assembler reports: registers a thread, spilled bytes a thread and
-shared memory a block. A block may have 163 KiB on an A100, 227 on an H100.
+tiles of models/kernels/triton_coupling.py. Prints what the assembler reports: registers per thread, spilled bytes per
+thread and shared memory per block. The limit of a block is 163 KiB on an A100 and 227 KiB on an H100.
 """
 
 import re
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from common.cli import Parser
 from models.kernels import triton_coupling as coupling
 
-SHARED_LIMIT = {80: 163, 90: 227}  # KiB a block
+SHARED_LIMIT = {80: 163, 90: 227}  # KiB per block, by 10 x compute capability
 
 
 @dataclass
 class Usage:
-    """Of one kernel."""
-    registers: int  # a thread
-    spilled: int    # bytes a thread
-    shared: float   # KiB a block
+    """Resources that one kernel uses."""
+    registers: int  # per thread
+    spilled: int    # bytes per thread
+    shared: float   # KiB per block
 
 
 def compile_kernel(kernel, constants: dict, tiles: coupling.Tiles, precision: str, arch: int) -> Usage:
-    """Compile one of models/triton_kernels.py for compute capability `arch` / 10; no GPU is needed."""
+    """Compile a kernel of models/kernels/triton_kernels.py for compute capability `arch` / 10; no GPU is needed."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
@@ -52,7 +52,7 @@ def compile_kernel(kernel, constants: dict, tiles: coupling.Tiles, precision: st
 
 
 def usages(precision: str, arch: int, width: int = 256, depth: int = 2, octaves: int = 4) -> dict[str, Usage]:
-    """Usage of the three kernels by name."""
+    """Resources of the three kernels, by name."""
     from models.kernels import triton_kernels as kernels
 
     stack = coupling.Stack((0, 1, 2), octaves, 0.0, False, precision)

@@ -1,7 +1,7 @@
-"""What a training step of a preset keeps in memory for its backward pass: python -m benchmarks.memory
+"""Memory that a training step keeps for its backward pass: python -m benchmarks.memory
 
-Counts the bytes of all tensors that autograd saves, each storage once, when nothing is recomputed. It is what a GPU
-holds, and can be counted on any machine. What a backward pass needs besides is a few of these tensors at a time.
+Counts the bytes of all tensors that autograd saves without activation checkpointing, each storage once. The count
+equals that on a GPU but needs no GPU. The backward pass itself also needs memory for a few of these tensors at a time.
 """
 
 import torch
@@ -12,11 +12,11 @@ from models.factory import new_model, pick_device
 from models.kernels.backend import Products, set_products
 from training.optimizers import new_optimizers
 
-SIZE, FRAMES = (480, 854), 60
+SIZE, FRAMES = (480, 854), 60  # pixels (H, W), number of frames
 
 
 def saved_bytes(model, options) -> int:
-    """Bytes that the forward pass of a step keeps."""
+    """Bytes of the tensors that autograd saves in the forward pass of a training step."""
     storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             options = parse("train", ["--config", f"configs/{preset}.txt", "--precision", "fp32", "--device", "cpu"])
             model = new_model(options, FRAMES, SIZE, pick_device("cpu"))
-            set_products(model, Products(torch.bfloat16 if precision == "bf16" else None))  # as a GPU makes them
+            set_products(model, Products(torch.bfloat16 if precision == "bf16" else None))  # as on a GPU
             model.recompute_above = 1 << 62
             new_optimizers(model, options)
             parameters = 4 * 4 * sum(p.numel() for p in model.parameters())  # value, gradient, two moments

@@ -1,7 +1,8 @@
-"""What bf16 products cost: python -m benchmarks.precision --data_dir seqs/demo --annotations seqs/demo/annotations.npz
+"""Error of bf16 products: python -m benchmarks.precision --data_dir seqs/demo --annotations seqs/demo/annotations.npz
 
-Trains a preset with several seeds in float32 and in bf16, one process a run, scores the tracks, and measures how far
-pixels move when the trained networks map them to the canonical volume and back. A finished run is not repeated.
+Trains a preset with several seeds in float32 and in bf16, with one process for each run, and scores the tracks. Also
+measures the round-trip error: how far pixels move when the trained networks map them to the canonical volume and back.
+A finished run is not repeated.
 """
 
 import statistics
@@ -18,7 +19,7 @@ from models.coords import denormalize_pixels
 
 @torch.no_grad()
 def round_trip(arguments: list[str]) -> float:
-    """Largest distance in pixels between samples of the first frame and the same samples after forward and inverse."""
+    """Largest round-trip error in pixels, over samples of the first frame mapped forward and back."""
     tracker = load_run(parse("eval", arguments)).tracker
     model, generator = tracker.model, torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 2_000, 2, generator=generator) * (torch.tensor(model.size[::-1]) - 1)

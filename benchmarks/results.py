@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/*.md from docs/results/*.json: python -m benchmarks.results (make results)
 
-A page marks the place of the table docs/results/NAME.json, and everything between the marks is replaced:
+These comments in a page mark the place of the table docs/results/NAME.json; all text between them is replaced:
 
     <!-- results: NAME -->
     <!-- /results -->
@@ -9,7 +9,7 @@ A JSON file holds
     title    one line above the table; may be empty
     columns  names of the columns
     rows     lists of cells, each a string, a number or null (an empty cell)
-    digits   decimals of floating-point numbers, one for all columns or a list with one for each; 3 if absent
+    digits   decimals of floating-point numbers: one number, or a list with one for each column; 3 if absent
     command  the command that measured the numbers; may be empty
     commit   the commit on which it ran; may be empty
 """
@@ -34,7 +34,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def render_page(page: Path, results: Path) -> str:
-    """The text of a page with its marked tables written anew from the folder `results`.
+    """The text of a page with its marked tables generated from the folder `results`.
 
     UserError if a mark is not closed, or its JSON file is missing or malformed."""
     text = page.read_text(encoding="utf-8")

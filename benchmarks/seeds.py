@@ -1,8 +1,9 @@
-"""How much results depend on the seed: python -m benchmarks.seeds --config configs/demo.txt --data_dir seqs/demo
+"""Variation of results over seeds: python -m benchmarks.seeds --config configs/demo.txt --data_dir seqs/demo
 
-Trains the same options with several seeds, one process for each run, and prints the metrics of every seed and their
-spread. With --annotations, tracks are scored; the flow error against the stored correspondences is always printed. A
-finished run is not repeated, an interrupted one is resumed. Other options of train.py can follow, after `--`.
+Trains the same options with several seeds, one process for each run. Prints the metrics of every seed, their mean,
+standard deviation and range. Tracks are scored if --annotations is given; the flow error against the stored
+correspondences is always printed. A finished run is not repeated; an interrupted run is resumed. Other options of
+train.py can follow, after `--`.
 """
 
 from benchmarks.experiments import spread, train_and_score

@@ -1,10 +1,13 @@
-"""Time of a training step, the fast paths against the plain ones, in turns in one process: make bench
+"""Time of a training step with and without the fused functions: make bench
 
-All take the same steps on the same batches of a small rendered sequence: the published network and losses, and the
-default preset, computed plainly (every layer by its definition, Adam without its fused kernel, float32); the default
-preset by the fused functions in float32 and in bf16, which is what a user gets where the hardware has it; and the
-fast preset, which is another model. Machines are noisy: read the ratios of medians. GFLOP counts the products of a
-fused default step.
+All runs train on the same batches of a small rendered sequence, alternately in one process:
+    original_plain      OmniMotion's network and losses (configs/original.txt), without fused functions, float32
+    default_plain       the default preset, without fused functions, float32
+    default_fused_fp32  the default preset with fused functions, float32
+    default_fused_bf16  the same with bf16 products, which is the default on hardware that supports them
+    fast                the fast preset, which is a different model
+"Without fused functions" means separate PyTorch operations for each layer and Adam without its fused kernel. Absolute
+times vary between runs; compare the ratios of medians. GFLOP counts the matrix products of a fused default step.
 """
 
 import json
@@ -31,8 +34,8 @@ from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 from training.trainer import Trainer
 
-SHAPES = {"cpu": (4, 64, 16), "cuda": (8, 256, 32)}  # pairs, points, samples a ray
-RUNS = {  # name: preset, plain, more options
+SHAPES = {"cpu": (4, 64, 16), "cuda": (8, 256, 32)}  # pairs, points per pair, samples per ray
+RUNS = {  # name: preset, without fused functions, more options
     "original_plain": ("original", True, ["--precision", "fp32", "--mlp_backend", "torch"]),
     "default_plain": ("default", True, ["--precision", "fp32", "--mlp_backend", "torch"]),
     "default_fused_fp32": ("default", False, ["--precision", "fp32"]),
@@ -42,7 +45,7 @@ RUNS = {  # name: preset, plain, more options
 
 
 def make_plain(trainer: Trainer) -> None:
-    """No fast path: every layer by its definition, and an optimizer that goes from parameter to parameter."""
+    """Turn the fused functions and the fused optimizer kernel off."""
     trainer.model.deform.fused = trainer.model.field.net.fused = False
     if hasattr(trainer.model.time_latent.network, "fused"):
         trainer.model.time_latent.network.fused = False
@@ -52,7 +55,7 @@ def make_plain(trainer: Trainer) -> None:
 
 
 def new_trainer(folder: Path, preset: str, plain: bool, shape: tuple[int, int, int], more: list[str]) -> Trainer:
-    """A fresh run of a preset at `shape`."""
+    """A new trainer of a preset with the batch `shape` (pairs, points per pair, samples per ray)."""
     sizes = zip(("--num_pairs", "--num_pts", "--num_samples_ray"), map(str, shape), strict=True)
     trainer = Trainer(parse("train", [
         "--config", f"configs/{preset}.txt", "--data_dir", str(folder), "--save_dir", str(folder / "out"),
@@ -63,7 +66,7 @@ def new_trainer(folder: Path, preset: str, plain: bool, shape: tuple[int, int, i
 
 
 def seconds_of(work, device: torch.device) -> float:
-    """Seconds of `work()`, all of it done."""
+    """Seconds of `work()`, including all GPU work that it starts."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -74,8 +77,9 @@ def seconds_of(work, device: torch.device) -> float:
 
 
 def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
-    """Multiplications and additions of a fused step's products, forward and backward, in 10^9: two mappings of all
-    samples through the couplings, the affine map of all samples once, the field once."""
+    """GFLOP (10^9 multiplications and additions) of the matrix products of a fused step, forward and backward.
+
+    Counts two passes of all samples through the coupling layers, and one through the affine map and the field."""
     def chain(layers) -> int:
         return sum(layer.in_features * layer.out_features for layer in layers if isinstance(layer, nn.Linear))
 
@@ -90,7 +94,7 @@ def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
 
 
 def print_profile(trainer: Trainer, steps: int = 5, rows: int = 12) -> None:
-    """The operators that take most of a step."""
+    """Print the operators that take the largest share of a step."""
     with torch.profiler.profile() as profile:
         for _ in range(steps):
             trainer.train_step()
@@ -103,7 +107,7 @@ def print_profile(trainer: Trainer, steps: int = 5, rows: int = 12) -> None:
 
 def measure(folder: Path, device: torch.device, steps: int,
             profile: bool) -> tuple[dict[str, list[float]], list[float], float]:
-    """Seconds of each step of each run, of the bf16 run's sampler, and the GFLOP of a fused step."""
+    """Seconds of each step of each run, seconds of each batch of the bf16 run's sampler, and GFLOP of a fused step."""
     shape = SHAPES[device.type]
     runs = {name: new_trainer(folder, preset, plain, shape, more) for name, (preset, plain, more) in RUNS.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -6,7 +6,7 @@ Notation
     counted    (M, T) frames of each query that its mode evaluates
     a scaled   distance is in pixels of the video resized to 256x256: x times 256 / W, y times 256 / H
 
-Sources: TAP-Vid (Doersch et al., NeurIPS 2022, section 3 and its published evaluation code); OmniMotion (Wang et al.,
+Sources: TAP-Vid (Doersch et al., NeurIPS 2022, section 3 and its released evaluation code); OmniMotion (Wang et al.,
 ICCV 2023, section 5).
 """
 
@@ -21,20 +21,20 @@ RESOLUTION = 256
 def tapvid_metrics(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks: np.ndarray,
                    pred_occluded: np.ndarray, pred_tracks: np.ndarray, query_mode: str, frame_size: tuple[int, int],
                    evaluated: np.ndarray | None = None) -> dict[str, float]:
-    """Metrics of one video; a benchmark's are the plain means over its videos.
+    """Metrics of one video; the metrics of a benchmark are their plain means over its videos.
 
     query_points `(M, 3)`, occluded `(M, T)` bool, tracks `(M, T, 2)` pixels of frames of `frame_size` (H, W);
-    `evaluated` `(M, T)` bool restricts what counts (sparse human annotation). query_mode 'first' counts the frames
-    after the query, 'strided' all but the query's.
+    `evaluated` `(M, T)` bool restricts the counted frames (sparse human annotation). query_mode 'first' counts the
+    frames after the query, 'strided' all frames but the query's.
 
-    All sums run over all points of the video before any ratio is taken:
-      occlusion_accuracy         share of the counted frames whose occlusion is predicted as it is
+    Each ratio is of sums over all points of the video:
+      occlusion_accuracy         share of the counted frames whose occlusion is predicted correctly
       pts_within_D               share of the counted, truly visible frames with a distance strictly below D, whether or
                                  not they are predicted to be visible
       jaccard_D                  true positives (visible in both, distance below D) / (truly visible + false positives),
                                  a false positive being predicted visible and either occluded or not within D
       average_*                  means over D = 1, 2, 4, 8, 16
-      temporal_coherence         see there; the key is left out where it is not defined
+      temporal_coherence         see `temporal_coherence`; left out where it is not defined
 
     UserError if the arrays do not fit each other, the mode is unknown, or no counted frame has a visible point (then
     no ratio is defined)."""
@@ -70,10 +70,11 @@ def temporal_coherence(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tra
 
     The acceleration at frame t is the difference of two adjacent flows, p(t+1) - 2 p(t) + p(t-1). It is taken where
     the true point is visible (and evaluated) in all three frames, and the mean is over all such triples of the video.
-    OmniMotion describes this in a sentence (acceleration as flow difference, visible points) and published no code for
-    it. What that leaves open is settled here: visible is meant of the ground truth and in all three frames; the units
-    are those of TAP-Vid's thresholds; with 'first', triples begin at the query's frame or later (its position is given,
-    but the flows from it are predicted); with 'strided' all triples count, also those around the query's frame.
+    The OmniMotion paper defines this metric in one sentence (acceleration as flow difference, visible points), and no
+    code for it was released. This implementation adds: a point must be visible in the ground truth in all three frames;
+    the units are those of TAP-Vid's thresholds; with 'first', triples start at the query's frame or later (its position
+    is given, but the flows from it are predicted); with 'strided', all triples count, also those that contain the
+    query's frame.
 
     None where there is no such triple, for instance with annotations of every fifth frame.
     UserError if the arrays do not fit each other or the mode is unknown."""
@@ -89,17 +90,17 @@ def temporal_coherence(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tra
     if not triples.any():
         return None
     error = np.where(used[..., None], np.asarray(pred_tracks, np.float64) - gt_tracks, 0) * _scale(frame_size)
-    acceleration = np.diff(error, n=2, axis=1)  # (M, T - 2, 2) difference of accelerations: it is linear
+    acceleration = np.diff(error, n=2, axis=1)  # (M, T - 2, 2) difference of accelerations
     return float(np.linalg.norm(acceleration, axis=-1)[triples].mean())
 
 
 def error_since_query(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks: np.ndarray,
                       pred_tracks: np.ndarray, query_mode: str, frame_size: tuple[int, int],
                       evaluated: np.ndarray | None = None) -> dict[str, list]:
-    """How the error grows with the time since the query; arguments and errors as in `tapvid_metrics`.
+    """Tracking error by distance in frames from the query; arguments and errors as in `tapvid_metrics`.
 
-    Of the counted, truly visible frames at each distance of `frames` frames from the query (before or after it):
-    their `count` and the `median` distance to the truth, scaled pixels. Distances without any are left out."""
+    `frames` lists the distances, before or after the query, that have counted frames with a truly visible point. For
+    each, `count` is the number of these positions, and `median` is their median error in scaled pixels."""
     _check_shapes(query_points, gt_occluded, gt_tracks, gt_occluded, pred_tracks, evaluated)
     used = counted_frames(query_points, gt_occluded.shape[1], query_mode) & ~gt_occluded
     if evaluated is not None:

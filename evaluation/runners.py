@@ -1,4 +1,4 @@
-"""Run the videos of a benchmark: one after the other on this machine, or on Ray. Both write the same files."""
+"""Run the videos of a benchmark, one after the other on this machine or in parallel on Ray, with the same output."""
 
 import json
 import logging
@@ -22,17 +22,17 @@ from evaluation.training_process import exit_name
 from evaluation.video_job import Job, record_failure, run_video, running_file
 
 log = logging.getLogger("eval")
-CONNECT_SECONDS = 10  # to wait for a Ray cluster's answer
-RETRIES = 3  # of a video whose Ray worker was lost
+CONNECT_SECONDS = 10  # timeout for a connection to a Ray cluster
+RETRIES = 3  # number of restarts of a video whose Ray worker was lost
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
-    """One process a video, so that one that dies takes no other with it, and memory comes back.
+    """Run each video in its own process, so that a crash affects no other video and memory is freed.
 
     SystemExit 130 after a Ctrl-C or SIGTERM: the video under way has saved its state."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluation.video_job"])  # PyTorch is imported once, not for every video
+    context.set_forkserver_preload(["evaluation.video_job"])  # import PyTorch once, not for every video
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         for i, job in enumerate(jobs, 1):
@@ -54,10 +54,10 @@ def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
 
 def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: str, num_cpus: float,
                num_gpus: float) -> None:
-    """One video a Ray task, on this machine (`address` 'local') or a cluster; all must see the same files.
+    """Run each video as a Ray task, on this machine (`address` 'local') or a cluster with a shared file system.
 
-    What a video prints goes to RESULTS/NAME.log. A video whose worker is lost is started again, up to RETRIES times;
-    it goes on from its last checkpoint. UserError without Ray or without the cluster."""
+    The output of a video goes to RESULTS/NAME.log. A video whose worker is lost is restarted, up to RETRIES times; it
+    resumes from its last checkpoint. UserError without Ray or without the cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -76,7 +76,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
             raise UserError(f"Ray does not start on this machine ({why}): try again, or leave --ray out") from error
         raise UserError(f"no Ray cluster at {address} ({why}): start one with `ray start --head`, or give --ray "
                         "without an address") from error
-    # max_calls: a fresh process a video, as here
+    # max_calls: a new process for each video
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES, max_calls=1)(_on_ray)
     try:
         pending = {task.remote(job): job for job in jobs}
@@ -100,7 +100,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
 
 
 def _check_reachable(address: str) -> None:
-    """UserError if `address` is HOST:PORT and nothing listens there: Ray itself tries for many minutes."""
+    """UserError if `address` is HOST:PORT and nothing listens there. Ray itself would retry for many minutes."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():  # local, auto, ray://
         return
@@ -112,7 +112,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _in_process(job: Job) -> None:
-    """A video in a process of its own. SIGTERM is like a Ctrl-C, and comes by itself when the parent is gone."""
+    """Run a video in this child process. SIGTERM acts like Ctrl-C; it is also sent when the parent has ended."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -121,7 +121,7 @@ def _in_process(job: Job) -> None:
             run_video(job)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # not even the failure could be written down, as on a full disk
+    except OSError as error:  # the failure file could not be written, for example on a full disk
         if error.errno is None:
             raise
         log.error("%s: %s", job.name, os_error_line(error))
@@ -142,7 +142,7 @@ def _stop_with_parent() -> None:
 
 
 def _join(process: multiprocessing.Process) -> None:
-    """Wait for the process; a Ctrl-C or SIGTERM is passed on to it, so that it saves, and waited for."""
+    """Wait for the process. Ctrl-C or SIGTERM is passed on to it, and this waits until it has saved its state."""
     try:
         process.join()
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def _record_death(job: Job, why: str) -> None:
 
 
 def _under_way(jobs: Sequence[Job]) -> str:
-    """Which videos run, and in which stage: 'bear train, camel preprocess'."""
+    """The running videos and their stages, for example 'bear train, camel preprocess'."""
     states = []
     for job in jobs:
         try:
