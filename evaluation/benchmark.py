@@ -1,4 +1,4 @@
-"""A whole benchmark: eval.py --tapvid FILE. Frames of every video, then every video's stages, then the report."""
+"""Run a benchmark (eval.py --tapvid FILE): write the frames of all videos, run the stages of each, write the report."""
 
 import json
 import logging
@@ -24,17 +24,17 @@ from preprocessing.cli import main_parser
 from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
-TRAINING = ("data", "model", "optimization")  # groups of options that a model depends on
+TRAINING = ("data", "model", "optimization")  # groups of options on which a trained model depends
 NO_MATTER = {"num_imgs"}  # options that do not change the results
-# options of `python -m preprocessing` that are about frames, and those that say where and how fast
+# options of `python -m preprocessing` that select frames, and those that do not affect the correspondences
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
 NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
              "batch"}
 
 
 def run_benchmark(options: Namespace) -> None:
-    """Do what is missing and report on all there is. UserError for a user's mistake; SystemExit 1 if a video failed,
-    130 if a signal stopped the work."""
+    """Compute missing results and write reports of all results. UserError for a user's mistake; SystemExit 1 if a video
+    failed, 130 if a signal stopped the run."""
     check_options(options)
     benchmark = benchmark_name(options.tapvid)
     root = Path(options.save_dir).resolve() / f"{options.expname}_{benchmark}"
@@ -64,7 +64,7 @@ def run_benchmark(options: Namespace) -> None:
 
 
 def check_options(options: Namespace) -> None:
-    """UserError for options that do not go together, or with --preprocessing options that do not exist."""
+    """UserError for options that cannot be combined or have invalid values."""
     if options.ckpt_path:
         raise UserError("--ckpt_path is one video's model, --tapvid trains one for each video: give one of them")
     if not (options.score_model or options.predictions or options.baselines):
@@ -99,10 +99,10 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[list[str], list[Job], set[str]]:
-    """Names of all videos of the benchmark, the jobs of those asked for, their sequence folders written, and the names
-    of those that cannot be read, whose failure files say why.
+    """Write the sequence folders of the selected videos.
 
-    UserError if a name of --videos is not in the benchmark."""
+    Returns the names of all videos of the benchmark, the jobs of the selected videos, and the names of those that
+    cannot be read; these get a failure file with the reason. UserError if the benchmark lacks a name of --videos."""
     folder = sequences_folder(options)
     wanted, (index, count) = set(filter(None, options.videos.split(","))), shard_of(options.shard)
     names, jobs, unreadable = [], [], set()
@@ -133,21 +133,21 @@ def _job(options: Namespace, root: Path, sequence: Path, trackers: tuple[str, ..
 
 
 def sequences_folder(options: Namespace) -> Path:
-    """Where the videos' sequence folders are."""
+    """Folder of the videos' sequence folders."""
     if options.sequences:
         return Path(options.sequences).resolve()
     return Path(options.save_dir).resolve() / "sequences" / benchmark_name(options.tapvid)
 
 
 def training_settings(options: Namespace) -> dict:
-    """Everything that a trained model depends on."""
+    """All settings on which a trained model depends."""
     names = [option.name for option in OPTIONS if option.group in TRAINING]
     return {"seed": options.seed, "num_iters": options.num_iters, **preprocessing_settings(options),
             **{name: getattr(options, name) for name in names if name not in NO_MATTER}}
 
 
 def tracker_settings(options: Namespace, tracker: str) -> dict:
-    """Everything that a tracker's tracks depend on beside the trained model."""
+    """All settings on which a tracker's tracks depend."""
     if tracker == "model":
         names = [option.name for option in OPTIONS if option.group == "inference"]
         return training_settings(options) | {name: getattr(options, name) for name in names}
@@ -157,8 +157,8 @@ def tracker_settings(options: Namespace, tracker: str) -> dict:
 
 
 def preprocessing_settings(options: Namespace) -> dict:
-    """The method of the correspondences. UserError for an option about frames, which are the benchmark's; SystemExit 2
-    for one that `python -m preprocessing` does not have."""
+    """Settings of the correspondences. UserError for an option that selects frames, since the benchmark defines them;
+    SystemExit 2 for an option that `python -m preprocessing` does not have."""
     parser = main_parser()
     try:
         words = shlex.split(options.preprocessing)
@@ -174,7 +174,9 @@ def preprocessing_settings(options: Namespace) -> dict:
 
 
 def check_settings(folder: Path, evidence: str, settings: dict) -> None:
-    """Remember in `folder` the settings of what it holds (files like `evidence`). UserError if they were others."""
+    """Write the settings of the results in `folder` to settings.json, or compare them with it.
+
+    UserError if the folder has results (files that match `evidence`) that were made with other settings."""
     path, settings = folder / "settings.json", json.loads(json.dumps(settings))
     if not path.is_file() or not any(folder.glob(evidence)):
         write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -183,7 +185,7 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
     table = {option.name: option for option in OPTIONS}
     for name in settings:
         then = before.get(name)
-        if name not in before and name in table:  # the folder has the option's old name, or is older than the option
+        if name not in before and name in table:  # the file has an old name of the option, or is older than the option
             old = [before[known] for known in table[name].old_names if known in before]
             then = old[0] if old else table[name].default
         if then != settings[name]:

@@ -1,4 +1,4 @@
-"""Plots of a benchmark's results (matplotlib, PNG): accuracy against the threshold, videos, error since the query."""
+"""Plots of a benchmark's results (matplotlib, PNG): accuracy by threshold, by video, error since the query."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from evaluation.report import Table
 
 COLORS = ("#0b5fa5", "#d1661c", "#3f8f4f", "#8a5aa8", "#7a7a7a", "#b03a48")
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-MAX_BARS = 40  # videos whose names fit under bars; of more, the sorted values are drawn
+MAX_BARS = 40  # largest number of videos drawn as bars with names; more are drawn as sorted dots
 
 
 def draw_plots(results: Path, tables: list[Table], title: str) -> None:
-    """curves.png, videos.png and since_query.png of tables that have results; nothing without any."""
+    """Write curves.png, videos.png and since_query.png for the tables that have results."""
     tables = [table for table in tables if table.videos]
     if not tables:
         return
@@ -49,7 +49,7 @@ def draw_curves(figure: Figure, tables: list[Table]) -> None:
 
 
 def draw_videos(figure: Figure, tables: list[Table]) -> None:
-    """Average Jaccard of every video, sorted by the first tracker's."""
+    """Average Jaccard of every video, in the order of the first tracker's scores."""
     axes = figure.subplots()
     score = {table.tracker: {n: r["metrics"]["average_jaccard"] for n, r in table.videos.items()} for table in tables}
     names = sorted({n for row in score.values() for n in row}, key=lambda n: -score[tables[0].tracker].get(n, -1))
@@ -68,12 +68,12 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
     axes.set(ylabel="average Jaccard", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    columns = int(figure.get_figwidth() // (0.6 + 0.08 * max(map(len, labels))))  # inches, of handle and letters
+    columns = int(figure.get_figwidth() // (0.6 + 0.08 * max(map(len, labels))))  # inches
     figure.legend(handles, labels, loc="outside lower center", ncols=min(max(columns, 1), len(labels)), frameon=False)
 
 
 def draw_since_query(figure: Figure, tables: list[Table]) -> None:
-    """Error against the time since the query: a video's median over its points, then the mean over the videos."""
+    """Error over frames since the query: median over the points of a video, then mean over videos."""
     axes = figure.subplots()
     for color, table in _colored(tables):
         values: dict[int, list[float]] = {}

@@ -1,8 +1,8 @@
-"""The results of a benchmark as tables: printed, and in results.csv, results.json and results.md.
+"""Tables of benchmark results: printed, and written to results.csv, results.json and results.md.
 
 Notation
-    tracker  the model, a baseline, or predictions of another tracker; its results are a folder of NAME.json
-    mean     plain mean over the videos, as TAP-Vid's; of temporal coherence over those in which it is defined
+    tracker  the model, a baseline, or predictions of another tracker; its results are files NAME.json in one folder
+    mean     plain mean over the videos, as in TAP-Vid; for temporal coherence, over the videos in which it is defined
 """
 
 import csv
@@ -28,19 +28,19 @@ WIDTH = 28  # characters of a video's name in the printed table
 class Table:
     """One tracker's results."""
     tracker: str
-    videos: dict[str, dict] = field(default_factory=dict)  # name -> what NAME.json holds, in the benchmark's order
-    failed: dict[str, str] = field(default_factory=dict)   # name -> one line
-    own: bool = True                                       # of this results folder, not of --compare
+    videos: dict[str, dict] = field(default_factory=dict)  # name -> content of NAME.json, in the benchmark's order
+    failed: dict[str, str] = field(default_factory=dict)   # name -> error, one line
+    own: bool = True                                       # False: from a folder of --compare
 
     def mean(self) -> dict[str, float]:
-        """Mean of every metric over the videos; empty without any."""
+        """Mean of every metric over the videos; empty if there are none."""
         metrics = [record["metrics"] for record in self.videos.values()]
         keys = list(dict.fromkeys(key for row in metrics for key in row))
         return {key: sum(row[key] for row in metrics if key in row) / sum(key in row for row in metrics)
                 for key in keys}
 
     def seconds(self) -> dict[str, float]:
-        """Wall time of every stage, added up over the videos."""
+        """Wall time of every stage in seconds, summed over the videos."""
         return {stage: round(sum(record["seconds"].get(stage, 0) for record in self.videos.values()), 1)
                 for stage in STAGES if any(stage in record["seconds"] for record in self.videos.values())}
 
@@ -77,7 +77,7 @@ def _tables(results: Path, names: list[str]) -> list[Table]:
 
 
 def _record(path: Path) -> dict:
-    """A result file. UserError unless it has what the reports show."""
+    """Content of a result file. UserError if a value that the reports need is missing."""
     record = read_json(path, ADVICE)
     numbers = [record.get("metrics"), record.get("seconds"), record.get("error_since_query")]
     if not (all(isinstance(record.get(name), int) for name in ("num_queries", "num_frames"))
@@ -103,7 +103,7 @@ def one_line(job: Job, tracker: str) -> str:
 
 
 def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: list[str]) -> None:
-    """The per-video table of the first tracker, and the means of all."""
+    """Print the results of the first tracker for each video, and the means of all trackers."""
     print(f"{benchmark}, query mode {query_mode}; {UNITS}")
     first = tables[0] if tables else Table("model")
     print(f"{first.tracker[:WIDTH - 1]:{WIDTH}}" + "".join(f"{title:>11}" for title in (*COLUMNS.values(), "seconds")))
@@ -121,7 +121,7 @@ def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: li
 
 
 def write_reports(results: Path, benchmark: str, tables: list[Table], names: list[str], options: Namespace) -> None:
-    """results.csv, results.json and results.md in the results folder, from whatever results there are."""
+    """Write results.csv, results.json and results.md to the results folder, from all available results."""
     own = [table for table in tables if table.own]
     write_text(results / "results.csv", _csv(own))
     write_text(results / "results.json", json.dumps({

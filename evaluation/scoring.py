@@ -18,7 +18,7 @@ UNITS = "fractions at 256x256; TC in pixels a frame squared, 0 is best"
 
 
 def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray) -> PointTracks:
-    """Tracks of a baseline: `static` points stay, `chain` follows the flow from frame to frame."""
+    """Tracks of a baseline: `static` points do not move; `chain` follows optical flow from frame to frame."""
     if name == "static":
         return static_tracks(queries, len(sequence), sequence.size)
     return chained_flow_tracks(queries, open_correspondences(sequence))
@@ -37,7 +37,7 @@ def score(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode:
 
 
 def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode: str) -> dict[str, list]:
-    """The error over the time since the query; arguments as in `score`."""
+    """Error by distance in frames from the query; arguments as in `score`."""
     evaluated = None if truth.evaluated is None else truth.evaluated[rows]
     return error_since_query(tracks.query_points, truth.occluded[rows], truth.points[rows], tracks.tracks, query_mode,
                              truth.frame_size, evaluated)
@@ -45,10 +45,10 @@ def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query
 
 def load_predictions(path: Path, truth: Annotations, query_mode: str,
                      where: str) -> tuple[PointTracks, Annotations, np.ndarray]:
-    """Any tracker's tracks, the truth at their frame size, and the row of the truth that each query belongs to.
+    """Tracks of any tracker, the ground truth at their frame size, and the ground-truth row of each query.
 
-    `where` says in errors where the truth is from. UserError unless the file's queries are those of the query mode,
-    in their order."""
+    where: source of the ground truth, for error messages. UserError unless the file has the queries of the query mode,
+    in the same order."""
     tracks = load_tracks(path, truth.points.shape[1])
     truth = truth.resized(tracks.frame_size)
     queries, rows = sample_queries(truth, query_mode)

@@ -1,4 +1,4 @@
-"""Train one video of a benchmark: train.py in a process of its own."""
+"""Train one video of a benchmark: run train.py in a separate process."""
 
 import os
 import signal
@@ -16,15 +16,15 @@ from loaders.checkpoint import checkpoint_path
 from training.run_metadata import as_config
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-STOPPED = 130  # exit code of a run that a signal stopped and that has saved its state
-ERROR_CHARACTERS = 4_000  # of stderr that are kept for the error message
+STOPPED = 130  # exit code of a run that saved its state after a signal
+ERROR_CHARACTERS = 4_000  # length of the end of stderr that is kept for error messages
 
 
 def train(options: Namespace, num_threads: int) -> None:
-    """Start training, or resume it; nothing if the checkpoint of the last step is there.
+    """Start or resume training; does nothing if the checkpoint of the last step exists.
 
-    num_threads: threads of PyTorch. SIGINT and SIGTERM are passed on; training saves its state, and SystemExit 130
-    follows. UserError for a user's mistake; RuntimeError if training fails otherwise."""
+    num_threads: threads of PyTorch. SIGINT and SIGTERM are passed on; training saves its state, and this raises
+    SystemExit 130. UserError for a user's mistake; RuntimeError if training fails otherwise."""
     folder = run_dir(options)
     if checkpoint_path(folder, options.num_iters).is_file():
         return

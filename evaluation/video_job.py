@@ -1,5 +1,5 @@
-"""One video of a benchmark: frames -> correspondences -> model -> tracks -> score. Every stage's output is a file, so
-that a second run does only what is missing.
+"""One video of a benchmark: frames -> correspondences -> model -> tracks -> score. The output of every stage is a file,
+and a second run computes only missing files.
 
 Files
     SEQUENCES/NAME/            the video as a sequence folder, made from the benchmark file, with its annotations and
@@ -7,7 +7,7 @@ Files
     RESULTS/../runs/           the runs of train.py
     RESULTS/TRACKER/NAME.npz   tracks of the query points
     RESULTS/TRACKER/NAME.json  the result: metrics, times, versions; NAME.failed.json if there is none
-    RESULTS/NAME.running       which stage is under way, and where; removed at the end
+    RESULTS/NAME.running       current stage, process and host; removed at the end
 """
 
 import json
@@ -64,27 +64,27 @@ class Job:
     results: Path              # folder of the trackers' results in this query mode
     trackers: tuple[str, ...]  # "model", "static", "chain", or the name of a folder of predictions
     options: Namespace         # the options of eval.py, with the video's own data_dir and save_dir
-    threads: int               # PyTorch threads: sums on the CPU depend on it in the last digit
-    cwd: Path                  # what relative paths in the options are relative to
+    threads: int               # PyTorch threads; the rounding of sums on the CPU depends on it
+    cwd: Path                  # base of relative paths in the options
 
     def result(self, tracker: str) -> Path:
         """The tracker's result file."""
         return self.results / tracker / f"{self.name}.json"
 
     def failure(self, tracker: str) -> Path:
-        """The file that says why there is no result."""
+        """The tracker's failure file, which has the reason why there is no result."""
         return self.results / tracker / f"{self.name}.failed.json"
 
     def is_done(self) -> bool:
-        """Whether all results are there. Predictions are always scored again, since their files may have changed."""
+        """Whether all results exist. Predictions are always scored again, since their files may have changed."""
         return not self.options.predictions and all(
             self.result(tracker).is_file() and not self.failure(tracker).is_file() for tracker in self.trackers)
 
 
 def write_sequence(root: Path, video: TapVideo, side: int) -> None:
-    """A benchmark's video as the sequence folder `root`, whole or not at all; left as it is if it is there.
+    """Write a benchmark's video as the sequence folder `root`, atomically; an existing folder is not changed.
 
-    side: of the square frames; 0: as the video has them. Image files of the right size are copied as they are.
+    side: pixels, of square frames; 0: the video's own size. Image files of the right size are copied as they are.
     UserError if the folder holds another video or another size of it."""
     before = time.monotonic()
     size = (side, side) if side else video.frames.shape[1:3]
@@ -114,7 +114,7 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
         try:
             partial.replace(root)
         except OSError:
-            if not path.is_file():  # otherwise another process has written it meanwhile
+            if not path.is_file():  # otherwise another process wrote it first
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -125,7 +125,7 @@ def run_video(job: Job) -> None:
     and does not stop the other trackers. SystemExit 130 if a signal stopped training."""
     os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
-    limit_pixels(job.options.max_pixels)  # this may be another process than the one that parsed the options
+    limit_pixels(job.options.max_pixels)  # may run in another process than the one that parsed the options
     prepare = cache(lambda: _preprocess(job))  # once for all trackers
     try:
         for tracker in job.trackers:
@@ -149,7 +149,7 @@ def record_failure(job: Job, tracker: str, error: str, details: str = "") -> Non
 
 
 def running_file(job: Job) -> Path:
-    """The file that says which stage of the video is under way."""
+    """The file with the current stage of the video."""
     return job.results / f"{job.name}.running"
 
 
@@ -246,7 +246,7 @@ def _write_frames(color: Path, video: TapVideo, size: tuple[int, int]) -> None:
 def _has_queries(truth: Annotations, mode: str) -> bool:
     try:
         return len(sample_queries(truth, mode)[0]) > 0
-    except UserError:  # nothing visible: run_video says so
+    except UserError:  # no point is visible; run_video reports this error
         return False
 
 
