@@ -1,9 +1,10 @@
-"""Time of drawing, without inference: python -m benchmarks.drawing
+"""Time of drawing videos and pages, without inference: python -m benchmarks.drawing
 
-Videos of tracks and of trails, 82 frames of 854x480 with 2,000 points, and a page with a track for every fourth pixel
-of every fifth of 60 frames: its packing, its size, and, where playwright and a Chromium are installed, how long it
-takes to load. The tracks are those of a panning camera and a walking block, with a noise of `--noise` pixels in every
-position. Beside the seconds that passed are those that the CPU worked, which other work on the machine hardly changes.
+Measures a video of tracks and a video of trails (82 frames of 854x480, 2,000 points). Measures also a page of 60
+frames, with tracks on a grid of 4 pixels in every fifth frame: time to write it, file size, and load time if
+playwright and Chromium are installed. The tracks are synthetic: a panning camera and a moving block, with Gaussian
+noise of standard deviation --noise pixels in every position. Prints wall time and CPU time; other processes on the
+machine hardly affect the CPU time.
 """
 
 import importlib.util
@@ -26,11 +27,11 @@ from drawing.trails import background_step, trail_pictures
 from inference.dense import grid_pixels
 from loaders.video import write_video
 
-SIZE = (480, 854)
+SIZE = (480, 854)  # pixels (H, W)
 
 
 def clip(count: int) -> np.ndarray:
-    """Frames with texture at several scales that moves, `(count, 480, 854, 3)`."""
+    """Frames `(count, 480, 854, 3)` uint8 of a moving texture with several scales."""
     rng = np.random.default_rng(0)
     scales = [rng.normal(0, 20, (600 // k, 1000 // k, 3)).astype(np.float32) for k in (2, 8, 40)]
     canvas = (128 + sum(cv2.resize(values, (1000, 600)) for values in scales)).clip(0, 255).astype(np.uint8)
@@ -38,7 +39,7 @@ def clip(count: int) -> np.ndarray:
 
 
 def motion(points: np.ndarray, count: int, start: int, noise: float) -> np.ndarray:
-    """Tracks `(N, count, 2)` of points of frame `start`: a camera that pans, and a block that walks."""
+    """Tracks `(N, count, 2)` of points `(N, 2)` of frame `start`, for a panning camera and a moving block."""
     t = np.arange(count)
     walk = np.stack([20 * np.sin(t / 9), 6 * np.sin(t / 3)], -1)
     inside = (abs(points - [400, 250]) < [120, 90]).all(-1)
@@ -49,7 +50,7 @@ def motion(points: np.ndarray, count: int, start: int, noise: float) -> np.ndarr
 
 
 def block(start: int, count: int, noise: float) -> GridTracks:
-    """A page's tracks of one query frame."""
+    """Grid tracks of query frame `start` through `count` frames."""
     points, shape = grid_pixels(SIZE, 4)
     tracks = motion(points, count, start, noise)
     visible = ((tracks >= 0) & (tracks < SIZE[::-1])).all(-1)
@@ -59,14 +60,14 @@ def block(start: int, count: int, noise: float) -> GridTracks:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Prints how long the block took."""
+    """Print wall time and CPU time of the `with` block."""
     wall, work = time.perf_counter(), time.process_time()
     yield
     print(f"{name}: {time.perf_counter() - wall:.1f} s, CPU {time.process_time() - work:.1f} s", flush=True)
 
 
 def video_times(folder: Path) -> None:
-    """Seconds of the two videos."""
+    """Write the two videos to `folder` and print their times."""
     frames, rng = clip(82), np.random.default_rng(0)
     points = rng.uniform([0, 0], [854, 480], (2_000, 2)).astype(np.float32)
     tracks, visible = motion(points, 82, 0, 0.05), rng.random((2_000, 82)) > 0.1
@@ -79,7 +80,7 @@ def video_times(folder: Path) -> None:
 
 
 def write_page(path: Path, noise: float) -> None:
-    """Seconds and megabytes of the page."""
+    """Write the page and print its time and file size."""
     rng, T = np.random.default_rng(0), 60
     smooth = np.stack([cv2.resize(rng.random((4, 6)).astype(np.float32), (107, 60)) for _ in range(T)])
     data = PageData("benchmark", 10, clip(T), list(range(T)), [block(t, T, noise) for t in range(0, T, 5)], 4, 0.99,
@@ -91,7 +92,7 @@ def write_page(path: Path, noise: float) -> None:
 
 
 def load_times(path: Path, runs: int = 5) -> None:
-    """Median seconds from opening the file to the first frame on the screen, and from a click to its track."""
+    """Print the median seconds from opening the page to its first frame, and from a click to the track."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

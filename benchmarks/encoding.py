@@ -15,7 +15,7 @@ from loaders.sequence import read_image
 from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialize_for_code
 from preprocessing.synthetic.render import render_scene
 
-STEPS, POINTS, WIDTH = 300, 4096, 128
+STEPS, POINTS, WIDTH = 300, 4096, 128  # optimizer steps, pixels per step, width of the field
 
 
 def field(name: str, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF) -> CanonicalField:

@@ -64,7 +64,7 @@ def main() -> None:
     found["chained flow"] = baseline_tracks("chain", sequence, queries)
     print(f"| {len(queries)} queries | AJ | delta_avg | OA | within 4, 8, 16 px |\n|---|---|---|---|---|")
     for name, tracks in found.items():
-        a, d, o, *within = (score(tracks, truth, rows, "strided")[key] for key in KEYS)  # that mode scores both ways
+        a, d, o, *within = (score(tracks, truth, rows, "strided")[key] for key in KEYS)  # before and after
         print(f"| {name} | {a:.3f} | {d:.3f} | {o:.3f} | {', '.join(f'{share:.0%}' for share in within)} |")
     print(f"\n| delta_avg, frames apart | positions | {' | '.join(found)} |\n|---|---|{'---|' * len(found)}")
     for name, some in far_apart(truth, queries, rows).items():

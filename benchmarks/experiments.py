@@ -97,7 +97,7 @@ def file_options(path: str) -> dict[str, str]:
 
 def run_cell(cell: Cell) -> dict:
     """Train and score a cell; returns the content of its result file."""
-    with TemporaryDirectory() as folder:  # a temporary folder, apart from the user's runs
+    with TemporaryDirectory() as folder:  # apart from the user's runs
         return _run_cell(cell, cell_options(cell), folder)
 
 

@@ -25,7 +25,7 @@ from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimization")  # groups of options on which a trained model depends
-NO_MATTER = {"num_imgs"}  # options that do not change the results
+NO_MATTER = {"num_imgs"}  # options of these groups that do not change the results
 # options of `python -m preprocessing` that select frames, and those that do not affect the correspondences
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
 NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",

@@ -15,7 +15,7 @@ import numpy as np
 from common.errors import UserError
 
 THRESHOLDS = (1, 2, 4, 8, 16)  # scaled pixels
-RESOLUTION = 256
+RESOLUTION = 256  # pixels, side of the frame in which distances are measured
 
 
 def tapvid_metrics(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks: np.ndarray,

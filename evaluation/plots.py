@@ -68,7 +68,7 @@ def draw_videos(figure: Figure, tables: list[Table]) -> None:
     axes.set(ylabel="average Jaccard", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    columns = int(figure.get_figwidth() // (0.6 + 0.08 * max(map(len, labels))))  # inches
+    columns = int(figure.get_figwidth() // (0.6 + 0.08 * max(map(len, labels))))  # widths in inches
     figure.legend(handles, labels, loc="outside lower center", ncols=min(max(columns, 1), len(labels)), frameon=False)
 
 

@@ -20,7 +20,7 @@ from training.run_metadata import versions
 
 ADVICE = "remove it, and run the same command again"
 PAPER_RESULTS = Path(__file__).with_name("paper_results.csv")
-STAGES = ("frames", "preprocess", "train", "track")
+STAGES = ("frames", "preprocess", "train", "track")  # stages whose wall time is recorded
 WIDTH = 28  # characters of a video's name in the printed table
 
 

@@ -39,7 +39,7 @@ from models.factory import checkpoint_num_frames, model_from_checkpoint, new_mod
 from preprocessing.convert import to_omnimotion_layout
 from preprocessing.correspondence_writer import StoreWriter
 
-SIZE, FRAMES = (24, 32), 3
+SIZE, FRAMES = (24, 32), 3  # pixels (H, W), number of frames
 QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layers 2 --field_width 8".split()
 
 
