@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,3 +144,19 @@ def test_when_a_run_is_examined(steps, times, tmp_path, monkeypatch, caplog):
 def test_warnings_say_what_to_try(kind):
     (line,) = Shares(0, 0, 0.5 * (kind == "hidden"), 0.5 * (kind == "twice"), 1).warnings()
     assert "--seed" in line and "\n" not in line
+
+
+def test_pairs_without_cycle_consistent_points_are_passed_over():
+    """Across a scene cut a pair can have stored correspondences of which none is cycle-consistent."""
+    pairs = [(0, 1), (1, 0), (0, 4), (4, 0)]
+    pixels = np.arange(60)
+
+    def stored(i, j):
+        adjacent = abs(i - j) == 1
+        return SimpleNamespace(pixels=pixels, cycle=np.full(60, adjacent), flow=lambda rows: np.zeros((len(rows), 2)))
+
+    counts = np.zeros((T, T), int)
+    for i, j in pairs:
+        counts[i, j] = 60
+    model = OmniMotion(ModelConfig(T, *SIZE, deform="grid", field="grid", grid_levels=2))
+    assert examine(model, SimpleNamespace(pairs=np.array(pairs), counts=counts, stored=stored), seed=0) is None

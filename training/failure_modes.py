@@ -98,8 +98,12 @@ def examine(model: OmniMotion, store, seed: int) -> Shares | None:
 
 
 def _outcomes(model: OmniMotion, store, i: int, j: int, rng, device: torch.device) -> torch.Tensor:
-    stored, W = store.stored(int(i), int(j)), model.size[1]
+    """`point_outcomes` of random cycle-consistent points of a pair; `(4, 0)` if the pair has none."""
+    stored = store.stored(int(i), int(j))
+    W = model.size[1]
     rows = np.flatnonzero(stored.cycle)
+    if not len(rows):
+        return torch.zeros(4, 0, device=device)
     rows = np.sort(rng.choice(rows, min(POINTS, len(rows)), replace=False))
     pixels = stored.pixels[rows]
     p = np.stack([pixels % W, pixels // W], axis=-1).astype(np.float32)
