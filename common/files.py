@@ -25,7 +25,7 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            _sync(temporary)
+            flush_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,7 +78,8 @@ def read_json(path: str | Path, advice: str) -> dict:
     return out
 
 
-def _sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, flush_to_disk
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -80,7 +80,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(content, _Sink(file, failures))
             _append_checksum(file)
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         failures += [error] if isinstance(error, OSError) else []
         if not failures:
@@ -118,14 +118,6 @@ def _append_checksum(file) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.write(b"sha256=" + digest.encode())
     file.flush()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum_is_right(path: Path) -> bool | None:

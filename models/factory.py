@@ -13,7 +13,7 @@ from models.kernels.dispatch import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
 from models.omnimotion_checkpoint import published_config, published_state
 
-LARGEST = 100_000  # whole number in a checkpoint's configuration that is believed
+LARGEST = 100_000  # largest number that a checkpoint's configuration may contain
 
 
 def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int], grid_layers: int) -> ModelConfig:
