@@ -12,13 +12,14 @@ import torch
 
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
+from preprocessing.cli import main as preprocess
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # parallel tests share the CPU cores
-torch.set_num_threads(THREADS)
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for processes that tests start
+torch.set_num_threads(1)  # threads that wait for each other make small work slow on a busy machine
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"  # for processes that tests start
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,20 @@ def small_sequence(tmp_path_factory):
     write_scene(folder, "easy", (64, 64), 8, seed=0, num_points=64)
     build_store(open_sequence(folder), Method())
     return folder
+
+
+@pytest.fixture(scope="session")
+def sequence_with_depth(small_sequence, tmp_path_factory):
+    """The small sequence with an invented depth prior, a near disc in front of a tilted plane.
+
+    Returns the sequence folder and the prior `(64, 64)` float64 of each frame."""
+    folder = tmp_path_factory.mktemp("depth") / "seq"
+    shutil.copytree(small_sequence, folder)
+    y, x = np.mgrid[:64, :64]
+    prior = np.where((x - 32) ** 2 + (y - 28) ** 2 < 300, 1.0, 3.0 + x / 64)
+    np.savez(folder.parent / "depth.npz", depth=np.repeat(prior[None], 8, 0))
+    preprocess(["--data_dir", str(folder), "--depth", "npz", "--depth_dir", str(folder.parent / "depth.npz")])
+    return folder, prior
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -46,15 +45,6 @@ def metrics(results, tracker):
     """Metrics by video, as results.json has them."""
     videos = json.loads((results / "results.json").read_text())["trackers"][tracker]["videos"]
     return {name: record["metrics"] for name, record in videos.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The videos' processes take the number of threads from here; small work is faster with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

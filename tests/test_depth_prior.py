@@ -1,6 +1,4 @@
-"""Depth priors in training: the loss, and a start near them."""
-
-import shutil
+"""Depth priors in training: the loss, and initialization near them."""
 
 import numpy as np
 import pytest
@@ -10,21 +8,8 @@ from common.errors import UserError
 from inference.dense import colors_and_depths
 from inference.tracker import Tracker
 from losses.losses import depth_prior_loss
-from preprocessing.cli import main
 from tests.test_training import options
 from training.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def with_depth(small_sequence, tmp_path_factory):
-    """The small sequence with a made-up prior: a near disc before a far plane that leans."""
-    folder = tmp_path_factory.mktemp("depth") / "seq"
-    shutil.copytree(small_sequence, folder)
-    y, x = np.mgrid[:64, :64]
-    prior = np.where((x - 32) ** 2 + (y - 28) ** 2 < 300, 1.0, 3.0 + x / 64)
-    np.savez(folder.parent / "d.npz", depth=np.repeat(prior[None], 8, 0))
-    main(["--data_dir", str(folder), "--depth", "npz", "--depth_dir", str(folder.parent / "d.npz")])
-    return folder, prior
 
 
 def rendered(trainer, t=4):
@@ -42,8 +27,8 @@ def test_the_loss_ignores_scale_and_shift_of_each_frame():
 
 
 @pytest.mark.parametrize("more", [[], ["--deform", "grid", "--field", "grid"]], ids=["mlp", "grid"])
-def test_init_depth_starts_surfaces_near_the_prior(more, with_depth, tmp_path):
-    folder, prior = with_depth
+def test_init_depth_starts_surfaces_near_the_prior(more, sequence_with_depth, tmp_path):
+    folder, prior = sequence_with_depth
     plain = Trainer(options(folder, tmp_path / "a", *more))
     start = Trainer(options(folder, tmp_path / "b", "--init_depth", *more))
     agreement = [np.corrcoef(rendered(t).ravel(), prior.ravel())[0, 1] for t in (plain, start)]
@@ -51,8 +36,8 @@ def test_init_depth_starts_surfaces_near_the_prior(more, with_depth, tmp_path):
     assert np.abs(rendered(start) - (prior - 1) / 3 * 2).mean() < 0.35  # the prior's own values, not their order only
 
 
-def test_w_depth_pulls_rendered_depth_to_the_prior(with_depth, tmp_path):
-    folder, prior = with_depth
+def test_w_depth_pulls_rendered_depth_to_the_prior(sequence_with_depth, tmp_path):
+    folder, prior = sequence_with_depth
     agreement = []
     for weight in (0, 5):
         trainer = Trainer(options(folder, tmp_path / str(weight), "--w_depth", str(weight)))

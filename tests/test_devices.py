@@ -1,9 +1,7 @@
-"""Nothing mixes devices: training, tracking, drawing and preprocessing with tensors that claim to be on a GPU.
+"""Nothing mixes devices: training, tracking, drawing and preprocessing with tensors that are marked as on a GPU.
 
 See tests/pretend_cuda.py for what is checked. No GPU is needed; the numbers are computed by the CPU.
 """
-
-import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import torch
 from configs.options import parse
 from inference import dense
 from inference.load_run import load_run, new_tracker
-from preprocessing.cli import main
 from tests.pretend_cuda import DeviceError, pretend_cuda
 from third_party.raft import RAFT
 from third_party.raft_flow import RaftFlow, RaftOptions
@@ -24,25 +21,10 @@ SMALL = ("--num_iters 20 --num_pairs 2 --num_pts 16 --num_samples_ray 8 --coupli
          "--mlp_backend torch").split()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are so small that threads cost more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sequence(small_sequence, tmp_path_factory):
-    """The small sequence with a depth prior: a near disc in front of a far plane."""
-    folder = tmp_path_factory.mktemp("devices") / "seq"
-    shutil.copytree(small_sequence, folder)
-    y, x = np.mgrid[:64, :64]
-    prior = np.where((x - 32) ** 2 + (y - 28) ** 2 < 300, 1.0, 3.0 + x / 64)
-    np.savez(folder.parent / "depth.npz", depth=np.repeat(prior[None], 8, 0))
-    main(["--data_dir", str(folder), "--depth", "npz", "--depth_dir", str(folder.parent / "depth.npz")])
-    return folder
+@pytest.fixture
+def sequence(sequence_with_depth):
+    """The folder of the small sequence with a depth prior."""
+    return sequence_with_depth[0]
 
 
 def options(folder, save_dir, preset, *more):
