@@ -17,7 +17,7 @@ from configs.options import OPTIONS
 from evaluation.plots import draw_plots
 from evaluation.report import collect, one_line, print_tables, write_reports
 from evaluation.runners import run_here, run_on_ray
-from evaluation.scoring import BASELINES
+from evaluation.scoring import BASELINES, chosen_baselines
 from evaluation.video_job import Job, record_failure, write_sequence
 from loaders.tapvid import benchmark_name, open_benchmark
 from preprocessing.cli import main_parser
@@ -71,8 +71,7 @@ def check_options(options: Namespace) -> None:
         raise UserError("--no-score_model leaves nothing to score: name baselines, as --baselines static,chain")
     if options.predictions and not Path(options.predictions).is_dir():
         raise UserError(f"no folder {options.predictions}: with --tapvid, --predictions is a folder of NAME.npz")
-    if unknown := set(filter(None, options.baselines.split(","))) - set(BASELINES):
-        raise UserError(f"no baseline '{min(unknown)}': choose among {', '.join(BASELINES)}")
+    chosen_baselines(options.baselines)
     shard_of(options.shard)
     for folder in filter(None, options.compare.split(",")):
         if not Path(folder).is_dir():
@@ -87,7 +86,7 @@ def chosen_trackers(options: Namespace) -> tuple[str, ...]:
         if name in ("model", *BASELINES):
             raise UserError(f"{options.predictions}: rename this folder, '{name}' is a name of this project's own")
         main = [name]
-    return tuple(dict.fromkeys([*main, *filter(None, options.baselines.split(","))]))
+    return tuple(dict.fromkeys([*main, *chosen_baselines(options.baselines)]))
 
 
 def shard_of(text: str) -> tuple[int, int]:

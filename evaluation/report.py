@@ -14,14 +14,13 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json, write_text
-from evaluation.scoring import COLUMNS, UNITS
+from evaluation.scoring import COLUMNS, NAME_WIDTH, print_header, print_row
 from evaluation.video_job import Job
 from training.run_metadata import versions
 
 ADVICE = "remove it, and run the same command again"
 PAPER_RESULTS = Path(__file__).with_name("paper_results.csv")
 STAGES = ("frames", "preprocess", "train", "track")  # stages whose wall time is recorded
-WIDTH = 28  # characters of a video's name in the printed table
 
 
 @dataclass
@@ -104,18 +103,17 @@ def one_line(job: Job, tracker: str) -> str:
 
 def print_tables(tables: list[Table], benchmark: str, query_mode: str, names: list[str]) -> None:
     """Print the results of the first tracker for each video, and the means of all trackers."""
-    print(f"{benchmark}, query mode {query_mode}; {UNITS}")
     first = tables[0] if tables else Table("model")
-    print(f"{first.tracker[:WIDTH - 1]:{WIDTH}}" + "".join(f"{title:>11}" for title in (*COLUMNS.values(), "seconds")))
-    for name in (name for name in names if name in first.videos or name in first.failed):
+    print_header(f"{benchmark}, query mode {query_mode}", first.tracker, ("seconds",))
+    for name in names:
         if name in first.failed:
-            print(f"{name[:WIDTH - 1]:{WIDTH}}failed: {first.failed[name]}")
-        else:
+            print(f"{name + ' ':{NAME_WIDTH}}failed: {first.failed[name]}")
+        elif name in first.videos:
             record = first.videos[name]
-            print(f"{name[:WIDTH - 1]:{WIDTH}}{_cells(record['metrics'])}{sum(record['seconds'].values()):11.0f}")
+            print_row(name, record["metrics"], f"{sum(record['seconds'].values()):11.0f}")
     for table in tables:
-        title = f"mean of {len(table.videos)}, {table.tracker} "
-        print(f"{title:{WIDTH}}{_cells(table.mean())}{sum(table.seconds().values()):11.0f}")
+        print_row(f"mean of {len(table.videos)}, {table.tracker}", table.mean(),
+                  f"{sum(table.seconds().values()):11.0f}")
     if missing := len(names) - len(first.videos) - len(first.failed):
         print(f"{missing} of {len(names)} videos are not done yet")
 
@@ -211,10 +209,6 @@ def _paper_lines(benchmark: str, options: Namespace) -> list[str]:
     lines += ["", "| tracker | kind | AJ | delta_avg | OA | TC | source | note |", "|---|---|---|---|---|---|---|---|"]
     keys = ("tracker", "kind", "AJ", "delta_avg", "OA", "TC", "source", "note")
     return lines + ["| " + " | ".join(row[key] for key in keys) + " |" for row in rows]
-
-
-def _cells(metrics: dict[str, float]) -> str:
-    return "".join(f"{metrics[key]:11.3f}" if key in metrics else f"{'-':>11}" for key in COLUMNS)
 
 
 def _percents(metrics: dict[str, float]) -> str:

@@ -15,6 +15,15 @@ BASELINES = ("static", "chain")
 COLUMNS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
            "temporal_coherence": "TC"}
 UNITS = "fractions at 256x256; TC in pixels a frame squared, 0 is best"
+NAME_WIDTH = 28  # characters of the first column of a printed table, if no name is longer
+
+
+def chosen_baselines(text: str) -> list[str]:
+    """The names in a comma-separated list of baselines. UserError for an unknown name."""
+    names = [name for name in text.split(",") if name]
+    if unknown := set(names) - set(BASELINES):
+        raise UserError(f"no baseline '{min(unknown)}': choose among {', '.join(BASELINES)}")
+    return names
 
 
 def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray) -> PointTracks:
@@ -31,7 +40,7 @@ def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int]) -> Point
 
 def score(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode: str) -> dict[str, float]:
     """Metrics of tracks whose query m belongs to ground-truth row rows[m]."""
-    evaluated = None if truth.evaluated is None else truth.evaluated[rows]
+    evaluated = None if truth.evaluated is None else truth.evaluated[rows]  # (M, T)
     return tapvid_metrics(tracks.query_points, truth.occluded[rows], truth.points[rows], ~tracks.visible,
                           tracks.tracks, query_mode, truth.frame_size, evaluated)
 
@@ -56,3 +65,15 @@ def load_predictions(path: Path, truth: Annotations, query_mode: str,
         raise UserError(f"{path}: its `query_points` ({len(tracks.query_points)}) are not the {len(queries)} of "
                         f"{where} in the query mode '{query_mode}': track these, in this order")
     return tracks, truth, rows
+
+
+def print_header(title: str, first_column: str = "", more: tuple[str, ...] = ()) -> None:
+    """Print the title and the header of a table of metrics; `more` names columns after the metrics."""
+    print(f"{title}; {UNITS}")
+    print(f"{first_column + ' ':{NAME_WIDTH}}" + "".join(f"{column:>11}" for column in (*COLUMNS.values(), *more)))
+
+
+def print_row(name: str, metrics: dict[str, float], more: str = "") -> None:
+    """Print one row of a table of metrics, with "-" for a metric that is not defined."""
+    cells = (f"{metrics[key]:11.3f}" if key in metrics else f"{'-':>11}" for key in COLUMNS)
+    print(f"{name + ' ':{NAME_WIDTH}}" + "".join(cells) + more)

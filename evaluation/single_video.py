@@ -1,0 +1,84 @@
+"""The modes of eval.py for one video: score a model, track query points, score or convert a file of tracks."""
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import write_text
+from configs.options import run_dir
+from evaluation.scoring import (
+    as_point_tracks,
+    baseline_tracks,
+    chosen_baselines,
+    load_predictions,
+    print_header,
+    print_row,
+    score,
+)
+from inference.load_run import load_run
+from loaders.sequence import open_sequence
+from loaders.track_export import check_format, export_tracks
+from loaders.track_files import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
+
+log = logging.getLogger("eval")
+
+
+def score_model(options: Namespace) -> None:
+    """Track the annotations' queries with the run's model and with the baselines; write tracks and metrics."""
+    baselines = chosen_baselines(options.baselines)
+    run = load_run(options)
+    sequence = run.sequence
+    truth = load_annotations(options.annotations, len(sequence)).resized(sequence.size)
+    queries, rows = sample_queries(truth, options.query_mode)
+    table = {name: score(baseline_tracks(name, sequence, queries), truth, rows, options.query_mode)
+             for name in baselines}
+    tracks = as_point_tracks(run.tracker.track(queries), queries, sequence.size)
+    metrics = {"query_mode": options.query_mode, "follow_flow": options.follow_flow}
+    metrics |= score(tracks, truth, rows, options.query_mode)
+    if table:
+        metrics["baselines"] = table
+    save_tracks(run_dir(options) / "annotation_tracks.npz", tracks)
+    write_metrics(Path(options.out or run_dir(options) / "metrics.json"), metrics)
+
+
+def track_queries(options: Namespace) -> None:
+    """Track the query points of a file with the run's model, and write the tracks."""
+    path = Path(options.out or run_dir(options) / "tracks.npz")
+    check_format(path)
+    run = load_run(options)
+    sequence = run.sequence
+    queries = load_queries(options.queries, len(sequence), sequence.size)
+    export_tracks(path, as_point_tracks(run.tracker.track(queries), queries, sequence.size), sequence)
+    log.info("%d tracks through %d frames: %s", len(queries), len(sequence), path)
+
+
+def convert_tracks(options: Namespace) -> None:
+    """Write a file of tracks in another format. A .rrd file also has the frames if --data_dir is given."""
+    check_format(Path(options.out))
+    tracks = load_tracks(options.predictions)
+    sequence = open_sequence(options.data_dir, options.num_imgs) if options.data_dir else None
+    export_tracks(Path(options.out), tracks, sequence)
+    log.info("%d tracks: %s", len(tracks.tracks), options.out)
+
+
+def score_predictions(options: Namespace) -> None:
+    """Score a file of tracks. Its queries must be those of the annotations in the query mode, in the same order."""
+    if not options.annotations:
+        raise UserError("--predictions are scored against --annotations FILE: give both")
+    path = Path(options.predictions)
+    tracks, truth, rows = load_predictions(path, load_annotations(options.annotations), options.query_mode,
+                                           options.annotations)
+    metrics = {"query_mode": options.query_mode, **score(tracks, truth, rows, options.query_mode)}
+    write_metrics(Path(options.out or path.with_suffix(".metrics.json")), metrics)
+
+
+def write_metrics(path: Path, metrics: dict) -> None:
+    """Write the metrics to a JSON file, and print them as a table with one row for each tracker."""
+    write_text(path, json.dumps(metrics, indent=1) + "\n")
+    print_header(f"query mode {metrics['query_mode']}")
+    for name, row in metrics.get("baselines", {}).items():
+        print_row(name, row)
+    print_row("model + flow" if metrics.get("follow_flow") else "model", metrics)
+    log.info("%s", path)
