@@ -13,6 +13,7 @@ from tqdm import tqdm
 from common.cli import Parser
 from loaders.sequence import read_image
 from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialize_for_code
+from models.gabor import GaborFilter
 from preprocessing.synthetic.render import render_scene
 
 STEPS, POINTS, WIDTH = 300, 4096, 128  # optimizer steps, pixels per step, width of the field
@@ -21,13 +22,13 @@ STEPS, POINTS, WIDTH = 300, 4096, 128  # optimizer steps, pixels per step, width
 def field(name: str, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF) -> CanonicalField:
     """A canonical field with the initialization `name`.
 
-    "raw": no encoding. "published": OmniMotion's initialization. Any other name: this project's, with the given
+    "raw": no encoding. "omnimotion": OmniMotion's initialization. Any other name: this project's, with the given
     constants."""
     torch.manual_seed(0)
     if name == "raw":
         return CanonicalField(WIDTH, encoding="none")
     out = CanonicalField(WIDTH)
-    if name == "published":
+    if name == "omnimotion":
         raw = type(out.net)(66, WIDTH, 4, 3, alpha=3.0)
         out.net.load_state_dict(raw.state_dict())
     else:
@@ -36,10 +37,16 @@ def field(name: str, gamma_scale: float = GAMMA_SCALE, falloff: float = FALLOFF)
     return out
 
 
+def envelope(filter_: GaborFilter, v: torch.Tensor) -> torch.Tensor:
+    """Gaussian factor of the filters, `(M, D)` -> `(M, F)`, in [0, 1]; 0 where a filter has no effect."""
+    return torch.exp(-0.5 * torch.cdist(v, filter_.mu).square() * filter_.gamma)
+
+
 def alive(model: CanonicalField) -> float:
     u = torch.rand(4000, 3) * 2 - 1
     with torch.no_grad():
-        return torch.stack([(f.envelope(model.code(u)) > 0.01).float().mean() for f in model.net.filters]).mean().item()
+        shares = [(envelope(f, model.code(u)) > 0.01).float().mean() for f in model.net.filters]
+        return torch.stack(shares).mean().item()
 
 
 def density_gradient(model: CanonicalField) -> float:
@@ -73,7 +80,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     frame = read_image(args.image) if args.image else render_scene("demo", (192, 192), 2, 0, 1)[0][0]
     image = torch.from_numpy(frame).float() / 255
-    rows = [("raw coordinates, published", "raw", {}), ("66-d code, published", "published", {}),
+    rows = [("raw coordinates, OmniMotion's initialization", "raw", {}),
+            ("66-d code, OmniMotion's initialization", "omnimotion", {}),
             *((f"66-d code, gamma x{g:g}, falloff {f:g}" + (" (chosen)" if (g, f) == (GAMMA_SCALE, FALLOFF) else ""),
                "ours", {"gamma_scale": g, "falloff": f})
               for g, f in ((1.0, 0.5), (1.0, 1.0), (0.1, 0.5), (0.1, 1.0)))]

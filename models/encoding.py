@@ -22,18 +22,6 @@ def periodic_encoding(v: Tensor, num_octaves: int, scale: float = 1.0, identity:
     return _PeriodicEncoding.apply(v, num_octaves, scale, identity)
 
 
-def periodic_encoding_plain(v: Tensor, num_octaves: int, scale: float = 1.0, identity: bool = False) -> Tensor:
-    """Reference version of `periodic_encoding`; the tests compare the two."""
-    angles = v[..., None] * frequencies(num_octaves, scale, v)  # (..., D, L)
-    code = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (..., D * 2L)
-    return torch.cat([v, code], dim=-1) if identity else code
-
-
-def frequencies(num_octaves: int, scale: float, like: Tensor) -> Tensor:
-    """Angular frequencies scale * 2^k in radians per unit, `(num_octaves,)`, with the dtype and device of `like`."""
-    return scale * 2.0 ** torch.arange(num_octaves, dtype=like.dtype, device=like.device)
-
-
 class _PeriodicEncoding(torch.autograd.Function):
     """Computes all columns with one sine call, by cos(a) = sin(a + pi/2). The backward pass reuses the code: the
     derivative of each sine column is a multiple of its cosine column, and vice versa."""

@@ -11,7 +11,7 @@ from common.errors import UserError
 from models.kernels.backend import choose_products, set_products
 from models.kernels.dispatch import pick_backend
 from models.omnimotion import ModelConfig, OmniMotion
-from models.omnimotion_checkpoint import published_config, published_state
+from models.omnimotion_checkpoint import omnimotion_config, omnimotion_state
 
 LARGEST = 100_000  # largest number that a checkpoint's configuration may contain
 
@@ -58,9 +58,9 @@ def model_from_checkpoint(checkpoint, size: tuple[int, int], options: Namespace,
     OmniMotion's format does not hold frame size, samples a ray and depth range: they come from `size` and the
     options."""
     if checkpoint.omnimotion:
-        config = asdict(published_config(
+        config = asdict(omnimotion_config(
             checkpoint.model, size, options.num_samples_ray, options.min_depth, options.max_depth))
-        state = published_state(checkpoint.model)
+        state = omnimotion_state(checkpoint.model)
     else:
         config, state = checkpoint.config, checkpoint.model
     backend = pick_backend(options.mlp_backend, device, config["coupling_width"])
@@ -89,8 +89,8 @@ def checkpoint_num_frames(checkpoint, path: Path) -> int:
     somebody else's file."""
     try:
         if checkpoint.omnimotion:
-            config = published_config(checkpoint.model, (2, 2))
-            state = published_state(checkpoint.model)
+            config = omnimotion_config(checkpoint.model, (2, 2))
+            state = omnimotion_state(checkpoint.model)
         else:
             config = ModelConfig(**checkpoint.config)
             state = checkpoint.model

@@ -33,10 +33,6 @@ class GaborFilter(nn.Module):
         squared_distance = v.square().sum(-1, keepdim=True) + self.mu.square().sum(-1) - 2 * v @ self.mu.T
         return torch.sin(self.linear(v)) * torch.exp(-0.5 * squared_distance * self.gamma)
 
-    def envelope(self, v: Tensor) -> Tensor:
-        """Gaussian factor of the filters, `(M, D)` -> `(M, F)`, in [0, 1]; 0 where a filter has no effect."""
-        return torch.exp(-0.5 * torch.cdist(v, self.mu).square() * self.gamma)
-
 
 class GaborNet(nn.Module):
     """Gabor network `(M, in_dim)` -> `(M, out_dim)` with `num_layers` hidden layers of `width` units, that is

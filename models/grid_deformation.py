@@ -57,12 +57,6 @@ def moment_counts(num_frames: int) -> list[int]:
     return counts
 
 
-def hats(num_frames: int, num_moments: int) -> Tensor:
-    """Linear interpolation weights of the moments at each frame, `(num_frames, num_moments)`; rows sum to 1."""
-    frame = torch.linspace(0, num_moments - 1, num_frames)
-    return (1 - (frame[:, None] - torch.arange(num_moments)).abs()).clamp(min=0)
-
-
 class Grids(nn.Module):
     """Grids `(moments, C, *side)` for each of `sides` (tuples) and each of `moment_counts`; initialized to zero.
 
@@ -106,14 +100,6 @@ class Grids(nn.Module):
             share = getattr(self, f"share_{k}")[ids].view(-1, *[1] * (grid.dim() - 1))
             here = torch.lerp(grid.index_select(0, before), grid.index_select(0, before + 1), share)
         return here if scale == 1 else here * scale
-
-    def plain(self, ids: Tensor, a: Tensor) -> Tensor:
-        """Values `(B, C, M)` at points `a` `(B, M, D)` of frames `(B,)`, each level interpolated separately: the plain
-        twin of `sample(self(ids), a)`, for tests."""
-        num_frames = len(self.before_0)
-        at_frames = (torch.einsum("tm,m...->t...", hats(num_frames, len(grid)), grid * scale)[ids]
-                     for grid, scale in zip(self.values, self.scales, strict=True))
-        return sum(sample(grid, a) for grid in at_frames)
 
 
 def sample(grid: Tensor, a: Tensor) -> Tensor:

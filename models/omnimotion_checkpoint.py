@@ -19,13 +19,8 @@ RENAMED = (
 )
 
 
-def is_published(checkpoint: dict) -> bool:
-    """Whether a loaded checkpoint has the layout of OmniMotion's code."""
-    return {"feature_mlp", "deform_mlp", "color_mlp", "num_imgs"} <= checkpoint.keys()
-
-
-def published_config(checkpoint: dict, size: tuple[int, int], num_samples_ray: int = 32, min_depth: float = 0.0,
-                     max_depth: float = 2.0) -> ModelConfig:
+def omnimotion_config(checkpoint: dict, size: tuple[int, int], num_samples_ray: int = 32, min_depth: float = 0.0,
+                      max_depth: float = 2.0) -> ModelConfig:
     """Model configuration that matches a checkpoint of OmniMotion's code.
 
     The file does not contain the frame `size` (H, W) in pixels, the number of samples per ray and the depth range
@@ -47,7 +42,7 @@ def published_config(checkpoint: dict, size: tuple[int, int], num_samples_ray: i
         field_layers=sum(bool(re.fullmatch(r"linear\.\d+\.weight", name)) for name in color), field_encoding="none")
 
 
-def published_state(checkpoint: dict) -> dict[str, Tensor]:
+def omnimotion_state(checkpoint: dict) -> dict[str, Tensor]:
     """State dict for `OmniMotion` from a checkpoint of OmniMotion's code: same tensors, renamed."""
     state = {}
     for part in ("feature_mlp", "deform_mlp", "color_mlp"):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from common.errors import UserError
 from configs.options import parse
@@ -13,7 +14,7 @@ from models.gabor import GaborNet
 from models.invertible import InvertibleNetwork
 from models.kernels import native
 from models.kernels.backend import Products, bf16_units, choose_products, set_products
-from models.kernels.fused_mlp import chain, chain_plain
+from models.kernels.fused_mlp import chain
 from models.omnimotion import ModelConfig, OmniMotion
 
 CPU = torch.device("cpu")
@@ -28,6 +29,15 @@ def bf16(request):
     if native.kernels() is None:
         pytest.skip("no CPU with AMX here, or no compiler")
     return Products(torch.bfloat16, native.kernels())
+
+
+def chain_plain(e, layers, slopes):
+    """Reference version of `chain`."""
+    for (weight, bias), slope in zip(layers, [*slopes, None], strict=True):
+        e = F.linear(e, weight)
+        e = (e.view(len(bias), -1, e.shape[-1]) + bias).flatten(0, 1) if bias.dim() == 3 else e + bias
+        e = e if slope is None else F.leaky_relu(e, slope)
+    return e
 
 
 def random_chain(B, M, D, width, hidden, out):

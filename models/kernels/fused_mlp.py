@@ -27,21 +27,11 @@ Layers = list[tuple[Tensor, Tensor]]  # [(W_k, b_k)]
 
 
 def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = FULL) -> Tensor:
-    """Apply the chain, `(n, D)` -> `(n, out)`; `slopes` has one entry per layer but the last. Reference version:
-    `chain_plain`."""
+    """Apply the chain, `(n, D)` -> `(n, out)`; `slopes` has one entry per layer but the last."""
     tensors = [tensor for layer in layers for tensor in layer]
     if products.native is not None and native.fits(layers):
         return _NativeChain.apply(e, slopes, products.native, *tensors)
     return _Chain.apply(e, slopes, products, *tensors)
-
-
-def chain_plain(e: Tensor, layers: Layers, slopes: list[float]) -> Tensor:
-    """Reference version of `chain`."""
-    for (weight, bias), slope in zip(layers, [*slopes, None], strict=True):
-        e = F.linear(e, weight)
-        e = (e.view(len(bias), -1, e.shape[-1]) + bias).flatten(0, 1) if bias.dim() == 3 else e + bias
-        e = e if slope is None else F.leaky_relu(e, slope)
-    return e
 
 
 class _NativeChain(torch.autograd.Function):
