@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
@@ -14,6 +12,7 @@ from common.files import write_text
 from configs.options import run_dir
 from loaders.checkpoint import checkpoint_path
 from training.run_metadata import as_config
+from training.signals import record_signals
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 STOPPED = 130  # exit code of a run that saved its state after a signal
@@ -31,7 +30,7 @@ def train(options: Namespace, num_threads: int) -> None:
     write_text(folder / "args.txt", as_config(options))
     process = subprocess.Popen([sys.executable, str(TRAIN), "--config", str(folder / "args.txt")],
                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": str(num_threads)})
-    with _signals_passed_on(process) as received:
+    with record_signals(process.terminate) as received:
         errors = _show_errors(process)
         code = process.wait()
     if code == STOPPED or (received and code):
@@ -40,23 +39,6 @@ def train(options: Namespace, num_threads: int) -> None:
         raise UserError(errors.strip().splitlines()[-1].removeprefix("error: "))
     if code:
         raise RuntimeError(f"train.py ended with {exit_name(code)}: {errors}")
-
-
-@contextmanager
-def _signals_passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM stop `process` instead of this one; yields the list of those received."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        process.terminate()
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _show_errors(process: subprocess.Popen) -> str:

@@ -1,6 +1,8 @@
 """The detectors of wrong surface order and of doubled objects, on volumes that are built to have them or not."""
 
 import json
+import logging
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from models.omnimotion import ModelConfig, OmniMotion
-from training.failure_modes import MANY, Shares, examine, point_outcomes, watch
+from training.failure_modes import MANY, Shares, diagnose, diagnosis_due, examine, point_outcomes
+from training.monitoring import errors_logged
 
 SIZE, T = (40, 60), 5
 NEAR_Z, FAR_Z, HALF = 0.5, 1.5, 0.12
@@ -128,16 +131,61 @@ def test_a_run_examines_itself(small_sequence, tmp_path):
 
 
 @pytest.mark.parametrize("steps,times", [(200, [100, 125, 150, 175, 200]), (100, [50, 63, 75, 88, 100]), (99, [])])
-def test_when_a_run_is_examined(steps, times, tmp_path, monkeypatch, caplog):
-    """Also one that goes on from a step before the last examination."""
+def test_when_a_run_is_examined(steps, times):
+    assert [step for step in range(steps + 1) if diagnosis_due(step, steps)] == times
+
+
+def test_findings_are_added_to_a_file(tmp_path, monkeypatch, caplog):
+    """A resumed run replaces those of the steps that it takes again; a damaged file is replaced."""
     monkeypatch.setattr("training.failure_modes.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
-    trainer = SimpleNamespace(options=SimpleNamespace(num_iters=steps, seed=0), dir=tmp_path, model=None,
+    trainer = SimpleNamespace(options=SimpleNamespace(seed=0), dir=tmp_path, model=None,
                               sampler=SimpleNamespace(store=None))
-    for trainer.step in [*range(steps * 7 // 8), *range(steps * 3 // 4, steps + 1)]:
-        watch(trainer)
     path = tmp_path / "diagnosis.json"
-    assert [found["step"] for found in json.loads(path.read_text())] == times if times else not path.exists()
-    assert len(caplog.messages) >= len(times) and all("step" in line for line in caplog.messages)
+    path.write_text("[{")
+    for trainer.step in [100, 125, 150, 125]:
+        diagnose(trainer)
+    assert [found["step"] for found in json.loads(path.read_text())] == [100, 125]
+    assert len(caplog.messages) == 4 and all("step" in line for line in caplog.messages)
+
+
+def test_an_error_is_one_warning_and_its_traceback_is_for_debugging(caplog):
+    with caplog.at_level(logging.DEBUG), errors_logged("step 7: the diagnosis"):
+        raise ValueError("of\ntwo lines")
+    warning, debug = caplog.records
+    assert warning.levelno == logging.WARNING and warning.exc_info is None
+    assert warning.getMessage() == "step 7: the diagnosis failed, training goes on (ValueError: of two lines)"
+    assert debug.levelno == logging.DEBUG and debug.exc_info
+
+
+def broken(*_):
+    raise IndexError("no such row")
+
+
+@pytest.mark.parametrize("name", ["training.monitoring.diagnose", "training.monitoring.pictures_of"])
+def test_errors_in_what_looks_at_a_run_do_not_end_it(name, small_sequence, tmp_path, monkeypatch, caplog):
+    """The checkpoint is saved before the diagnosis, and training reaches its last step."""
+    import train
+    from loaders.checkpoint import checkpoints
+    from tests.test_crash_safety import SMALL
+
+    saved = []
+
+    def fail(*_):
+        saved.append(len(checkpoints(tmp_path / "default_small")))
+        broken()
+
+    monkeypatch.setattr(name, fail)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data_dir", str(small_sequence), "--save_dir", str(tmp_path),
+                                      *SMALL, "--num_iters", "100", "--i_img", "50", "--keep", "0"])
+    with caplog.at_level(logging.WARNING):
+        train.main()
+    warnings = [line for line in caplog.messages if "no such row" in line]
+    assert len(warnings) == len(saved) == (5 if "diagnose" in name else 2)
+    assert all("failed, training goes on (IndexError" in line for line in warnings)
+    steps = [100, 88, 75, 63, 50]
+    assert [path.name for path in checkpoints(tmp_path / "default_small")] == [f"model_{n:06d}.pth" for n in steps]
+    if "diagnose" in name:
+        assert saved == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["hidden", "twice"])
@@ -146,17 +194,42 @@ def test_warnings_say_what_to_try(kind):
     assert "--seed" in line and "\n" not in line
 
 
-def test_pairs_without_cycle_consistent_points_are_passed_over():
-    """Across a scene cut a pair can have stored correspondences of which none is cycle-consistent."""
-    pairs = [(0, 1), (1, 0), (0, 4), (4, 0)]
-    pixels = np.arange(60)
+# Stores with little in them
 
-    def stored(i, j):
-        adjacent = abs(i - j) == 1
-        return SimpleNamespace(pixels=pixels, cycle=np.full(60, adjacent), flow=lambda rows: np.zeros((len(rows), 2)))
-
+def store_of(pairs, cycle=lambda i, j: True, points=60):
+    """A store of `pairs`, each with correspondences that do not move, cycle-consistent where `cycle` says so."""
     counts = np.zeros((T, T), int)
     for i, j in pairs:
-        counts[i, j] = 60
-    model = OmniMotion(ModelConfig(T, *SIZE, deform="grid", field="grid", grid_levels=2))
-    assert examine(model, SimpleNamespace(pairs=np.array(pairs), counts=counts, stored=stored), seed=0) is None
+        counts[i, j] = points
+
+    def stored(i, j):
+        return SimpleNamespace(pixels=np.arange(points), cycle=np.full(points, cycle(i, j)),
+                               flow=lambda rows: np.zeros((len(rows), 2)))
+    return SimpleNamespace(pairs=np.array(pairs).reshape(-1, 2), counts=counts, stored=stored)
+
+
+@pytest.fixture
+def model():
+    return OmniMotion(ModelConfig(T, *SIZE, deform="grid", field="grid", grid_levels=2))
+
+
+def test_pairs_without_cycle_consistent_points_are_passed_over(model):
+    """Across a scene cut a pair can have stored correspondences of which none is cycle-consistent."""
+    store = store_of([(0, 1), (1, 0), (0, 4), (4, 0)], cycle=lambda i, j: abs(i - j) == 1)
+    assert examine(model, store, seed=0) is None
+    store = store_of([(0, 1), (1, 0), (0, 3), (0, 4)], cycle=lambda i, j: (i, j) != (0, 4))
+    assert examine(model, store, seed=0).error >= 0
+
+
+@pytest.mark.parametrize("store", [
+    store_of([]), store_of([(0, 1), (1, 2)], points=0), store_of([(0, 1), (1, 0)], cycle=lambda i, j: False),
+], ids=["no pairs", "no valid points", "all points occluded"])
+def test_a_store_without_visible_points_is_not_examined(store, model):
+    assert examine(model, store, seed=0) is None
+
+
+@pytest.mark.parametrize("pairs,points", [([(2, 3)], 60), ([(2, 3)], 1), ([(0, 1), (1, 2), (2, 1)], 60)],
+                         ids=["one pair", "one point", "frames without correspondences"])
+def test_a_store_with_few_points_is_examined(pairs, points, model):
+    found = examine(model, store_of(pairs, points=points), seed=0)
+    assert all(0 <= share <= 1 for share in (found.near_missed, found.far_missed, found.hidden, found.twice))

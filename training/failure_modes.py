@@ -19,6 +19,7 @@ import torch
 
 from common.files import write_text
 from models.omnimotion import OmniMotion
+from training.run_metadata import read_entries
 
 log = logging.getLogger("train")
 MISS = 0.03          # largest error of a point that is not missed, as a fraction of the longer side
@@ -111,17 +112,21 @@ def _outcomes(model: OmniMotion, store, i: int, j: int, rng, device: torch.devic
     return point_outcomes(model, int(i), int(j), *(torch.from_numpy(a.astype(np.float32)).to(device) for a in (p, q)))
 
 
-def watch(trainer) -> None:
-    """Examine the model at half of the steps, at every eighth of them after that, and at the end. Log warnings and add
-    the findings to diagnosis.json. Runs below LEAST_STEPS are skipped. The run's random generators are not used."""
-    num_iters, path = trainer.options.num_iters, trainer.dir / "diagnosis.json"
-    if num_iters < LEAST_STEPS or trainer.step not in {num_iters - k * num_iters // 8 for k in range(5)}:
-        return
+def diagnosis_due(step: int, num_iters: int) -> bool:
+    """Whether a run is examined after `step` steps: at half of its steps, then after every eighth of them, and at the
+    end. Runs below LEAST_STEPS are not examined."""
+    return num_iters >= LEAST_STEPS and step in {num_iters - k * num_iters // 8 for k in range(5)}
+
+
+def diagnose(trainer) -> None:
+    """Examine the model, add the findings to diagnosis.json, and log warnings. The run's random generators are not
+    used."""
     shares = examine(trainer.model, trainer.sampler.store, trainer.options.seed + trainer.step)
     if shares is None:
         return
-    earlier = json.loads(path.read_text()) if path.is_file() else []
+    path = trainer.dir / "diagnosis.json"
+    earlier = [entry for entry in read_entries(path) if entry["step"] < trainer.step]
     found = {"step": trainer.step, **asdict(shares), "warnings": shares.warnings()}
-    write_text(path, json.dumps([*(f for f in earlier if f["step"] < trainer.step), found], indent=1) + "\n")
+    write_text(path, json.dumps([*earlier, found], indent=1) + "\n")
     for line in found["warnings"]:
         log.warning("step %d: %s", trainer.step, line)

@@ -29,7 +29,7 @@ def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
     path = run_dir / "versions.json"
     try:
         write_text(run_dir / "args.txt", as_config(options))
-        write_text(path, json.dumps([*_starts(path), start(options, step)], indent=1) + "\n")
+        write_text(path, json.dumps([*read_entries(path), start(options, step)], indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}): make room, or give another --save_dir"
                         ) from error
@@ -64,12 +64,14 @@ def start(options: Namespace, step: int) -> dict:
             "processes": int(os.environ.get("WORLD_SIZE", 1))}
 
 
-def _starts(path: Path) -> list[dict]:
+def read_entries(path: Path) -> list[dict]:
+    """The entries of a JSON file that a run appends to; none if the file is missing or damaged, so that it is
+    replaced."""
     try:
-        starts = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a damaged file is replaced and does not stop training
+        entries = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return []
-    return starts if isinstance(starts, list) else []
+    return entries if isinstance(entries, list) else []
 
 
 @cache

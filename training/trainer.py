@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from argparse import Namespace
 
 import torch
@@ -61,6 +62,8 @@ class Trainer:
         self.pair_terms = None
         if options.compile:
             self.pair_terms = compiled_pair_objective(options.compile, self.device, self.processes)
+        self.saved_step = self.step  # step of the newest checkpoint of this run, 0 for a new run
+        self.saved_at = time.monotonic()  # seconds
 
     def _make_generators(self) -> None:
         seed = self.options.seed
@@ -198,6 +201,20 @@ class Trainer:
         take_over_moments(self.optimizers, earlier)
         log.info("step %d: time latents frozen", self.step)
 
+    def any_process(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process. Several processes on GPUs ask each other only every
+        CHECK_EVERY steps, and take the flags as not set in between."""
+        if self.processes.count > 1 and self.device.type == "cuda" and self.step % CHECK_EVERY:
+            return [False] * len(flags)
+        return self.processes.any(*flags)
+
+    def checkpoint_overdue(self) -> bool:
+        """Whether the newest checkpoint is older than `--save_every_minutes`."""
+        limit = self.options.save_every_minutes
+        return bool(limit) and time.monotonic() - self.saved_at > 60 * limit
+
     def save(self) -> None:
         """Write a checkpoint (training/checkpointing.py); called by all processes."""
         checkpointing.save(self)
+        self.saved_step = self.step
+        self.saved_at = time.monotonic()
