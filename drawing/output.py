@@ -3,19 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.files import write_bytes
+from loaders.images import write_png
 from loaders.video import write_gif, write_video
 
 FORMATS = ("mp4", "gif", "png")
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write `(H, W, 3)` uint8 RGB through a temporary file, so that an interrupted run leaves no partial PNG."""
-    write_bytes(path, cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], formats: list[str], fps: float,

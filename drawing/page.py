@@ -11,7 +11,6 @@ Notation
 import base64
 import hashlib
 import html
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from common.files import write_text
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
@@ -28,6 +26,7 @@ from drawing.maps import depth_range, error_scale
 from drawing.pack import coarsest_quantum, pack
 from drawing.page_data import PageData, collect_page_data
 from drawing.run_views import Views
+from loaders.images import encode_image
 
 log = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
@@ -105,13 +104,12 @@ def _layers(data: PageData) -> dict[str, dict]:
     near, far = depth_range(data.depths)
     longest = full_saturation(data.flows)
     flows = [*data.flows, np.zeros_like(data.flows[0])]
-    wheel = io.BytesIO()
-    Image.fromarray(flow_wheel(96)).save(wheel, "PNG")
+    wheel = encode_image(flow_wheel(96), ".png")
     out = {
         "depth": {"images": [_webp(depth_colors(depth, near, far), 85) for depth in data.depths],
                   "low": f"{near:.2f} near", "high": f"{far:.2f} far", "bar": _bar(lambda s: depth_colors(s, 0, 1))},
         "flow": {"images": [_webp(flow_colors(flow, longest), 85) for flow in flows],
-                 "wheel": "data:image/png;base64," + _text(wheel.getvalue()), "high": f"rim: {longest:.3g} px a frame"}}
+                 "wheel": "data:image/png;base64," + _text(wheel), "high": f"rim: {longest:.3g} px a frame"}}
     if data.errors is not None:
         largest = error_scale(data.errors)
         out["error"] = {"images": [_webp(error_colors(error, largest), 85) for error in data.errors],
@@ -146,9 +144,7 @@ def _scaled(frame: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _webp(image: np.ndarray, quality: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "WEBP", quality=quality, method=4)
-    return file.getvalue()
+    return encode_image(image, ".webp", quality=quality, method=4)
 
 
 def _text(value: bytes) -> str:

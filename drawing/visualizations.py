@@ -14,11 +14,12 @@ from drawing import maps
 from drawing.cloud import cloud_pictures
 from drawing.colors import position_colors, score_colors
 from drawing.legend import text_picture, with_strip
-from drawing.output import write_pictures, write_png
+from drawing.output import write_pictures
 from drawing.page import write_page
 from drawing.run_views import Views
 from drawing.tracks import match_picture, track_pictures
 from drawing.trails import trail_pictures
+from loaders.images import write_png
 
 log = logging.getLogger("viz")
 CLOUD_FRAMES = 60        # length of the video of the canonical point cloud

@@ -28,16 +28,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.errors import UserError
-from common.files import atomic_path, read_json, write_text
+from common.files import read_json, write_text
 from configs.options import run_dir
 from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
 from evaluation.training_process import train
 from inference.load_run import load_run
-from loaders.images import limit_pixels
+from loaders.images import limit_pixels, write_png
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
 from loaders.track_files import (
@@ -239,8 +238,7 @@ def _write_frames(color: Path, video: TapVideo, size: tuple[int, int]) -> None:
             shutil.copyfile(path, color / path.name)
         return
     for t, frame in enumerate(resize_frames(video.frames, size)):
-        with atomic_path(color / f"{t:05d}.png") as temporary:
-            Image.fromarray(frame).save(temporary)
+        write_png(color / f"{t:05d}.png", frame)
 
 
 def _has_queries(truth: Annotations, mode: str) -> bool:

@@ -1,6 +1,4 @@
-"""Reading of image files from untrusted sources: few formats are accepted, and the number of pixels is limited.
-
-Pillow is used instead of imageio, because imageio's reader cannot restrict the formats that Pillow opens.
+"""Image files. They may come from untrusted sources: few formats are read, and the number of pixels is limited.
 
 Notation
     H, W     height, width
@@ -14,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a few formats
 
 from common.errors import UserError
-from common.files import MAX_PIXELS
+from common.files import MAX_PIXELS, write_bytes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, not suffix; e.g. EPS would run Ghostscript
@@ -96,6 +95,18 @@ def read_levels(path: Path) -> np.ndarray:
         if levels.ndim != 2 or levels.dtype.kind not in "ui":
             raise UserError(f"{path} is not a grayscale image of whole numbers: process the sequence again")
         return levels.clip(0, 65535).astype(np.uint16)
+
+
+def encode_image(image: np.ndarray, extension: str, **options) -> bytes:
+    """An image `(H, W, 3)` uint8, or `(H, W)` uint8 or uint16, as the bytes of a file with `extension`, such as ".png".
+
+    `options` are those of Pillow's writer of the format."""
+    return iio.imwrite("<bytes>", image, plugin="pillow", extension=extension, is_batch=False, **options)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image `(H, W, 3)` uint8 RGB, or `(H, W)` uint8 or uint16, as PNG, atomically."""
+    write_bytes(path, encode_image(image, ".png", compress_level=1))
 
 
 def size_text(size: tuple[int, ...]) -> str:

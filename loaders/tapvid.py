@@ -9,7 +9,6 @@ A TAP-Vid file is a pickled dict (DAVIS, RoboTAP) or list (RGB-Stacking, Kinetic
 `video` (T, H, W, 3) uint8 or T JPEG images, `points` (N, T, 2) raster, and `occluded` (N, T) bool.
 """
 
-import io
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import atomic_path
-from loaders.images import check_pixels, decode_image, image_files
+from loaders.images import check_pixels, decode_image, encode_image, image_files
 from loaders.npy import MAX_BYTES
 from loaders.tapvid_pickle import read_pickle
 from loaders.track_files import Annotations, load_annotations
@@ -70,7 +69,9 @@ def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "di
     for name, video in videos.items():
         H, W = video.frames.shape[1:3]
         raster = (video.annotations.points.astype(np.float64) + 0.5) / (W, H)
-        frames = np.array([_jpeg(frame) for frame in video.frames]) if layout == "jpeg" else video.frames
+        frames = video.frames
+        if layout == "jpeg":
+            frames = np.array([encode_image(frame, ".jpeg", quality=95) for frame in frames])
         examples[name] = {"video": frames, "points": raster.astype(np.float32),
                           "occluded": video.annotations.occluded}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -203,12 +204,6 @@ def _bounded(frames: Iterable[np.ndarray], where: object) -> list[np.ndarray]:
             raise UserError(f"{where} takes more than {MAX_BYTES / 1e9:.0f} GB decoded: shorten it, or make it smaller")
         out.append(frame)
     return out
-
-
-def _jpeg(frame: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -1,20 +1,17 @@
-"""Reading of videos and folders of images; writing of H.264 and GIF. Frames are (H, W, 3) uint8 RGB.
+"""Reading of videos and folders of images; writing of H.264 and GIF. Frames are (H, W, 3) uint8 RGB."""
 
-PyAV is used instead of imageio, whose iterator does not return the display matrix (rotation) and whose writer has no
-option crf (quality).
-"""
-
+import io
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 
-import av
+import av  # imageio's reader returns frames without the display matrix (rotation, mirroring)
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import write_bytes
 from loaders.images import check_pixels, image_files, pixel_limit, read_image
 
 # self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
@@ -41,7 +38,7 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10) -> None:
-    """Write frames `(H, W, 3)` uint8 of equal size as an MP4 file: H.264 in yuv420p, which most players support.
+    """Write frames `(H, W, 3)` uint8 of equal size as MP4: H.264 in yuv420p at the default quality, for most players.
 
     Odd widths or heights are padded by a copy of the last column or row. UserError if there is no frame."""
     frames = iter(frames)
@@ -49,29 +46,29 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
     if first is None:
         raise UserError(f"no frames to write to {path}")
     H, W = first.shape[:2]
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
-        stream.options = {"crf": "18"}  # visually lossless
+    encoded = io.BytesIO()  # a file on a full disk would make imageio print tracebacks besides the error
+    with iio.imopen(encoded, "w", plugin="pyav", extension=".mp4") as file:
+        file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
         for image in chain([first], frames):
-            padded = np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
-        container.mux(stream.encode())
+            file.write_frame(np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge"))
+    write_bytes(path, encoded.getvalue())
 
 
 def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, longest_side: int = 640) -> None:
     """Write frames `(H, W, 3)` uint8 as a looping GIF, downscaled to at most `longest_side` pixels on the longest side.
 
     UserError if there is no frame."""
-    images = []
-    for frame in frames:
-        image = Image.fromarray(frame)
-        image.thumbnail((longest_side, longest_side))
-        images.append(image.quantize(dither=Image.Dither.NONE))
-    if not images:
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
         raise UserError(f"no frames to write to {path}")
-    with atomic_path(path) as temporary:
-        images[0].save(temporary, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    encoded = io.BytesIO()
+    with iio.imopen(encoded, "w", plugin="pillow", extension=".gif") as file:
+        for frame in chain([first], frames):
+            image = Image.fromarray(frame)
+            image.thumbnail((longest_side, longest_side))
+            file.write(np.asarray(image), is_batch=False, bits=8, duration=round(1000 / fps), loop=0)
+    write_bytes(path, encoded.getvalue())
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:

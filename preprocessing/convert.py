@@ -8,13 +8,13 @@ import json
 import logging
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import write_bytes, write_text
+from common.files import write_text
 from loaders.correspondences import FOLDER, CorrespondenceStore, open_correspondences
+from loaders.images import write_png
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import PublishedFolder, is_published
 from loaders.sequence import VideoSequence
@@ -64,10 +64,10 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
             continue
         pair = store.dense(i, j)
         save_npy(flow, pair.flow)
-        channels = [np.zeros_like(pair.cycle), pair.occlusion, pair.cycle]  # blue, green, red
-        _write_image(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
+        channels = [pair.cycle, pair.occlusion, np.zeros_like(pair.cycle)]  # red, green, blue
+        write_png(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
     for i, name in enumerate(names):
-        _write_image(root / "count_maps" / Path(name).with_suffix(".png"), store.count_map(i))
+        write_png(root / "count_maps" / Path(name).with_suffix(".png"), store.count_map(i))
     write_text(root / "flow_stats.json", json.dumps(stats))
 
 
@@ -80,7 +80,3 @@ def to_store(sequence: VideoSequence, published: PublishedFolder, resume: bool =
             writer.write(i, j, pair.flow, pair.cycle, pair.occlusion)
     writer.finish()
     return open_correspondences(sequence)
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())

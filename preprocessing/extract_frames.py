@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_bytes
-from loaders.images import image_files
-from loaders.sequence import VideoSequence, file_hash, open_sequence
+from loaders.images import image_files, read_image, write_png
+from loaders.sequence import VideoSequence, open_sequence
 from loaders.video import read_video
 
 log = logging.getLogger(__name__)
@@ -43,14 +42,13 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
                                 f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
-            image = cv2.cvtColor(_resized(frame, resize, short_side), cv2.COLOR_RGB2BGR)
-            write_bytes(partial / f"{t:05d}.png", cv2.imencode(".png", image)[1].tobytes())
+            write_png(partial / f"{t:05d}.png", _resized(frame, resize, short_side))
         if len(image_files(partial)) == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):
             shutil.rmtree(color, ignore_errors=True)
             partial.replace(color)
-        elif _hashes(color) != _hashes(partial):
+        elif not _same_images(color, partial):
             raise UserError(f"{color} already has other frames than {video}: give another --data_dir, or remove that "
                             "folder, or leave out --video to use its frames")
     finally:
@@ -72,5 +70,8 @@ def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | 
     return cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _hashes(folder: Path) -> list[tuple[str, str]]:
-    return [(path.name, file_hash(path)) for path in image_files(folder)]
+def _same_images(folder: Path, other: Path) -> bool:
+    """Whether two folders have images of the same names and pixels; the files may be compressed differently."""
+    files, others = image_files(folder), image_files(other)
+    return [path.name for path in files] == [path.name for path in others] and all(
+        np.array_equal(read_image(a), read_image(b)) for a, b in zip(files, others, strict=True))

@@ -8,10 +8,10 @@ from torch import nn
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation, position_colors
 from drawing.legend import color_bar, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
-from drawing.output import write_png
 from drawing.tracks import match_picture, point_grid
 from inference import dense
 from inference.tracker import Tracker
+from loaders.images import write_png
 
 
 class Board:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import atomic_path, write_text
+from common.files import write_text
+from loaders.images import write_png
 from loaders.track_files import Annotations, save_annotations
 from preprocessing.synthetic.scenes import RECIPES, build_layers
 
@@ -67,8 +67,7 @@ def write_scene(root: Path, scene: str, size: tuple[int, int], num_frames: int, 
             if not stale.stem.isdigit() or int(stale.stem) >= len(images):
                 stale.unlink()
         for i, image in enumerate(images):
-            with atomic_path(root / folder / f"{i:05d}.png") as path:
-                Image.fromarray(image).save(path)
+            write_png(root / folder / f"{i:05d}.png", image)
     save_annotations(root / "annotations.npz", annotations)
 
 
