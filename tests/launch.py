@@ -3,8 +3,10 @@
 Many tests run a script for a short time; without this, each would spend seconds on imports. The script runs from its
 first line. Differences from a process that a user starts: it has the environment of the server process, the scripts'
 modules are already imported, and exit handlers do not run. Some tests therefore start each script as a user does.
+With `prepare=fork_children` the Python processes that the script itself starts are forked, too.
 """
 
+import logging
 import multiprocessing
 import os
 import runpy
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import weakref
 from pathlib import Path
 
@@ -108,8 +111,60 @@ def _run(arguments: list[str], said: str, prepare) -> None:
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
+    _run_script(arguments)
+
+
+def _run_script(arguments: list[str]) -> None:
+    """Run `script arguments` in this process, as the main program."""
     script, sys.argv = arguments[0], arguments
     if script.endswith(".py"):
         runpy.run_path(script, run_name="__main__")
     else:
         runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+class _ForkedPopen:
+    """The part of subprocess.Popen that the project uses to start Python. The process is forked from this one."""
+
+    def __init__(self, command, stderr=None, env=None):
+        assert command[0] == sys.executable
+        arguments = command[2:] if command[1] == "-m" else command[1:]
+        pipe = os.pipe() if stderr == subprocess.PIPE else None
+        child = [*map(str, arguments)], pipe, dict(env or os.environ)
+        self._process = _CONTEXT("fork").Process(target=_run_forked, args=child)
+        self._process.start()
+        self.terminate = self._process.terminate
+        if pipe is not None:
+            os.close(pipe[1])
+            self.stderr = os.fdopen(pipe[0], "rb")
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _run_forked(arguments: list[str], pipe: tuple[int, int] | None, environment: dict[str, str]) -> None:
+    if pipe is not None:
+        os.close(pipe[0])
+        os.dup2(pipe[1], sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    logging.getLogger().handlers.clear()
+    os.environ.clear()
+    os.environ.update(environment)
+    _run_script(arguments)
+
+
+_CONTEXT = multiprocessing.get_context
+
+
+def fork_children() -> None:
+    """For `prepare`: fork the Python processes that the script starts, so that they spend no time on imports."""
+    import benchmarks.experiments
+    import evaluation.training_process
+
+    multiprocessing.get_context = lambda method=None: _CONTEXT("fork")
+    forked = types.SimpleNamespace(PIPE=subprocess.PIPE, Popen=_ForkedPopen,
+                                   run=lambda command, check: _ForkedPopen(command).wait())
+    evaluation.training_process.subprocess = forked
+    benchmarks.experiments.subprocess = forked

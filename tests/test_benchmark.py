@@ -6,10 +6,8 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +23,8 @@ from evaluation.report import PAPER_RESULTS, Table, paper_rows
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from loaders.track_files import load_tracks, save_tracks
 from preprocessing.synthetic.render import render_scene
+from tests.launch import Launched, fork_children, launch
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "
          "--affine_layers 3 --field_width 24 --i_img 0 --no_tensorboard --tapvid_size 64 --query_mode first").split()
 STATIC = ("--no-score_model", "--baselines", "static")
@@ -132,19 +130,17 @@ def test_other_settings_need_another_name(done, tmp_path):
 def test_killed_half_way_and_run_again(done, small_file, tmp_path):
     """SIGKILL to all processes while the second video is under way; the same command gives the same numbers."""
     arguments = ["--tapvid", str(small_file), "--save_dir", str(tmp_path), *QUICK]
-    process = subprocess.Popen([sys.executable, "eval.py", *arguments], cwd=ROOT, start_new_session=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = Launched("eval.py", *arguments, prepare=fork_children)
     results = tmp_path / "default_small_davis" / "first"
     deadline = time.monotonic() + 600  # of a run that hangs
     while not ((results / "model/easy.json").is_file() and (results / "demo.running").is_file()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (results / "model/demo.json").exists()
     first = (results / "model/easy.json").read_bytes()
-    assert benchmark(*arguments) == 0
+    assert launch("eval.py", *arguments, prepare=fork_children).returncode == 0
     assert (results / "model/easy.json").read_bytes() == first and not (results / "demo.running").exists()
     assert metrics(results, "model") == metrics(done[2], "model")
 
