@@ -158,6 +158,11 @@ def _run_forked(arguments: list[str], pipe: tuple[int, int] | None, environment:
 _CONTEXT = multiprocessing.get_context
 
 
+def set_environment(values: dict[str, str]) -> None:
+    """For `prepare`, as `partial(set_environment, values)`: set environment variables."""
+    os.environ.update(values)
+
+
 def fork_children() -> None:
     """For `prepare`: fork the Python processes that the script starts, so that they spend no time on imports."""
     import benchmarks.experiments

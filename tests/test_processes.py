@@ -1,8 +1,13 @@
-"""Several processes, started by torchrun as a user does: two share what one does alone; a lost one is no hang."""
+"""Several processes: two compute what one does alone; a lost process ends the run instead of blocking it.
+
+Most tests fork two processes with the environment variables that torchrun sets. Two start torchrun as a user does.
+"""
 
 import os
 import signal
+import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +15,12 @@ import torch
 
 from common.errors import UserError
 from loaders.checkpoint import checkpoints, read_checkpoint
-from tests.launch import wait_until
+from tests.launch import set_environment, wait_until
 from tests.test_crash_safety import finished, start
 from training.distributed import Processes
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
+ENDLESS = ("--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5)
 SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_start", 0, "--freeze_step", 0,
         "--lr_deform", 1e-7, "--lr_feature", 1e-7, "--lr_color", 1e-7)
 
@@ -24,14 +30,25 @@ def gradients(state):
     return torch.cat([moments["exp_avg"].flatten() for moments in state.optimizers["adam"]["state"].values()])
 
 
+def start_two(folder, out, *more):
+    """The two processes of a run, as torchrun starts them, without torchrun."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [start(folder, out, *more, prepare=partial(set_environment, rank)) for rank in ranks]
+
+
 def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
     """The same pairs are drawn and split; the same error map is evaluated, each process half of the frames. All losses
     take part, and parameters hardly move, so that the gradients of all steps can be compared. They differ by the color
     and flow gradients between the last point of one half and the first of the other, 1 of 128."""
+    runs = {"one": [start(small_sequence, tmp_path / "one", *SLOW)],
+            "two": start_two(small_sequence, tmp_path / "two", *SLOW)}
     states = []
-    for name, command in (("one", None), ("two", TORCHRUN)):
-        code, said = finished(start(small_sequence, tmp_path / name, *SLOW, command=command))
-        assert code == 0, said
+    for name, processes in runs.items():
+        for code, said in map(finished, processes):
+            assert code == 0, said
         states.append(read_checkpoint(tmp_path / name / "default_small" / "model_000012.pth"))
     one, two = states
     assert (gradients(one) - gradients(two)).norm() < 0.01 * gradients(one).norm()
@@ -56,30 +73,35 @@ def children(parent):
     return found
 
 
-@pytest.mark.parametrize("lost,how", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(lost, how, small_sequence, tmp_path):
-    arguments = ["--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5, "--process_timeout", 0.1]
-    process = start(small_sequence, tmp_path, *arguments, command=TORCHRUN)
-    folder = tmp_path / "default_small"
-    wait_until(lambda: checkpoints(folder), process)
-    pids = children(process.pid)
-    os.kill(pids[lost], how)
-    wait_until(lambda: not Path(f"/proc/{pids[1 - lost]}").exists(), process)
-    if how == signal.SIGSTOP and process.poll() is None:
-        os.kill(pids[lost], signal.SIGKILL)  # torchrun would wait half a minute for it to end by itself
-    code, said = finished(process)  # fails here if it hangs
-    told = ["another process of this run was lost"]
-    if lost == 0:  # the store goes with process 0, and torchrun may end process 1 before it can say so
-        told.append("SIGKILL")
-    assert code != 0 and any(words in line for words in told for line in said), said
-    steps = read_checkpoint(checkpoints(folder)[0]).step
-    code, said = finished(start(small_sequence, tmp_path, *arguments[2:], "--num_iters", steps + 2))
+def resumes(small_sequence, tmp_path):
+    """Check that a run that was stopped goes on from its newest checkpoint, here with one process."""
+    steps = read_checkpoint(checkpoints(tmp_path / "default_small")[0]).step
+    code, said = finished(start(small_sequence, tmp_path, *ENDLESS, "--num_iters", steps + 2))
     assert code == 0 and any(f"at step {steps}" in line for line in said), said
 
 
+@pytest.mark.parametrize("lost,how", [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_process_ends_the_run_and_the_same_command_resumes_it(lost, how, small_sequence, tmp_path):
+    processes = start_two(small_sequence, tmp_path, *ENDLESS, "--process_timeout", 0.1)
+    wait_until(lambda: checkpoints(tmp_path / "default_small"), processes[0])
+    processes[lost].send_signal(how)
+    code, said = finished(processes[1 - lost])  # fails here if it hangs
+    assert code == 2 and any("another process of this run was lost" in line for line in said), said
+    processes[lost].kill()
+    resumes(small_sequence, tmp_path)
+
+
+def test_torchrun_ends_when_it_loses_a_process(small_sequence, tmp_path):
+    process = start(small_sequence, tmp_path, *ENDLESS, command=TORCHRUN)
+    wait_until(lambda: checkpoints(tmp_path / "default_small"), process)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    code, said = finished(process)
+    assert code != 0 and any("another process of this run was lost" in line for line in said), said
+    resumes(small_sequence, tmp_path)
+
+
 def test_sigterm_to_torchrun_saves_once_and_stops(small_sequence, tmp_path):
-    process = start(small_sequence, tmp_path, "--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5,
-                    command=TORCHRUN)
+    process = start(small_sequence, tmp_path, *ENDLESS, command=TORCHRUN)
     folder = tmp_path / "default_small"
     wait_until(lambda: checkpoints(folder), process)
     process.send_signal(signal.SIGTERM)
