@@ -15,11 +15,12 @@ from inference.tracker import Tracker
 from models.rendering import composite, take_sample
 
 CPU_SIDE = 96  # grid points along the longer side of a frame on a CPU
+CANONICAL_SAMPLES = 32  # samples a ray of `render_canonical`
 
 
-def grid_interval(tracker: Tracker, side: int = CPU_SIDE) -> int:
-    """Grid spacing in pixels: 1 on a GPU; on a CPU such that about `side` points fit the frame's longer side."""
-    return 1 if tracker.device.type == "cuda" else max(1, round(max(tracker.size) / side))
+def grid_interval(tracker: Tracker) -> int:
+    """Grid spacing in pixels: 1 on a GPU; on a CPU such that about CPU_SIDE points fit the frame's longer side."""
+    return 1 if tracker.device.type == "cuda" else max(1, round(max(tracker.size) / CPU_SIDE))
 
 
 def grid_pixels(size: tuple[int, int], interval: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -59,13 +60,12 @@ def canonical_points(tracker: Tracker, t: int, pixels: np.ndarray) -> np.ndarray
 
 
 @torch.no_grad()
-def render_canonical(tracker: Tracker, low: np.ndarray, high: np.ndarray, shape: tuple[int, int],
-                     samples: int = 32) -> np.ndarray:
+def render_canonical(tracker: Tracker, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Render the box of the canonical volume with corners `low` and `high` `(3,)` along its third axis: colors
-    `(h, w, 3)` in [0, 1], `shape` = (h, w). The opacity of a sample does not depend on the number of `samples` a ray,
+    `(h, w, 3)` in [0, 1], `shape` = (h, w). The opacity of a sample does not depend on the number of samples a ray,
     as when a frame is rendered (OmniMotion, section 4.2)."""
     near, far = (torch.from_numpy(np.asarray(corner, np.float32)).to(tracker.device) for corner in (low, high))
-    counts = (shape[1], shape[0], samples)
+    counts = (shape[1], shape[0], CANONICAL_SAMPLES)
     x, y, z = (near[k] + (far[k] - near[k]) * torch.linspace(0, 1, n, device=tracker.device)
                for k, n in enumerate(counts))
     colors = []

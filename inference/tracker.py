@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.geometry import inside
 from models.omnimotion import OmniMotion
-from models.rendering import take_sample
 
 
 @dataclass
@@ -61,34 +61,29 @@ class Tracker:
         with self.model.bound():
             for t, rows in chunks:
                 p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
-                # (N', T, 2), (N', T), (N', T)
-                p2, depth, score = self._track_from(t, p1.to(self.device), ids.to(self.device))
-                inside = ((p2 >= -0.5) & (p2 <= p2.new_tensor(self.size[::-1]) - 0.5)).all(-1)
-                out.tracks[rows], out.depth[rows], out.occlusion_score[rows] = (
-                    a.cpu().numpy() for a in (p2, depth, score))
-                out.visible[rows] = ((score <= self.occlusion_th) & inside).cpu().numpy()
+                positions, depths, scores = self._track_from(t, p1.to(self.device), ids.to(self.device))
+                out.tracks[rows] = positions
+                out.depth[rows] = depths
+                out.occlusion_score[rows] = scores
+                out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
                 out.visible[np.ix_(rows, np.flatnonzero(ids.numpy() == t))] = True
         return out
 
-    def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions `(N, T, 2)`, depths `(N, T)` and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t in frames
-        `ids` `(T,)`. The canonical samples, and the one that `use_max_loc` selects, are the same for all targets."""
-        model, N = self.model, len(p1)
-        x1 = model.lift(p1[None])
-        u = model.maps(torch.tensor([t], device=self.device)).rays_to_canonical(x1)  # (1, N, K, 3)
-        weights = model.render(u)[1]  # (1, N, K)
-        if self.use_max_loc:
-            u, weights = take_sample(u, weights.argmax(-1))[:, :, None], weights.new_ones(1, N, 1)  # one sample a ray
-        frames = max(self.chunk_size * model.config.num_samples_ray // (N * u.shape[2]), 1)  # at a time
+        `ids` `(T,)`. The canonical samples are the same for all of these frames."""
+        model = self.model
+        u, weights = model.source_samples(p1[None], torch.tensor([t], device=self.device), self.use_max_loc)
+        frames_at_a_time = max(self.chunk_size * model.config.num_samples_ray // (len(p1) * u.shape[2]), 1)
         positions, depths, scores = [], [], []
-        for some in ids.split(frames):
+        for some in ids.split(frames_at_a_time):
             p2, depth = model.target_position(u.expand(len(some), -1, -1, -1), weights, some)  # (B, N, 2), (B, N)
             p2 = torch.where((some == t)[:, None, None], p1, p2)
-            scores += [model.occlusion_score(*of_frame) for of_frame in zip(
-                p2.split(1), depth.split(1), some.split(1), strict=True)]
             positions.append(p2)
             depths.append(depth)
-        return tuple(torch.cat(parts).transpose(0, 1) for parts in (positions, depths, scores))
+            for k in range(len(some)):
+                scores.append(model.occlusion_score(p2[k:k + 1], depth[k:k + 1], some[k:k + 1]))
+        return tuple(torch.cat(parts).transpose(0, 1).cpu().numpy() for parts in (positions, depths, scores))
 
     @torch.no_grad()
     def correspond(self, pixels: np.ndarray, i: int, j: int) -> np.ndarray:

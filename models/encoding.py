@@ -34,15 +34,17 @@ class _PeriodicEncoding(torch.autograd.Function):
         if identity:
             e[..., :D] = v
         ctx.save_for_backward(e)
-        ctx.columns, ctx.D = columns, D if identity else 0
+        ctx.columns = columns
+        ctx.identity = identity
         return e
 
     @staticmethod
     def backward(ctx, grad):
         (e,) = ctx.saved_tensors
-        grad_v = (grad * e[..., ctx.columns.partner]) @ ctx.columns.slope  # (..., D)
-        if ctx.D:
-            grad_v += grad[..., :ctx.D]
+        columns = ctx.columns
+        grad_v = (grad * e[..., columns.partner]) @ columns.slope  # (..., D)
+        if ctx.identity:
+            grad_v += grad[..., :grad_v.shape[-1]]
         return grad_v, None, None, None
 
 
@@ -57,14 +59,21 @@ class _Columns(NamedTuple):
 
 @cache
 def _columns(D: int, L: int, scale: float, identity: bool, dtype: torch.dtype, device: torch.device) -> _Columns:
-    waves = [(d, wave, k) for d in range(D) for wave in (0, 1) for k in range(L)]  # wave 0: sine, 1: cosine
-    start = D if identity else 0
-    own = [(d, 1.0, 0.0) for d in range(start)] + [(d, scale * 2.0**k, wave * torch.pi / 2) for d, wave, k in waves]
-    coordinate, frequency, phase = zip(*own, strict=True)
-    partner = list(range(start)) + [start + (2 * d + 1 - wave) * L + k for d, wave, k in waves]
-    slope = torch.zeros(len(own), D, dtype=dtype)
-    for column, (d, wave, k) in enumerate(waves, start):
-        slope[column, d] = scale * 2.0**k * (-1 if wave else 1)
-    floats = (torch.tensor(values, dtype=dtype, device=device) for values in (frequency, phase))
-    return _Columns(torch.tensor(coordinate, device=device), *floats, torch.tensor(partner, device=device),
-                    slope.to(device))
+    start = D if identity else 0  # first sine column
+    coordinate = list(range(start))
+    frequency = [1.0] * start
+    phase = [0.0] * start
+    partner = list(range(start))
+    slope = torch.zeros(start + 2 * D * L, D, dtype=dtype)
+    for d in range(D):
+        for is_cosine in (False, True):
+            for k in range(L):
+                w = scale * 2.0**k
+                slope[len(coordinate), d] = -w if is_cosine else w
+                partner.append(len(coordinate) - L if is_cosine else len(coordinate) + L)
+                coordinate.append(d)
+                frequency.append(w)
+                phase.append(torch.pi / 2 if is_cosine else 0.0)
+    return _Columns(
+        torch.tensor(coordinate, device=device), torch.tensor(frequency, dtype=dtype, device=device),
+        torch.tensor(phase, dtype=dtype, device=device), torch.tensor(partner, device=device), slope.to(device))

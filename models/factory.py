@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from models.kernels.backend import choose_products, set_products
-from models.kernels.dispatch import pick_backend
+from models.kernels.backend import choose_products, pick_backend, set_products
 from models.omnimotion import ModelConfig, OmniMotion
 from models.omnimotion_checkpoint import omnimotion_config, omnimotion_state
 
-LARGEST = 100_000  # largest number that a checkpoint's configuration may contain
+LARGEST_SETTING = 100_000  # largest number that a checkpoint's configuration may contain
 
 
 def config_from_options(options: Namespace, num_frames: int, size: tuple[int, int], grid_layers: int) -> ModelConfig:
@@ -57,14 +56,18 @@ def model_from_checkpoint(checkpoint, size: tuple[int, int], options: Namespace,
 
     OmniMotion's format does not hold frame size, samples a ray and depth range: they come from `size` and the
     options."""
+    config, state = _config_and_state(
+        checkpoint, size, options.num_samples_ray, options.min_depth, options.max_depth)
+    backend = pick_backend(options.mlp_backend, device, config.coupling_width)
+    return _on_device(model_from_state(asdict(config), state, backend), options, device)
+
+
+def _config_and_state(checkpoint, *omnimotion_settings) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and state dict of a checkpoint. `omnimotion_settings`: arguments of `omnimotion_config` after the
+    first, for what OmniMotion's format does not hold."""
     if checkpoint.omnimotion:
-        config = asdict(omnimotion_config(
-            checkpoint.model, size, options.num_samples_ray, options.min_depth, options.max_depth))
-        state = omnimotion_state(checkpoint.model)
-    else:
-        config, state = checkpoint.config, checkpoint.model
-    backend = pick_backend(options.mlp_backend, device, config["coupling_width"])
-    return _on_device(model_from_state(config, state, backend), options, device)
+        return omnimotion_config(checkpoint.model, *omnimotion_settings), omnimotion_state(checkpoint.model)
+    return ModelConfig(**checkpoint.config), checkpoint.model
 
 
 def model_from_state(config: dict, state: dict[str, Tensor], mlp_backend: str = "torch") -> OmniMotion:
@@ -88,19 +91,15 @@ def checkpoint_num_frames(checkpoint, path: Path) -> int:
     UserError if its parameters are not those of the model that it describes: anything can be missing or misshapen in
     somebody else's file."""
     try:
-        if checkpoint.omnimotion:
-            config = omnimotion_config(checkpoint.model, (2, 2))
-            state = omnimotion_state(checkpoint.model)
-        else:
-            config = ModelConfig(**checkpoint.config)
-            state = checkpoint.model
-        other_grids = not checkpoint.omnimotion and config.field == "grid" and "grid_layers" not in checkpoint.config
-        if not other_grids:
-            _check_parameters(config, state)
+        if checkpoint.config.get("field") == "grid" and "grid_layers" not in checkpoint.config:
+            raise UserError(
+                f"{path} is of an early version whose grids were another model: train again with --no_reload")
+        config, state = _config_and_state(checkpoint, (2, 2))  # any frame size: no parameter depends on it
+        _check_parameters(config, state)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path} is damaged, its parameters fit no model: give another --ckpt_path") from error
-    if other_grids:
-        raise UserError(f"{path} is of an early version whose grids were another model: train again with --no_reload")
     return config.num_frames
 
 
@@ -110,22 +109,25 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name == "coordinates":
-            sane = len(value) <= LARGEST and all(v in (0, 1, 2) for v in value)
+            sane = len(value) <= LARGEST_SETTING and all(v in (0, 1, 2) for v in value)
         elif f.type is int:
-            sane = type(value) is int and (f.name in ("num_frames", "height", "width")) <= value <= LARGEST
+            smallest = 1 if f.name in ("num_frames", "height", "width") else 0
+            sane = type(value) is int and smallest <= value <= LARGEST_SETTING
         else:
-            sane = isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST)
+            sane = isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST_SETTING)
         if not sane:
             raise ValueError(f"{f.name} is {value}")
+    # approximate number of parameters
     if config.deform == "grid":
-        claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)  # approximately
+        claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)
     else:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
             + config.affine_layers * config.affine_width**2 + config.num_frames * config.latent_dim)
     if config.field == "gabor":
         claimed += config.field_layers * config.field_width**2
-    if claimed > 16 * sum(value.untyped_storage().nbytes() // 4 for value in state.values()) + (1 << 24):
+    held = sum(value.untyped_storage().nbytes() // 4 for value in state.values())  # float32 numbers in the file
+    if claimed > 16 * held + (1 << 24):  # a wide margin, because `claimed` is approximate
         raise ValueError("the model is larger than the file")
     with torch.random.fork_rng(devices=[]):  # a new model draws parameters
         model_from_state(asdict(config), state)

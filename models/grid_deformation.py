@@ -80,10 +80,11 @@ class Grids(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Values of frames `(B,)` on the finest level `(B, C, *side)`."""
-        n, total = self.num_grids, None
+        n = self.num_grids
+        total = None
         for level, side in enumerate(self.sides):
             here = sum(self._at(k, level * n + k, ids) for k in range(n))  # (B, C, *side)
-            if total is not None:  # the coarser levels' interpolation, at this level's vertices
+            if total is not None:  # add the sum of the coarser levels, interpolated at this level's vertices
                 here = here + F.interpolate(
                     total, size=side, mode="linear" if len(side) == 1 else "bilinear", align_corners=True)
             total = here
@@ -92,7 +93,8 @@ class Grids(nn.Module):
     def _at(self, k: int, number: int, ids: Tensor) -> Tensor:
         """Grid `number`, which has the k-th of `moment_counts`, at the times of frames `(B,)`: `(B, C, *side)`. Uses no
         matrix product, which might be computed in tf32."""
-        grid, scale = self.values[number], self.scales[number]
+        grid = self.values[number]
+        scale = self.scales[number]
         if len(grid) == len(self.before_0):
             here = grid.index_select(0, ids)
         else:
@@ -117,7 +119,9 @@ class GridNetwork(nn.Module):
     def __init__(self, num_frames: int, depth_range: tuple[float, float] = (0.0, 2.0), num_levels: int = 6,
                  num_layers: int = 2):
         super().__init__()
-        self.near, self.range, self.num_layers = depth_range[0], depth_range[1] - depth_range[0], num_layers
+        self.near = depth_range[0]
+        self.range = depth_range[1] - depth_range[0]
+        self.num_layers = num_layers
         self.layers = Grids(num_frames, 2 * num_layers, [(R, R) for R in level_sides(num_levels)])
         self.thetas = Grids(num_frames, 5, [(Z,) for Z in THETA_DEPTHS])
 
@@ -144,7 +148,9 @@ class GridMaps:
     as `models.invertible.FrameMaps`."""
 
     def __init__(self, network: GridNetwork, layers: Tensor, thetas: Tensor):
-        self.network, self.layers, self.thetas = network, layers, thetas
+        self.network = network
+        self.layers = layers
+        self.thetas = thetas
         self._table: Tensor | None = None  # the layers (2, B S R R), for `displacement_and_slope`
         self.call = stored  # or `recomputed` (models.activation_checkpoint): whether activations are kept
 
@@ -167,10 +173,13 @@ class GridMaps:
         return self.call(self._rays_forward, x)
 
     def _rays_forward(self, x: Tensor) -> Tensor:
-        B, N, S, z = *x.shape[:2], self.network.num_layers, x[:, 0, :, 2]  # (B, K)
-        rays = x[:, :, :1, PLANE].expand(-1, -1, S, -1).flatten(1, 2)
-        each = self._layers_at(rays, torch.arange(S, device=x.device).repeat(N).expand(B, -1))  # (B, 2, N S)
-        f = each.unflatten(2, (N, S)).gather(3, self._layer(z)[:, None, None].expand(-1, 2, N, -1))  # (B, 2, N, K)
+        B, N = x.shape[:2]
+        S = self.network.num_layers
+        z = x[:, 0, :, 2]  # (B, K)
+        xy = x[:, :, :1, PLANE].expand(-1, -1, S, -1).flatten(1, 2)  # (B, N S, 2): each ray once a layer
+        layer = torch.arange(S, device=x.device).repeat(N).expand(B, -1)  # (B, N S)
+        in_layers = self._layers_at(xy, layer).unflatten(2, (N, S))  # (B, 2, N, S)
+        f = in_layers.gather(3, self._layer(z)[:, None, None].expand(-1, 2, N, -1))  # (B, 2, N, K)
         return apply_affine(self._theta(z)[:, None], shifted(x, f.movedim(1, -1)))
 
     def to_local(self, u: Tensor) -> Tensor:
@@ -185,12 +194,13 @@ class GridMaps:
             x = shifted(y, -self.displacement(y))
             for _ in range(NEWTON_STEPS_TRAINING if u.requires_grad else NEWTON_STEPS_INFERENCE):
                 f, J = self.displacement_and_slope(x)
-                x = shifted(x, along(inverse_of(J), (y - x)[..., PLANE] - f).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
-            step = inverse_of(self.displacement_and_slope(x)[1])
+                step = along(inverse_of(J), (y - x)[..., PLANE] - f)
+                x = shifted(x, step.clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
+            inverse = inverse_of(self.displacement_and_slope(x)[1])
         # The last step is differentiable; its gradient is that of the solution (implicit function theorem).
         x = torch.cat([x[..., PLANE], y[..., 2:]], dim=-1)
-        last = along(step, (y - x)[..., PLANE] - self.displacement(x))
-        return shifted(x, last.clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
+        step = along(inverse, (y - x)[..., PLANE] - self.displacement(x))
+        return shifted(x, step.clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP))
 
     def displacement(self, x: Tensor) -> Tensor:
         """f at points `(B, M, 3)`, `(B, M, 2)`."""
@@ -213,7 +223,9 @@ class GridMaps:
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. On an edge between two cells, J
         is that of one of them."""
-        B, R, S = len(self.layers), self.layers.shape[-1], self.network.num_layers
+        B = len(self.layers)
+        R = self.layers.shape[-1]
+        S = self.network.num_layers
         if self._table is None:
             self._table = self.layers.detach().transpose(0, 1).reshape(2, -1)
         place = (x[..., PLANE].reshape(-1, 2).T / GRID_EXTENT + 1) / 2 * (R - 1)  # (2, B M), in cells
@@ -224,11 +236,12 @@ class GridMaps:
         corner = ((frame * S + self._layer(x[..., 2]).flatten()) * R + cell[1]) * R + cell[0]
         corners = torch.cat([corner, corner + 1, corner + R, corner + R + 1])  # (4 B M)
         v = self._table.index_select(1, corners).view(2, 2, 2, -1)  # displacement, y, x
-        by_x = v[:, :, 1] - v[:, :, 0]
+        by_x = v[:, :, 1] - v[:, :, 0]  # (2, 2, B M): differences along x at both y
         v = v[:, :, 0] + share[0] * by_x  # (2, 2, B M)
+        by_x = torch.lerp(by_x[:, 0], by_x[:, 1], share[1])  # (2, B M)
         by_y = v[:, 1] - v[:, 0]
-        f, by_x = v[:, 0] + share[1] * by_y, torch.lerp(by_x[:, 0], by_x[:, 1], share[1])  # (2, B M)
-        cells = (R - 1) / 2 / GRID_EXTENT * (place == clamped)  # per unit of x and y
+        f = v[:, 0] + share[1] * by_y
+        cells = (R - 1) / 2 / GRID_EXTENT * (place == clamped)  # per unit of x and y; 0 outside the grid
         J = torch.stack([by_x * cells[0], by_y * cells[1]])  # coordinate, displacement, B M
         return f.T.reshape(*x.shape[:-1], 2), J.permute(2, 1, 0).reshape(*x.shape[:-1], 2, 2)
 

@@ -57,11 +57,13 @@ class GridField(nn.Module):
 
         `votes` `(S - 1, side, side)`, rows along y: -1 where the layer is known to be empty, 1 where it is known to be
         visible, 0 unknown. Between the last vertex of a range and the first of the next, densities are interpolated."""
-        level, S = self.levels[-1], len(votes) + 1
+        level = self.levels[-1]
+        S = len(votes) + 1
         z = torch.linspace(-1, 1, level.shape[2], device=level.device) * self.extent[2]
         for s, vote in enumerate(votes.to(level.device)):
-            first, end = (2 * edge / S - 1 - RANGE_EDGE_MARGIN for edge in (s if s else -S, s + 1))
-            level[0, 3, (z >= first) & (z < end)] += (
+            start = 2 * s / S - 1 - RANGE_EDGE_MARGIN if s else -torch.inf  # the first range has no near end
+            end = 2 * (s + 1) / S - 1 - RANGE_EDGE_MARGIN
+            level[0, 3, (z >= start) & (z < end)] += (
                 SEEN_DENSITY_BIAS * vote.clamp(min=0) - EMPTY_DENSITY_BIAS * vote.clamp(max=0))
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:

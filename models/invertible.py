@@ -46,13 +46,17 @@ class CouplingLayer(nn.Module):
     def __init__(self, coordinate: int, latent_dim: int, width: int, hidden_layers: int, projection_layers: int,
                  octaves: int, backend: str = "torch"):
         super().__init__()
-        self.octaves, self.kept = octaves, [d for d in range(3) if d != coordinate]
-        self.coordinate, self.first_slope = coordinate, NEGATIVE_SLOPE if projection_layers == 1 else 0.0
+        self.octaves = octaves
+        self.coordinate = coordinate
+        self.kept = [d for d in range(3) if d != coordinate]
+        self.first_slope = NEGATIVE_SLOPE if projection_layers == 1 else 0.0  # of the projection's activation
         sizes = [2 + 2 * 2 * octaves] + [width] * projection_layers
         self.projection = mlp(sizes, nn.ReLU)
         self.latent = mlp([latent_dim] * 3, nn.LeakyReLU)
-        self.mlp = (TcnnMlp(latent_dim + width, width, hidden_layers, 2) if backend == "tcnn" else
-                    mlp([latent_dim + width] + [width] * hidden_layers + [2], nn.LeakyReLU))
+        if backend == "tcnn":
+            self.mlp = TcnnMlp(latent_dim + width, width, hidden_layers, 2)
+        else:
+            self.mlp = mlp([latent_dim + width] + [width] * hidden_layers + [2], nn.LeakyReLU)
 
     def scale_shift_plain(self, a: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         """Reference version: s and o, `(B, M)` each, from kept coordinates `(B, M, 2)` and latents `(B, C)`."""
@@ -77,7 +81,8 @@ class CouplingLayer(nn.Module):
         projection layers, the second one is multiplied into the MLP's first layer."""
         first = self.mlp[0]
         C = f.shape[-1]
-        weight, bias = first.weight[:, C:], F.linear(self.latent(f), first.weight[:, :C], first.bias)  # (B, width)
+        weight = first.weight[:, C:]
+        bias = F.linear(self.latent(f), first.weight[:, :C], first.bias)  # (B, width)
         if len(self.projection) > 1:
             bias = bias + weight @ self.projection[2].bias
             weight = weight @ self.projection[2].weight
@@ -109,7 +114,8 @@ class Affine(nn.Module):
     def fuse(self, t: Tensor) -> Layers:
         """Equivalent MLP on (z, sines, cosines) for times `(B, 1)`: the contribution of t to the first layer becomes a
         bias per frame, `(B, 1, width)`."""
-        first, L = self.mlp[0], self.octaves
+        first = self.mlp[0]
+        L = self.octaves
         order = [2 * L + 1, *range(0, 2 * L, 2), *range(1, 2 * L, 2)]  # new column order: z, sines, cosines
         layers = [(first.weight[:, order], (first.bias + t * first.weight[:, 2 * L])[:, None])]
         return layers + [(layer.weight, layer.bias) for layer in self.mlp[2::2]]
@@ -119,7 +125,10 @@ def affine_matrix(theta: Tensor) -> tuple[Tensor, ...]:
     """Coefficients (a, b, c, d, tx, ty), `(...)` each, of x' = a x + b y + tx, y' = c x + d y + ty; `theta` is
     `(..., 5)` in the order of `Affine.theta_plain`."""
     angle, log_scale_x, tx, log_scale_y, ty = theta.unbind(-1)
-    cos, sin, sx, sy = angle.cos(), angle.sin(), log_scale_x.exp(), log_scale_y.exp()
+    cos = angle.cos()
+    sin = angle.sin()
+    sx = log_scale_x.exp()
+    sy = log_scale_y.exp()
     return cos * sx, -sin * sx, sin * sy, cos * sy, tx, ty
 
 
@@ -134,7 +143,9 @@ def invert_affine(theta: Tensor, y: Tensor) -> Tensor:
     """Closed-form inverse of `apply_affine`. The map leaves z unchanged, so `theta` is the same in both directions."""
     px, py, z = y.unbind(-1)
     a, b, c, d, tx, ty = affine_matrix(theta)
-    px, py, determinant = px - tx, py - ty, a * d - b * c
+    px = px - tx
+    py = py - ty
+    determinant = a * d - b * c
     return torch.stack([(d * px - b * py) / determinant, (a * py - c * px) / determinant, z], dim=-1)
 
 
@@ -150,13 +161,14 @@ class InvertibleNetwork(nn.Module):
             for c in coordinates)
         self.affine = Affine(affine_width, affine_layers, octaves) if affine else None
         self.fused = True  # False: use the reference versions (for tests and benchmarks)
-        self.backend = backend  # torch | triton | tcnn (models.kernels.dispatch); torch and triton share their weights
+        self.backend = backend  # torch | triton | tcnn (models.kernels.backend); torch and triton share their weights
         self.products = Products()  # precision and kernels of the fused layers
 
     def bind(self, f: Tensor, t: Tensor) -> "FrameMaps":
         """Maps of the frames with latents `(B, C)` and times `(B, 1)`. The weights are fused here, once per call."""
         chains = [layer.fuse(f) for layer in self.layers] if self.fused and self.backend != "tcnn" else None
-        return FrameMaps(self, f, t, chains, self.affine.fuse(t) if self.fused and self.affine is not None else None)
+        affine = self.affine.fuse(t) if self.fused and self.affine is not None else None
+        return FrameMaps(self, f, t, chains, affine)
 
 
 class FrameMaps:
@@ -164,16 +176,19 @@ class FrameMaps:
 
     def __init__(self, network: InvertibleNetwork, f: Tensor, t: Tensor, chains: list[Layers] | None,
                  affine: Layers | None):
-        self.network, self.f, self.t, self.chains, self.affine = network, f, t, chains, affine
-        # Wrapper of each layer's call: `stored` keeps its activations, activation_checkpoint.recomputed computes them
-        # again in the backward pass.
-        self.call = stored
+        self.network = network
+        self.f = f
+        self.t = t
+        self.chains = chains  # fused coupling layers; None: use the reference version
+        self.affine = affine  # fused affine map's MLP, or None
+        self.call = stored  # or `recomputed` (models.activation_checkpoint): whether activations are kept
 
     def select(self, index: Tensor | slice) -> "FrameMaps":
         """Maps of a subset of the frames. `index`: `(B',)` positions in this object's frames, or a slice; repeats are
         allowed. The fused weights are reused."""
         chains = self.chains and [_select(layers, index) for layers in self.chains]
-        out = FrameMaps(self.network, self.f[index], self.t[index], chains, self.affine and _select(self.affine, index))
+        affine = self.affine and _select(self.affine, index)
+        out = FrameMaps(self.network, self.f[index], self.t[index], chains, affine)
         out.call = self.call
         return out
 
@@ -205,8 +220,10 @@ class FrameMaps:
             precision = "bf16" if self.network.products.dtype == torch.bfloat16 else "fp32"
             return coupling_stack(x, self.chains, tuple(layer.coordinate for layer in layers), layers[0].octaves,
                                   layers[0].first_slope, inverse, precision)
-        x, order = list(x.unbind(-1)), list(enumerate(layers))
-        for k, layer in reversed(order) if inverse else order:
+        x = list(x.unbind(-1))
+        order = range(len(layers))
+        for k in reversed(order) if inverse else order:
+            layer = layers[k]
             x[layer.coordinate] = self.call(partial(self._couple, k, layer, inverse), *x)
         return torch.stack(x, dim=-1)
 
@@ -219,7 +236,8 @@ class FrameMaps:
     def _couple(self, k: int, layer: CouplingLayer, inverse: bool, *x: Tensor) -> Tensor:
         """New value `(B, M)` of the coordinate that layer k changes; `x` are the layer's three input coordinates,
         `(B, M)` each."""
-        changed, kept = x[layer.coordinate], torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M), (B, M, 2)
+        changed = x[layer.coordinate]
+        kept = torch.stack([x[d] for d in layer.kept], dim=-1)  # (B, M, 2)
         if self.chains is not None:
             s, o = layer.scale_shift(kept, self.chains[k], self.network.products)
         else:

@@ -7,7 +7,7 @@ Notation
     w        compositing weights of u along the ray                                          (B, N, K)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -72,29 +72,28 @@ class OmniMotion(nn.Module):
     """Time latents, deformation network and canonical field of one video."""
 
     def __init__(self, config: ModelConfig, mlp_backend: str = "torch"):
-        """`mlp_backend`: see models.kernels.dispatch; state dicts do not depend on it."""
+        """`mlp_backend`: torch | triton | tcnn (models.kernels.backend); state dicts do not depend on it."""
         super().__init__()
         self.config = config
         self.size = (config.height, config.width)
-        depth_range, grids = (config.min_depth, config.max_depth), config.deform == "grid"
-        kind = "none" if grids else config.time_latent
-        self.time_latent = TimeLatent(config.num_frames, kind, config.latent_dim, mlp_backend)
-        self.deform = GridNetwork(
-            config.num_frames, depth_range, config.grid_levels, config.grid_layers) if grids else InvertibleNetwork(
-            config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
-            config.projection_layers, config.pe_freq, config.use_affine, config.affine_width, config.affine_layers,
-            mlp_backend)
-        self.field = GridField(depth_range) if config.field == "grid" else CanonicalField(
-            config.field_width, config.field_layers, config.field_encoding)
+        depth_range = (config.min_depth, config.max_depth)
+        if config.deform == "grid":
+            self.time_latent = TimeLatent(config.num_frames, "none")
+            self.deform = GridNetwork(config.num_frames, depth_range, config.grid_levels, config.grid_layers)
+        else:
+            self.time_latent = TimeLatent(config.num_frames, config.time_latent, config.latent_dim, mlp_backend)
+            self.deform = InvertibleNetwork(
+                config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
+                config.projection_layers, config.pe_freq, config.use_affine, config.affine_width,
+                config.affine_layers, mlp_backend)
+        if config.field == "grid":
+            self.field = GridField(depth_range)
+        else:
+            self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
         self._bound: FrameMaps | GridMaps | None = None
         self.recompute_above = 1 << 15  # with more samples per step than this, recompute activations, do not store them
         self.piece = 0  # when recomputing: points of the deformation in memory at a time; 0: all points of a layer
         self.field_piece = FIELD_PIECE  # when recomputing and at inference: points of the field in memory at a time
-
-    @property
-    def sample_spacing(self) -> float:
-        """(max_depth - min_depth) / K, the unit of length in `occlusion_score`, as in OmniMotion's code."""
-        return (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -114,18 +113,16 @@ class OmniMotion(nn.Module):
             return self.deform.bind(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
-    def lift(self, pixels: Tensor, jitter: torch.Generator | Tensor | None = None) -> Tensor:
+    def lift(self, pixels: Tensor, jitter: Tensor | None = None) -> Tensor:
         """Sample the rays of pixels `(B, N, 2)`; returns local samples `(B, N, K, 3)`.
 
-        `jitter` moves the depths within their intervals (stratified sampling, training only). It is a random generator,
-        or numbers in [0, 1], `(B, 1, K)`. All rays of a frame share their depths, with jitter too, so that a function
-        of time and depth alone is evaluated once per frame and depth."""
+        `jitter`: random numbers in [0, 1], `(B, 1, K)`, that move the depths within their intervals (stratified
+        sampling, training only). All rays of a frame share their depths, with jitter too, so that a function of time
+        and depth alone is evaluated once per frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
-        shape = pixels.shape[:-1]
-        if isinstance(jitter, torch.Generator):
-            jitter = torch.rand(shape[0], 1, len(z), device=z.device, generator=jitter)
         if jitter is not None:
             z = jitter_depths(z, jitter)  # (B, 1, K)
+        shape = pixels.shape[:-1]
         xy = normalize_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
         return torch.cat([xy, z.expand(*shape, -1)[..., None]], dim=-1)  # (B, N, K, 3)
 
@@ -141,10 +138,6 @@ class OmniMotion(nn.Module):
             alpha = torch.cat([torch.zeros_like(alpha[..., :hidden]), alpha[..., hidden:]], dim=-1)
         return rgb, compositing_weights(alpha)
 
-    @property
-    def _recomputed(self) -> Callable:
-        return recomputed_in_pieces(self.piece) if self.piece else recomputed
-
     def _field(self, canonical: Tensor) -> tuple[Tensor, Tensor]:
         """Colors `(..., 3)` and densities `(...)` of canonical points `(..., 3)`. At inference, and in training with
         more than `recompute_above` points, the field runs on pieces of `field_piece` points and keeps no activations.
@@ -156,15 +149,19 @@ class OmniMotion(nn.Module):
         shape = canonical.shape[:-1]
         return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
-    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: torch.Generator | Tensor | None = None,
+    def _limit_memory(self, maps: FrameMaps | GridMaps, num_points: int) -> None:
+        """Make `maps`, and what `select` returns, recompute activations if there are many points."""
+        if num_points > self.recompute_above:
+            maps.call = recomputed_in_pieces(self.piece) if self.piece else recomputed
+
+    def predict_pairs(self, p1: Tensor, ids1: Tensor, ids2: Tensor, jitter: Tensor | None = None,
                       near_share: float = 0.0) -> PairPrediction:
         """Forward pass of training: map pixels `(B, N, 2)` of frames `ids1` to frames `ids2`, both `(B,)`. `jitter` as
         in `lift`, `near_share` as in `render`."""
         B = len(p1)
         both = self.maps(torch.cat([ids1, ids2]))
         local = self.lift(p1, jitter)  # (B, N, K, 3)
-        if local[..., 0].numel() > self.recompute_above:
-            both.call = self._recomputed  # `select` copies it
+        self._limit_memory(both, local[..., 0].numel())
         canonical = both.select(slice(B)).rays_to_canonical(local)
         target = both.select(slice(B, None)).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
@@ -180,8 +177,7 @@ class OmniMotion(nn.Module):
         loss (supplement)."""
         x = local.flatten(1, 2)
         around = self.maps(torch.cat([ids, ids - 1, ids + 1]))
-        if 3 * x[..., 0].numel() > self.recompute_above:
-            around.call = self._recomputed
+        self._limit_memory(around, 3 * x[..., 0].numel())
         B = len(ids)
         u = around.select(slice(B)).to_canonical(x)
         before, after = (around.select(slice(k * B, (k + 1) * B)).to_local(u) for k in (1, 2))
@@ -192,18 +188,24 @@ class OmniMotion(nn.Module):
     def correspond(self, p1: Tensor, ids1: Tensor, ids2: Tensor, use_max_loc: bool = False) -> tuple[Tensor, Tensor]:
         """Map pixels `(B, N, 2)` of frames `ids1` to frames `ids2`: positions `(B, N, 2)` in pixels, depths `(B, N)`.
 
-        `use_max_loc`: map only the sample with the largest weight. Otherwise all samples are composited, as in
-        training."""
-        x1 = self.lift(p1)
-        u = self.maps(ids1).rays_to_canonical(x1)
-        weights = self.render(u)[1]
-        if use_max_loc:
-            u, weights = take_sample(u, weights.argmax(-1))[:, :, None], torch.ones_like(weights[..., :1])
+        `use_max_loc`: see `source_samples`."""
+        u, weights = self.source_samples(p1, ids1, use_max_loc)
         return self.target_position(u, weights, ids2)
 
+    def source_samples(self, p1: Tensor, ids1: Tensor, use_max_loc: bool) -> tuple[Tensor, Tensor]:
+        """First half of `correspond`: canonical samples `(B, N, K, 3)` of the rays and their weights `(B, N, K)`.
+
+        `use_max_loc`: only the sample with the largest weight, with weight 1, so K is 1 in the result. Otherwise all
+        samples are composited, as in training."""
+        u = self.maps(ids1).rays_to_canonical(self.lift(p1))
+        weights = self.render(u)[1]
+        if not use_max_loc:
+            return u, weights
+        return take_sample(u, weights.argmax(-1))[:, :, None], torch.ones_like(weights[..., :1])
+
     def target_position(self, u: Tensor, weights: Tensor, ids2: Tensor) -> tuple[Tensor, Tensor]:
-        """Second half of `correspond`: map canonical samples `(B, N, K, 3)` to frames `ids2`, composite with weights
-        `(B, N, K)`; returns positions `(B, N, 2)` in pixels and depths `(B, N)`."""
+        """Second half of `correspond`: map the samples to frames `ids2` and composite them; returns positions
+        `(B, N, 2)` in pixels and depths `(B, N)`."""
         x2 = composite(weights, self.maps(ids2).to_local(u.flatten(1, 2)).view_as(u))
         return denormalize_pixels(x2[..., :2], self.size), x2[..., 2]
 
@@ -211,10 +213,11 @@ class OmniMotion(nn.Module):
         """Occlusion score `(B, N)` in [0, 1] of points at pixels `(B, N, 2)` and depths `(B, N)` of frames `ids2`.
 
         Sum of the compositing weights of the samples that lie in front of the depth by more than 1.1 sample spacings
-        (OmniMotion, section 4.3)."""
+        (OmniMotion, section 4.3). A spacing is (max_depth - min_depth) / K, as in OmniMotion's code."""
         x2 = self.lift(p2)
         weights = self.render(self.maps(ids2).rays_to_canonical(x2))[1]
-        in_front = x2[..., 2] < depth[..., None] - 1.1 * self.sample_spacing
+        spacing = (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
+        in_front = x2[..., 2] < depth[..., None] - 1.1 * spacing
         return (weights * in_front).sum(-1)
 
     def color_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ def jitter_depths(z: Tensor, u: Tensor) -> Tensor:
     """Stratified depths `(..., K)` from depths z `(K,)` and numbers `u` in [0, 1], `(..., K)`. Each sample stays
     between the midpoints to its two neighbors."""
     middle = (z[1:] + z[:-1]) / 2
-    lower, upper = torch.cat([z[:1], middle]), torch.cat([middle, z[-1:]])
+    lower = torch.cat([z[:1], middle])
+    upper = torch.cat([middle, z[-1:]])
     return lower + (upper - lower) * u
 
 

@@ -23,9 +23,10 @@ class HashLatent(nn.Module):
 
     Same architecture as tiny-cuda-nn's `NetworkWithInputEncoding`."""
 
-    def __init__(self, dim: int = 128, width: int = 64):
+    def __init__(self, dim: int = 128):
         super().__init__()
-        self.grid = HashGrid(in_dim=2)
+        width = 64
+        self.grid = HashGrid()
         self.mlp = nn.Sequential(
             nn.Linear(self.grid.out_dim, width, bias=False), nn.ReLU(),
             nn.Linear(width, width, bias=False), nn.ReLU(),

@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.encoding import envelope
 from inference.dense import coarse_flow, colors_and_depths
 from inference.tracker import Tracker
+from models import hash_grid
 from models.canonical_field import CanonicalField
 from models.coords import contract, denormalize_pixels, normalize_pixels
 from models.encoding import periodic_encoding
@@ -124,11 +125,11 @@ def test_clamped_scales_have_no_gradient():
 def slow_hash_grid(grid: HashGrid, v, base=16, growth=1.5, log2_entries=15):
     """Level by level, point by point, corner by corner (Mueller et al. 2022, section 3)."""
     out, first = [], 0
-    for level in range(grid.out_dim // grid.num_features):
+    for level in range(hash_grid.LEVELS):
         scale = base * growth**level - 1
         resolution = math.ceil(scale) + 1
         entries = min(-(-(resolution**2) // 8) * 8, 2**log2_entries)
-        features = torch.zeros(len(v), grid.num_features)
+        features = torch.zeros(len(v), hash_grid.FEATURES)
         for n, (x, y) in enumerate((v * torch.tensor(scale) + 0.5).tolist()):
             x0, y0 = math.floor(x), math.floor(y)
             for dx in (0, 1):

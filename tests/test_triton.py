@@ -15,8 +15,8 @@ from torch import nn
 
 from common.errors import UserError
 from models.invertible import InvertibleNetwork
+from models.kernels.backend import pick_backend
 from models.kernels.constants import NEGATIVE_SLOPE, S_MAX
-from models.kernels.dispatch import pick_backend
 from models.kernels.triton_coupling import coupling_stack, unsupported
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

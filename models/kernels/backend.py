@@ -1,4 +1,4 @@
-"""Precision and kernels of the networks' matrix products.
+"""Implementation of the networks (`--mlp_backend`), and precision and kernels of their matrix products (`--precision`).
 
 Coordinates, depths, the coupling transform with (s, o), compositing and losses are always float32.
 """
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models.kernels import native
+from models.kernels.triton_coupling import unsupported
+from third_party.tcnn import require_tcnn
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,23 @@ class Products:
             return x
         rounded = x.to(self.dtype)
         return rounded.float() if self.emulated else rounded
+
+
+def pick_backend(name: str, device: torch.device, width: int) -> str:
+    """Implementation of coupling layers of this width and of the time latent on this device: "triton" or "tcnn" if
+    `name` is that, else "torch" (for which `choose_products` tells `auto`, `torch` and `native` apart).
+
+    `auto` selects "torch" and does not use triton, because the kernels have not been measured on a GPU yet. Raises
+    UserError, with the remedy, if the requested backend cannot run."""
+    if name == "triton":
+        reason = unsupported(device, width)
+        if reason:
+            raise UserError(f"--mlp_backend triton: {reason}")
+    if name == "tcnn":
+        if device.type != "cuda":
+            raise UserError("--mlp_backend tcnn needs a CUDA device: say --device cuda, or --mlp_backend torch")
+        require_tcnn()
+    return name if name in ("triton", "tcnn") else "torch"
 
 
 def choose_products(precision: str, backend: str, device: torch.device) -> Products:

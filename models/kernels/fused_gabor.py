@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from models.kernels import native
 from models.kernels.backend import Products
 
-FULL = Products()
 
-
-def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
+def gabor(net: nn.Module, v: Tensor, products: Products) -> Tensor:
     """`net(v)` for a `GaborNet`, `(n, D)` -> `(n, out)`, with the C++ kernel if `products` has one that fits."""
     v = torch.cat([v, v.square().sum(-1, keepdim=True)], dim=-1)
     filters = [_as_linear(filter_) for filter_ in net.filters]
@@ -36,11 +34,12 @@ def gabor(net: nn.Module, v: Tensor, products: Products = FULL) -> Tensor:
 
 def _as_linear(filter_: nn.Module) -> tuple[Tensor, Tensor]:
     """P `(2F, D + 1)` and b `(2F,)` of a `GaborFilter`."""
-    gamma, mu = filter_.gamma[:, None], filter_.mu
+    gamma = filter_.gamma[:, None]
+    mu = filter_.mu
     phase = torch.cat([filter_.linear.weight, torch.zeros_like(gamma)], dim=1)
     exponent = torch.cat([gamma * mu, -0.5 * gamma], dim=1)
-    return (torch.cat([phase, exponent]),
-            torch.cat([filter_.linear.bias, -0.5 * filter_.gamma * mu.square().sum(-1)]))
+    bias = torch.cat([filter_.linear.bias, -0.5 * filter_.gamma * mu.square().sum(-1)])
+    return torch.cat([phase, exponent]), bias
 
 
 class _NativeGabor(torch.autograd.Function):
@@ -48,7 +47,8 @@ class _NativeGabor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, kernels, *tensors):
-        ctx.kernels, tensors = kernels, [tensor.contiguous() for tensor in tensors]
+        ctx.kernels = kernels
+        tensors = [tensor.contiguous() for tensor in tensors]
         ctx.save_for_backward(v, *tensors)
         return kernels.gabor_forward(v, *_by_kind(tensors))
 
@@ -92,8 +92,11 @@ class _Gabor(torch.autograd.Function):
         L = (len(saved) + 2) // 6
         rest = iter(saved)
         sines, cosines, z, h, P, weights = (list(islice(rest, k)) for k in (L, L, L - 1, L - 1, L, L))
-        h, operand = [sines[0], *h], ctx.operand
-        rounded_v, grad_v, filter_grads = operand(v), torch.zeros_like(v), []
+        h = [sines[0], *h]
+        operand = ctx.operand
+        rounded_v = operand(v)
+        grad_v = torch.zeros_like(v)
+        filter_grads = []
         hidden_grads = [(operand(g).T @ h[-1]).to(g.dtype), g.sum(0)]
         gh = operand(operand(g) @ operand(weights[-1]))  # (n, F)
         for i in range(L - 1, -1, -1):

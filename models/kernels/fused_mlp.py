@@ -21,12 +21,10 @@ from torch import Tensor
 from models.kernels import native
 from models.kernels.backend import Products
 
-FULL = Products()
-
 Layers = list[tuple[Tensor, Tensor]]  # [(W_k, b_k)]
 
 
-def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products = FULL) -> Tensor:
+def chain(e: Tensor, layers: Layers, slopes: list[float], products: Products) -> Tensor:
     """Apply the chain, `(n, D)` -> `(n, out)`; `slopes` has one entry per layer but the last."""
     tensors = [tensor for layer in layers for tensor in layer]
     if products.native is not None and native.fits(layers):
@@ -39,9 +37,12 @@ class _NativeChain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, e, slopes, kernels, *tensors):
-        weights, biases = [w.contiguous() for w in tensors[::2]], [b.contiguous() for b in tensors[1::2]]
-        ctx.arguments = max(len(b) if b.dim() == 3 else 1 for b in biases), slopes
-        ctx.kernels, e = kernels, e.contiguous()
+        e = e.contiguous()
+        weights = [w.contiguous() for w in tensors[::2]]
+        biases = [b.contiguous() for b in tensors[1::2]]
+        num_frames = max(len(b) if b.dim() == 3 else 1 for b in biases)
+        ctx.kernels = kernels
+        ctx.arguments = (num_frames, slopes)
         ctx.save_for_backward(e, *weights, *biases)
         return kernels.chain_forward(e, *ctx.arguments, weights, biases)
 
@@ -63,16 +64,21 @@ class _Chain(torch.autograd.Function):
             weight = torch.cat([weight, weight], dim=1) if k == 0 and products.dtype else weight  # for `_halves`
             operands.append(products.operand(F.leaky_relu_(_affine(operands[-1], weight, biases[k]), slope)))
         ctx.save_for_backward(*operands, *weights)
-        ctx.slopes, ctx.products, ctx.frames = slopes, products, [len(b) if b.dim() == 3 else 0 for b in biases]
+        ctx.slopes = slopes
+        ctx.products = products
+        ctx.frames = [len(b) if b.dim() == 3 else 0 for b in biases]  # 0: one bias for all frames
         return _affine(operands[-1].to(e.dtype), weights[-1], biases[-1])
 
     @staticmethod
     def backward(ctx, g):
-        layers, operand = len(ctx.slopes) + 1, ctx.products.operand
+        layers = len(ctx.slopes) + 1
+        operand = ctx.products.operand
         saved = ctx.saved_tensors
         operands, weights = saved[:layers], saved[layers:]
         in_dim = weights[0].shape[1]
-        grads, g_exact, g = [], g, operand(g)
+        grads = []
+        g_exact = g  # before rounding
+        g = operand(g)
         for k in range(layers - 1, -1, -1):
             bias = (g_exact if k == layers - 1 else g).view(max(ctx.frames[k], 1), -1, g.shape[-1]).sum(1, keepdim=True)
             weight = g.T @ operands[k]
