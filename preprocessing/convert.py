@@ -19,7 +19,7 @@ from loaders.npy import save_npy
 from loaders.omnimotion_layout import PublishedFolder, is_published
 from loaders.sequence import VideoSequence
 from preprocessing.correspondence_writer import StoreWriter
-from preprocessing.pair_selection import Cost, check_disk
+from preprocessing.pair_selection import check_disk
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
     names = sequence.names
     disk = len(store.pairs) * (8 * sequence.size[0] * sequence.size[1] + 4096)
     done = sum(path.stat().st_size for path in (root / "raft_exhaustive").glob("[!.]*"))
-    check_disk(Cost(len(store.pairs), 0, 0, disk, disk), root, done)
+    check_disk(disk, root, done)
     stats: dict[str, dict[str, int]] = {name: {} for name in names}
     for i, j in tqdm(store.pairs.tolist(), desc="OmniMotion's layout"):
         stats[names[i]][names[j]] = int(store.counts[i, j])

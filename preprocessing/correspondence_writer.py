@@ -48,9 +48,12 @@ class StoreWriter:
     UserError if `resume` is set and the unfinished store is of other frames or another method."""
 
     def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False):
-        self.root, self.size, self.num_frames = sequence.root / FOLDER, sequence.size, len(sequence)
+        self.root = sequence.root / FOLDER
+        self.size = sequence.size
+        self.num_frames = len(sequence)
         self.half = method.get("keep") == "half"
-        self._parts, self._journal = self.root / "parts", self.root / "unfinished.json"
+        self._parts = self.root / "parts"
+        self._journal = self.root / "unfinished.json"
         meta = describe(sequence, method)
         if resume and self._journal.is_file():
             check_same(read_meta(self._journal), meta, self._journal)
@@ -128,7 +131,7 @@ class StoreWriter:
             for k, path in enumerate(chosen):
                 j, stored, data = int(path.stem), *self._read(path)[:2]
                 if self.half and abs(i - j) > 1:
-                    block = thinned(data, 0, stored, self.size, i + j)
+                    block = thinned(as_images(decode(data, 0, stored, self.size), self.size), i + j)
                     stored, data = block.stored, np.frombuffer(block.data, np.uint8)
                 valid = np.logical_or(*flags(data, 0, self.size))
                 count_map += valid
@@ -223,16 +226,11 @@ def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pix
     return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
 
 
-def thinned(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int], parity: int) -> Block:
-    """A block with the stored pixels of one color of a checkerboard only, x + y + parity even."""
-    cycle, occlusion = flags(buffer, offset, size)
-    pair = decode(buffer, offset, stored, size)
-    chosen = (pair.pixels // size[1] + pair.pixels % size[1] + parity) % 2 == 0  # (n,)
-    kept = np.zeros_like(cycle)
-    kept[pair.pixels[chosen]] = True
-    sections = (np.packbits(cycle & kept).tobytes(), np.packbits(occlusion & kept).tobytes(),
-                pair.flow_q[chosen].tobytes())
-    return Block(int(chosen.sum()), int(((cycle | occlusion) & kept).sum()), b"".join(map(pad, sections)))
+def thinned(pair: DensePair, parity: int) -> Block:
+    """A pair as a block with the pixels of one color of a checkerboard only: x + y + parity is even."""
+    y, x = np.indices(pair.cycle.shape)
+    kept = (x + y + parity) % 2 == 0
+    return encode(pair.flow, pair.cycle & kept, pair.occlusion & kept, every_pixel=False)
 
 
 def row_header(table: list[tuple[int, int, int]]) -> bytes:

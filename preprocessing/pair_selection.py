@@ -89,12 +89,12 @@ def estimate(chosen: list[int], num_frames: int, size: tuple[int, int], shares: 
     return Cost(ordered_pairs, done, seconds * (ordered_pairs - done), disk, max(temporary, disk) + fixed)
 
 
-def check_disk(cost: Cost, folder: Path, used: int = 0) -> None:
-    """UserError if the disk of `folder` has too little free space; `used` bytes of the work are already written."""
+def check_disk(peak_disk: int, folder: Path, used: int) -> None:
+    """UserError if the disk of `folder` is too small for `peak_disk` bytes, of which `used` are already written."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    needed = int(DISK_MARGIN * cost.peak_disk) - used
+    needed = int(DISK_MARGIN * peak_disk) - used
     if needed > free:
         raise UserError(f"{folder} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed: free "
                         "some, or use fewer pairs (--pairs log), smaller frames or --density half")

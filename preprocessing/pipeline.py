@@ -13,11 +13,10 @@ has the same bytes as one that was not.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -146,7 +145,7 @@ class _StoreBuilder:
                 run_tasks(self.encodings.__getitem__, [range(T)], self.workers, "encoding")
             cost = self._cost(sum(len(chunk) for group in chunks_by_interval for chunk in group))
             log.info("%s", cost)
-            check_disk(cost, self.writer.root, self.writer.used_bytes())
+            check_disk(cost.peak_disk, self.writer.root, self.writer.used_bytes())
             self._flow_stage(chunks_by_interval)
         run_tasks(self._finish_row, [rows], self.workers, "chains" if self.method.chain else "packing")
 
@@ -234,26 +233,17 @@ class _StoreBuilder:
                         0.5 if self.writer.half else 1.0, ordered_pairs - 2 * left, encoding_bytes)
 
 
-def run_tasks(task: Callable, groups: Iterable[Iterable], num_workers: int, name: str,
+def run_tasks(task: Callable, groups: Sequence[Sequence], num_workers: int, name: str,
               after: list[Callable] | None = None) -> None:
     """Call `task(item)` for the items of all groups on `num_workers` threads, with a progress bar called `name`.
 
-    Groups are processed one after the other; `after[k]()` is called when group k is done. The first exception of a task
-    is raised."""
-    groups = [list(group) for group in groups]
+    Groups are processed one after the other; `after[k]()` is called when group k is done. After an exception in a task
+    no further tasks are started, and it is raised."""
     total = sum(map(len, groups))
     with ThreadPoolExecutor(num_workers) as pool, tqdm(total=total, desc=name, disable=not total) as bar:
         for k, group in enumerate(groups):
-            queue = iter(group)
-            running = set()
-            while True:  # at most 2 num_workers tasks are queued, so that an exception ends the work soon
-                running |= {pool.submit(task, item) for item in islice(queue, 2 * num_workers - len(running))}
-                if not running:
-                    break
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                bar.update(len(done))
+            for _ in pool.map(task, group):  # an exception here cancels the tasks that wait
+                bar.update()
             if after:
                 after[k]()
 
@@ -284,7 +274,8 @@ def summary(store: CorrespondenceStore, root: Path) -> str:
     for low, high in SUMMARY_BINS:
         inside = (interval >= low) & (interval <= high)
         if inside.any():
-            name = str(low) if low == high else f"{low}-{min(high, interval.max())}"
+            high = min(high, interval.max())
+            name = str(low) if low == high else f"{low}-{high}"
             bins.append(f"{name}: {share[inside].mean():.0%}")
     size = sum(path.stat().st_size for path in root.iterdir())
     note = " (before every other one of non-adjacent frames was dropped)" if half else ""

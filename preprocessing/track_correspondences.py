@@ -26,7 +26,7 @@ from loaders.track_files import load_tracks
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import Cost, check_disk, intervals, pairs_at
+from preprocessing.pair_selection import check_disk, intervals, pairs_at
 from preprocessing.pretrained import find_weights
 
 log = logging.getLogger(__name__)
@@ -138,9 +138,8 @@ def _build(sequence: VideoSequence, source: Callable[[StoreWriter], Iterable[Tra
         raise UserError("no track is visible in two frames, so there is no correspondence: give other tracks")
     left = [pair for pair in pairs if not writer.has(*pair)]
     disk = len(pairs) * block_bytes(most, size)
-    cost = Cost(len(pairs), len(pairs) - len(left), 0, disk, disk)
     log.info("%d tracks; %d ordered pairs of frames, at most %.0f MiB", len(tracks), len(pairs), disk / 2**20)
-    check_disk(cost, writer.root, writer.used_bytes())
+    check_disk(disk, writer.root, writer.used_bytes())
     no_occlusion = np.zeros(size, bool)
     for i, j in tqdm(left, desc="pairs"):
         flow, valid = correspondences(tracks, visible, i, j, size)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import write_text
+from common.geometry import inside
 from loaders.images import write_png
 from loaders.track_files import Annotations, save_annotations
 from preprocessing.synthetic.scenes import RECIPES, build_layers
@@ -139,8 +140,10 @@ def sample_tracks(layers: list, size: tuple[int, int], num_frames: int, seed: in
             rows = (ids == k) & (start == f)
             material = layer.look_up(places[rows], frames[f])[0]
             for t in range(num_frames):
-                points[rows, t], seen = layer.project(material, t)
-                occluded[rows, t] = ~seen | ~inside(points[rows, t], size) | _hidden(layers[k + 1:], points[rows, t], t)
+                position, faces_camera = layer.project(material, t)
+                hidden = front(layers[k:], position, t) > 0  # by a nearer layer
+                points[rows, t] = position
+                occluded[rows, t] = ~faces_camera | ~inside(position, size) | hidden
     comes_back = (np.diff(occluded.astype(int), axis=1) != 0).sum(axis=1) > 1
     rows = stratify(ids * 2 + comes_back, num_points)
     return Annotations(points[rows].astype(np.float32), occluded[rows], size)
@@ -155,19 +158,6 @@ def stratify(groups: np.ndarray, count: int) -> np.ndarray:
         members = np.flatnonzero(groups == group)
         rank[members] = np.arange(len(members))
     return np.argsort(rank, kind="stable")[:min(count, (groups >= 0).sum())]
-
-
-def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Whether points `(..., 2)` are inside the frame, borders of the outer pixels included: `(...)` bool."""
-    return ((points >= -0.5) & (points < np.array(size[::-1]) - 0.5)).all(axis=-1)
-
-
-def _hidden(nearer: list, points: np.ndarray, t: int) -> np.ndarray:
-    """Whether one of the `nearer` layers covers the points `(n, 2)` of frame t: `(n,)` bool."""
-    out = np.zeros(len(points), bool)
-    for layer in nearer:
-        out |= layer.look_up(points, t)[1] > 0
-    return out
 
 
 def _window(layer, size: tuple[int, int], t: int) -> tuple[slice, slice]:
