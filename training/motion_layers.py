@@ -13,7 +13,7 @@ Notation (motion)
     p, q     positions of a coarse grid, every `stride` pixels, and where adjacent flow takes them    (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
     B_t      similarity, the background's motion from frame t to frame m                              (2, 3)
-    moving   consistent positions whose D_t differs from B_t's by MOVING to FAR of the longer side    (h, w)
+    moving   consistent positions whose D_t differs from B_t's by MIN_MOTION to MAX_MOTION of the longer side    (h, w)
     M_t      similarity from frame t to t + 1 of the fast occluder                                    (3, 3)
 
 Notation (votes)
@@ -24,6 +24,8 @@ Notation (votes)
              0 if a layer in front of s is better than s and all layers behind s: that layer hides s
     v        sum of the votes around a vertex / (sum of their absolute values + PRIOR_VOTE * their number), in (-1, 1)
 """
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,17 +39,17 @@ from models.omnimotion import OmniMotion
 GRID_SIDE = 128             # positions of a coarse grid along the longer side
 
 # shares of the frame's longer side
-MOVING = 3 / 256            # smallest motion relative to the background that is a foreground's
-FAR = 0.3                   # largest one; what moves farther has no frames between where it could be interpolated
-CROSSING = 0.5              # distance that a fast occluder covers against the background, at least
+MIN_MOTION = 3 / 256        # smallest motion relative to the background that is a foreground's
+MAX_MOTION = 0.3            # largest one; what moves farther has no frames between where it could be interpolated
+MIN_CROSSING = 0.5          # distance that a fast occluder covers against the background, at least
 RADII = (0.06, 0.12, 0.24)  # standard deviations of the windows over which foreground motion is averaged
 VOTE_SCALE = 2 / 256        # error that counts 1 in a vote
 
 # shares of other things
 OCCLUDER_AREA = 5e-3        # of the frame, at least
 OCCLUDER_RIGID = 0.5        # of the fast positions that follow one rigid motion, at least
-REFIT = 0.4                 # of the positions that are consistent, from which on B_t is fitted to D_t again
-ENOUGH = (0.2, 0.2, 1e-3)   # of moving positions under a window, for each of RADII; else the next larger one is used
+MIN_KNOWN = 0.4             # of the positions with a known D_t, from which on B_t is fitted to D_t again
+FULL_WINDOW = (0.2, 0.2, 1e-3)  # of moving positions under the window of each radius; below it, the next one takes part
 MIN_CELL_AREA = 0.2         # of a cell's original area that remains after the displacement
 
 MIN_POINTS = 10             # minimum number of points for a similarity
@@ -57,6 +59,21 @@ PRIOR_VOTE = 0.1            # mean size of the votes at which v reaches half of 
 VOTE_BLUR = 1.0             # standard deviation in vertices
 
 
+class ToMiddle(NamedTuple):
+    """Motion from a frame t to the middle frame."""
+    D: np.ndarray       # D_t  (h, w, 2)
+    known: np.ndarray   # where the flow behind D_t is consistent in every frame  (h, w)
+    B: np.ndarray       # B_t  (2, 3)
+
+
+class FastPart(NamedTuple):
+    """Something rigid that moves fast against the background from frame t to frame t + 1."""
+    t: int
+    similarity: np.ndarray  # (2, 3)
+    velocity: np.ndarray    # against the background, pixels per frame  (2,)
+    center: np.ndarray      # in frame t  (2,)
+
+
 def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> np.ndarray:
     """Displacements in pixels to the middle frame at positions `vertices` `(R, R, 2)` (x, y) of every frame, also
     outside it, `(T, S, R, R, 2)` float32: foreground and background, S = 2; with `crossing` (see `crossing_motion`) the
@@ -64,94 +81,107 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
 
     store: a correspondence store. Where no flow is consistent, the background's motion is used; where there is none,
     the identity."""
-    T, (H, W) = store.num_frames, store.size
-    p, stride = _coarse_grid(store.size)
-    foreground, background, occluder = np.empty((3, T, *vertices.shape), np.float32)
+    T = store.num_frames
     m = T // 2
+    p, _ = _coarse_grid(store.size)
+    foreground, background = np.empty((2, T, *vertices.shape), np.float32)
     for frames in (range(m, -1, -1), range(m, T)):
-        D, known = np.zeros_like(p), np.ones(p.shape[:2], bool)
-        B, M = np.eye(2, 3), np.eye(3)
+        motion = ToMiddle(np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3))
         for t in frames:
             if t != m:
-                D, known, B = _extend_by_a_frame(store, t, t + (1 if t < m else -1), p, stride, D, known, B)
-            background[t] = _apply(B, vertices) - vertices
-            foreground[t] = background[t] + _foreground_motion(p, D, known, B, max(H, W), vertices)
-            if crossing is not None:
-                if t != m:
-                    M = M @ (crossing[t] if t < m else np.linalg.inv(crossing[t - 1]))
-                occluder[t] = _apply(M[:2], vertices) - vertices
-    layers = [foreground, background] if crossing is None else [occluder, foreground, background]
+                motion = _extend_by_a_frame(store, t, t + (1 if t < m else -1), motion)
+            background[t] = _apply(motion.B, vertices) - vertices
+            foreground[t] = background[t] + _foreground_motion(motion, store.size, vertices)
+    layers = [foreground, background] if crossing is None else [_occluder(crossing, vertices), foreground, background]
     return np.stack(layers, axis=1)
+
+
+def _occluder(crossing: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+    """Displacements of the fast occluder to the middle frame at positions `vertices` of every frame
+    `(T, R, R, 2)` float32."""
+    T = len(crossing) + 1
+    m = T // 2
+    to_middle = np.tile(np.eye(3), (T, 1, 1))
+    for t in range(m - 1, -1, -1):
+        to_middle[t] = to_middle[t + 1] @ crossing[t]
+    for t in range(m + 1, T):
+        to_middle[t] = to_middle[t - 1] @ np.linalg.inv(crossing[t - 1])
+    return np.stack([_apply(M[:2], vertices) - vertices for M in to_middle]).astype(np.float32)
 
 
 def crossing_motion(store) -> np.ndarray | None:
     """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if there is no fast occluder: something rigid that moves so
-    fast against the background that half the clip would take it farther than FAR, and that covers CROSSING.
+    fast against the background that half the clip would take it farther than MAX_MOTION, and that covers MIN_CROSSING.
 
     Before and after the frames in which it is seen, its center keeps its first and last velocity."""
-    T, side = store.num_frames, max(store.size)
-    p, stride = _coarse_grid(store.size)
-    run = []            # (t, motion, velocity, center) of adjacent frames in which something fast is seen
-    covered = np.zeros(2)  # by these, against the background
-    longest, best = 0.0, []
+    T = store.num_frames
+    side = max(store.size)
+    run: list[FastPart] = []  # of adjacent frames
+    best: list[FastPart] = []
+    longest = 0.0  # distance that `best` covers
     for t in range(T - 1):
-        part = _fast_part(store, t, p, stride, 2 * FAR / T * side)
-        if part:
-            run = [*run, (t, part)]
-            covered = covered + part[1]
-        else:
-            run, covered = [], np.zeros(2)
-        if np.linalg.norm(covered) > longest:
-            longest, best = float(np.linalg.norm(covered)), run
-    if longest < CROSSING * side:
+        part = _fast_part(store, t, 2 * MAX_MOTION / T * side)
+        run = [*run, part] if part else []
+        covered = np.linalg.norm(sum((part.velocity for part in run), np.zeros(2)))
+        if covered > longest:
+            longest = covered
+            best = run
+    if longest < MIN_CROSSING * side:
         return None
     out = np.tile(np.eye(3), (T - 1, 1, 1))
-    for t, (M, _, _) in best:
-        out[t, :2] = M
-    (first, (M_first, _, center_first)), (last, (M_last, _, center_last)) = best[0], best[-1]
-    out[:first, :2, 2] = _apply(M_first, center_first) - center_first
-    out[last + 1:, :2, 2] = _apply(M_last, center_last) - center_last
+    for part in best:
+        out[part.t, :2] = part.similarity
+    first, last = best[0], best[-1]
+    out[:first.t, :2, 2] = _apply(first.similarity, first.center) - first.center
+    out[last.t + 1:, :2, 2] = _apply(last.similarity, last.center) - last.center
     return out
 
 
-def _fast_part(store, t: int, p: np.ndarray, stride: int, speed: float) -> tuple | None:
+def _fast_part(store, t: int, speed: float) -> FastPart | None:
     """What moves faster than `speed` (pixels) against the background from frame t to the next, if it is rigid and large
-    enough: its similarity `(2, 3)`, its velocity against the background `(2,)`, its center `(2,)`."""
+    enough."""
     if not store.counts[t, t + 1]:
         return None
-    pair = store.dense(t, t + 1)
-    q = p + pair.flow[::stride, ::stride]
-    consistent = pair.cycle[::stride, ::stride]
+    p, flow, consistent = _coarse_flow(store, t, t + 1)
+    q = p + flow
     background = _similarity(p[consistent], q[consistent], 0.5)
     if background is None:
         return None
     against = q - _apply(background, p)
     fast = consistent & (np.linalg.norm(against, axis=-1) > speed)
-    tolerance = min(MOVING * max(store.size), speed / 2)
+    tolerance = min(MIN_MOTION * max(store.size), speed / 2)
     M = _similarity(p[fast], q[fast], tolerance / 2)
     if M is None:
         return None
     rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < tolerance
     if rigid.mean() < OCCLUDER_RIGID or rigid.sum() < OCCLUDER_AREA * fast.size:
         return None
-    return M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0)
+    return FastPart(t, M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0))
 
 
 def _coarse_grid(size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Positions of the coarse grid `(h, w, 2)`, and its stride in pixels."""
     H, W = size
     stride = -(-max(size) // GRID_SIDE)
     x, y = np.meshgrid(np.arange(0, W, stride), np.arange(0, H, stride))
     return np.stack([x, y], axis=-1).astype(np.float32), stride
 
 
-def _extend_by_a_frame(store, t: int, n: int, p: np.ndarray, stride: int, D: np.ndarray, known: np.ndarray,
-                       B: np.ndarray):
-    """D_t, where it is known, and B_t, from those of the adjacent frame n, which is nearer to m."""
+def _coarse_flow(store, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions p of the coarse grid `(h, w, 2)`, the flow there from frame i to frame j `(h, w, 2)`, and whether it is
+    cycle-consistent `(h, w)`."""
+    p, stride = _coarse_grid(store.size)
+    pair = store.dense(i, j)
+    return p, pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
+
+
+def _extend_by_a_frame(store, t: int, n: int, nearer: ToMiddle) -> ToMiddle:
+    """The motion from frame t, given that from the adjacent frame n, which is nearer to the middle frame."""
+    D, known, B = nearer
     if not store.counts[t, n]:  # a store of few pairs
-        return D, np.zeros_like(known), B
-    pair = store.dense(t, n)
-    flow = pair.flow[::stride, ::stride]
-    consistent = pair.cycle[::stride, ::stride]
+        return ToMiddle(D, np.zeros_like(known), B)
+    p, flow, consistent = _coarse_flow(store, t, n)
+    _, stride = _coarse_grid(store.size)
     q = p + flow
     place = (q / stride).astype(np.float32)
     D = flow + cv2.remap(D, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -160,10 +190,10 @@ def _extend_by_a_frame(store, t: int, n: int, p: np.ndarray, stride: int, D: np.
     step = _similarity(p[consistent], q[consistent], 0.5)
     if step is not None:
         B = B @ np.vstack([step, [0, 0, 1]])
-    if known.mean() > REFIT:  # products over many frames drift
-        refit = _similarity(p[known], (p + D)[known], MOVING * max(store.size) / 2, B)
+    if known.mean() > MIN_KNOWN:  # products over many frames drift
+        refit = _similarity(p[known], (p + D)[known], MIN_MOTION * max(store.size) / 2, B)
         B = B if refit is None else refit
-    return D, known, B
+    return ToMiddle(D, known, B)
 
 
 def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None) -> np.ndarray | None:
@@ -198,18 +228,18 @@ def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (p @ S[:, :2].T + S[:, 2]).astype(np.float32)
 
 
-def _foreground_motion(p: np.ndarray, D: np.ndarray, known: np.ndarray, B: np.ndarray, side: int,
-                       at: np.ndarray) -> np.ndarray:
+def _foreground_motion(motion: ToMiddle, size: tuple[int, int], at: np.ndarray) -> np.ndarray:
     """Motion against the background `(R, R, 2)` at positions `at` `(R, R, 2)`: a local mean over what moves, zero where
     nothing does. It does not fold."""
-    stride = -(-side // GRID_SIDE)
+    D, known, B = motion
+    p, stride = _coarse_grid(size)
     against = p + D - _apply(B, p)  # (h, w, 2)
-    distance = np.linalg.norm(against, axis=-1) / side
-    moving = known & (distance > MOVING) & (distance < FAR)
+    distance = np.linalg.norm(against, axis=-1) / max(size)
+    moving = known & (distance > MIN_MOTION) & (distance < MAX_MOTION)
     values = np.dstack([against * moving[..., None], moving]).astype(np.float32)  # (h, w, 3)
     out = np.zeros_like(p)
     left = np.ones((*moving.shape, 1), np.float32)
-    for radius, enough in zip(RADII, ENOUGH, strict=True):
+    for radius, enough in zip(RADII, FULL_WINDOW, strict=True):
         around = cv2.GaussianBlur(values, (0, 0), radius * max(moving.shape), borderType=cv2.BORDER_CONSTANT)
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
@@ -241,16 +271,16 @@ def layer_votes(model: OmniMotion, store) -> np.ndarray:
     H, W = store.size
     S, R = model.config.grid_layers, model.field.side
     p = _voting_pixels(store.size)
-    flat = p @ (1, W)
     sums = np.zeros((3, S - 1, R, R))  # of votes, of their absolute values, and their number
     with model.bound():
         for t, targets in enumerate(_voting_targets(store.counts)):
             if not len(targets):
                 continue
-            q, consistent = map(np.stack, zip(*(_ends(store.index(t, j), p, flat) for j in targets), strict=True))
+            q, consistent = map(np.stack, zip(*(_ends(store.index(t, j), p, W) for j in targets), strict=True))
             u = _canonical(model, [t], p[None])  # (1, S, n, 3)
-            difference = _in_pixels(u, store.size) - _in_pixels(_canonical(model, targets, q), store.size)
-            e = difference.norm(dim=-1).cpu().numpy() / (VOTE_SCALE * max(H, W))  # (B, S, n)
+            from_p = denormalize_pixels(u[..., :2], store.size)
+            from_q = denormalize_pixels(_canonical(model, targets, q)[..., :2], store.size)
+            e = (from_p - from_q).norm(dim=-1).cpu().numpy() / (VOTE_SCALE * max(H, W))  # (B, S, n)
             votes, counts = _votes(e)  # (B, S - 1, n)
             counts &= consistent[:, None]
             votes *= counts
@@ -281,9 +311,10 @@ def _voting_targets(counts: np.ndarray) -> list[np.ndarray]:
     return targets
 
 
-def _ends(pair, p: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a pair's flow takes pixels p `(n, 2)`, whose flat indices are given, and whether it is cycle-consistent
-    there `(n,)`."""
+def _ends(pair, p: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where a pair's flow takes pixels p `(n, 2)` of a frame of `width`, and whether it is cycle-consistent there
+    `(n,)`."""
+    flat = p @ (1, width)
     rows, stored = pair.find(flat)
     q = p.astype(np.float32)
     consistent = np.zeros(len(p), bool)
@@ -303,11 +334,6 @@ def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
     x = torch.cat([xy[:, None].expand(B, S, n, 2), z[:, None, None].expand(B, S, n, 1)], dim=-1)
     ids = torch.as_tensor(frames, device=device)
     return model.maps(ids).to_canonical(x.flatten(1, 2)).view_as(x)
-
-
-def _in_pixels(u: Tensor, size: tuple[int, int]) -> Tensor:
-    """Canonical x and y `(..., 2)` in pixels of the middle frame."""
-    return denormalize_pixels(u[..., :2], size)
 
 
 def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
