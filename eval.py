@@ -17,7 +17,6 @@ from common.errors import UserError
 from configs.options import parse
 from evaluation.benchmark import run_benchmark
 from evaluation.single_video import convert_tracks, score_model, score_predictions, track_queries
-from loaders.images import limit_pixels
 
 
 def evaluate(options: Namespace) -> None:
@@ -40,7 +39,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_flush_denormal(True)  # see train.py
     options = parse("eval")
-    limit_pixels(options.max_pixels)
     evaluate(options)
 
 

@@ -14,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.cli import run
 from configs.options import parse, run_dir
-from loaders.images import limit_pixels
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import diagnosis_due
 from training.memory import GIB, plan
@@ -64,7 +63,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_flush_denormal(True)  # denormal numbers are common in vanishing filters and moments, and slow on a CPU
     options = parse("train")
-    limit_pixels(options.max_pixels)
     run_dir(options)  # refuses missing --data_dir before anything else is started
     with logging_redirect_tqdm():
         train(options, join_processes(options))

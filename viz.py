@@ -22,7 +22,6 @@ from configs.options import parse
 from drawing.output import FORMATS
 from drawing.run_views import Views
 from drawing.visualizations import VISUALIZATIONS
-from loaders.images import limit_pixels
 
 log = logging.getLogger("viz")
 
@@ -53,7 +52,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_flush_denormal(True)  # see train.py
     options = parse("viz")
-    limit_pixels(options.max_pixels)
     visualize(options)
 
 

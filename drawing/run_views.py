@@ -55,7 +55,7 @@ class Views:
     def mask(self) -> np.ndarray | None:
         """Foreground `(H, W)` bool of the query frame, of --foreground_mask_path or the sequence's masks, else None."""
         if self.options.foreground_mask_path:
-            return read_mask(Path(self.options.foreground_mask_path), self.size)
+            return read_mask(Path(self.options.foreground_mask_path), self.size, self.options.max_pixels)
         masks = self.sequence.masks()
         return None if masks is None else masks[self.query_frame]
 

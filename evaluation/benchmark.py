@@ -106,7 +106,7 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
     wanted, (index, count) = set(filter(None, options.videos.split(","))), shard_of(options.shard)
     names, jobs, unreadable = [], [], set()
     with logging_redirect_tqdm():
-        for name, read in tqdm(open_benchmark(options.tapvid), desc="frames", unit="video"):
+        for name, read in tqdm(open_benchmark(options.tapvid, options.max_pixels), desc="frames", unit="video"):
             names.append(name)
             if (wanted and name not in wanted) or (len(names) - 1) % count != index:
                 continue

@@ -58,7 +58,9 @@ def convert_tracks(options: Namespace) -> None:
     """Write a file of tracks in another format. A .rrd file also has the frames if --data_dir is given."""
     check_format(Path(options.out))
     tracks = load_tracks(options.predictions)
-    sequence = open_sequence(options.data_dir, options.num_imgs) if options.data_dir else None
+    sequence = None
+    if options.data_dir:
+        sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
     export_tracks(Path(options.out), tracks, sequence)
     log.info("%d tracks: %s", len(tracks.tracks), options.out)
 

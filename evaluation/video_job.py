@@ -36,7 +36,7 @@ from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
 from evaluation.training_process import train
 from inference.load_run import load_run
-from loaders.images import limit_pixels, write_png
+from loaders.images import write_png
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
 from loaders.track_files import (
@@ -124,7 +124,6 @@ def run_video(job: Job) -> None:
     and does not stop the other trackers. SystemExit 130 if a signal stopped training."""
     os.chdir(job.cwd)
     torch.set_num_threads(job.threads)
-    limit_pixels(job.options.max_pixels)  # may run in another process than the one that parsed the options
     prepare = cache(lambda: _preprocess(job))  # once for all trackers
     try:
         for tracker in job.trackers:
@@ -200,7 +199,7 @@ def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations
 
 def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
     if tracker == "chain":
-        return baseline_tracks(tracker, open_sequence(job.sequence, num_imgs=None), queries)
+        return baseline_tracks(tracker, open_sequence(job.sequence, None, job.options.max_pixels), queries)
     run = load_run(job.options)
     return as_point_tracks(run.tracker.track(queries), queries, run.sequence.size)
 

@@ -33,7 +33,7 @@ def load_run(options: Namespace) -> Run:
     The checkpoint is read once. UserError if something is missing, unreadable, or was not made for the sequence."""
     folder = run_dir(options)
     path, checkpoint = find_checkpoint(folder, options.ckpt_path)
-    sequence = open_sequence(options.data_dir, options.num_imgs)
+    sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
     check_length(checkpoint_num_frames(checkpoint, path), len(sequence), path)
     check_frames(checkpoint, sequence.size, sequence.hashes(), path)
     model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()

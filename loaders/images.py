@@ -2,7 +2,7 @@
 
 Notation
     H, W     height, width
-    limit    maximum number of pixels of an image or video frame; set by the option --max_pixels
+    max_pixels  largest number of pixels of an image or video frame: the option --max_pixels
 """
 
 import io
@@ -21,26 +21,13 @@ from common.files import MAX_PIXELS, write_bytes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, not suffix; e.g. EPS would run Ghostscript
-_limit = {"pixels": MAX_PIXELS}
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_pixels raises an error instead
 
 
-def limit_pixels(count: int) -> None:
-    """Set the limit for this process: larger images and video frames raise an error and are not decoded."""
-    _limit["pixels"] = Image.MAX_IMAGE_PIXELS = count
-
-
-def pixel_limit() -> int:
-    """The current limit, in pixels."""
-    return _limit["pixels"]
-
-
-def check_pixels(height: int, width: int, where: object) -> None:
-    """UserError if height * width is more than the limit; `where` names the image in the message."""
-    if height * width > pixel_limit():
-        raise UserError(f"{where} is {width}x{height}, more than --max_pixels {pixel_limit()}: make it smaller, or "
-                        "raise --max_pixels if you trust it")
+def check_pixels(height: int, width: int, where: object, max_pixels: int) -> None:
+    """UserError if height * width is more than `max_pixels`; `where` names the image in the message."""
+    if height * width > max_pixels:
+        raise UserError(f"{where} is {width}x{height}, more than --max_pixels {max_pixels}: make it smaller, or raise "
+                        "--max_pixels if you trust it")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -50,12 +37,12 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image file as `(H, W, 3)` uint8 RGB.
 
     Grayscale is repeated, alpha is dropped, 16 bits are reduced to 8, and the EXIF orientation is applied.
-    UserError if the image cannot be decoded, has floating-point values, or is larger than the limit."""
-    with _opened(path, path, "replace or remove it") as file:
+    UserError if the image cannot be decoded, has floating-point values, or is larger than `max_pixels`."""
+    with _opened(path, path, "replace or remove it", max_pixels) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit grayscale
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
@@ -64,19 +51,19 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
+def decode_image(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an encoded image to `(H, W, 3)` uint8 RGB; `where` names it in errors.
 
-    UserError if it cannot be decoded or is larger than the limit."""
-    with _opened(io.BytesIO(data), where, "download the file again") as image:
+    UserError if it cannot be decoded or is larger than `max_pixels`."""
+    with _opened(io.BytesIO(data), where, "download the file again", max_pixels) as image:
         return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: Path, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a foreground mask `(H, W)` bool: alpha > 127 if the image has transparency, else gray level > 127.
 
-    UserError if the image cannot be decoded, is larger than the limit, or its size is not `size` (H, W)."""
-    with _opened(path, path, "give another mask") as file:
+    UserError if the image cannot be decoded, is larger than `max_pixels`, or its size is not `size` (H, W)."""
+    with _opened(path, path, "give another mask", max_pixels) as file:
         image = ImageOps.exif_transpose(file)
         transparent = "A" in image.getbands() or "transparency" in image.info
         levels = np.array(image.convert("RGBA"))[..., 3] if transparent else np.array(image.convert("L"))
@@ -86,11 +73,11 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     return levels > 127
 
 
-def read_levels(path: Path) -> np.ndarray:
+def read_levels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a grayscale image of 8 or 16 bits as `(H, W)` uint16, without scaling its values.
 
-    UserError if it cannot be decoded, is not grayscale, or is larger than the limit."""
-    with _opened(path, path, "process the sequence again") as image:
+    UserError if it cannot be decoded, is not grayscale, or is larger than `max_pixels`."""
+    with _opened(path, path, "process the sequence again", max_pixels) as image:
         levels = np.asarray(image)
         if levels.ndim != 2 or levels.dtype.kind not in "ui":
             raise UserError(f"{path} is not a grayscale image of whole numbers: process the sequence again")
@@ -115,20 +102,19 @@ def size_text(size: tuple[int, ...]) -> str:
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO, where: object, advice: str) -> Iterator[Image.Image]:
+def _opened(source: Path | BinaryIO, where: object, advice: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image and check its size, without decoding it. Exceptions in the block become UserError."""
     try:
-        with Image.open(source, formats=FORMATS) as image:
-            check_pixels(image.height, image.width, where)
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(source, formats=FORMATS)
+        with image:
+            check_pixels(image.height, image.width, where, max_pixels)
             yield image
     except UserError:
         raise
-    except Image.DecompressionBombError as error:  # more than twice the limit, or a part of the file is too large
-        raise UserError(f"{where} is larger than --max_pixels {pixel_limit()}: make it smaller, or raise --max_pixels "
-                        "if you trust it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where} is larger than --max_pixels {max_pixels}, or than the {2 * Image.MAX_IMAGE_PIXELS} "
+                        "pixels that Pillow reads: make it smaller") from error
     except Exception as error:  # a damaged file can raise any exception in Pillow's decoders
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or of another format"
         raise UserError(f"{where} cannot be read as an image ({why}): {advice}") from error
-
-
-limit_pixels(MAX_PIXELS)

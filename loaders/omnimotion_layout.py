@@ -34,6 +34,7 @@ class PublishedFolder:
 
     def __init__(self, sequence: VideoSequence):
         self.root, self.size, self.num_frames = sequence.root, sequence.size, len(sequence)
+        self.max_pixels = sequence.max_pixels
         self.names, self.meta = sequence.names, {"layout": "omnimotion", "size": list(sequence.size)}
         path = self.root / "flow_stats.json"
         stats = read_json(path, AGAIN)
@@ -55,7 +56,7 @@ class PublishedFolder:
 
         Pixels whose flow is not finite are not valid."""
         name = f"{self.names[i]}_{self.names[j]}"
-        masks = read_image(self.root / "raft_masks" / f"{name}.png") > 0  # (H, W, 3)
+        masks = read_image(self.root / "raft_masks" / f"{name}.png", self.max_pixels) > 0  # (H, W, 3)
         flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", AGAIN)
         if masks.shape[:2] != self.size or flow.shape != (*self.size, 2):
             raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: {AGAIN}")
@@ -79,7 +80,7 @@ class PublishedFolder:
     def count_map(self, i: int) -> np.ndarray:
         """Number of valid correspondences of each pixel of frame i over all target frames `(H, W)` uint16."""
         path = self.root / "count_maps" / Path(self.names[i]).with_suffix(".png")
-        levels = read_levels(path)
+        levels = read_levels(path, self.max_pixels)
         if levels.shape != self.size:
             raise UserError(f"{path} is not of the frames' size: {AGAIN}")
         return levels

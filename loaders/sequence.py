@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.files import MAX_PIXELS
 from loaders.images import image_files, read_image, size_text
 
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
@@ -25,6 +26,7 @@ class VideoSequence:
     root: Path
     names: tuple[str, ...]
     size: tuple[int, int]
+    max_pixels: int = field(default=MAX_PIXELS, repr=False, compare=False)  # larger images are refused
     decoded: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T, H, W, 3), if within CACHE_BYTES
 
     def __len__(self) -> int:
@@ -32,7 +34,9 @@ class VideoSequence:
 
     def frame(self, i: int) -> np.ndarray:
         """Frame i `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
-        return self.decoded[i] if self.decoded is not None else read_image(self.root / "color" / self.names[i])
+        if self.decoded is not None:
+            return self.decoded[i]
+        return read_image(self.root / "color" / self.names[i], self.max_pixels)
 
     def frames(self) -> np.ndarray:
         """All frames `(T, H, W, 3)` uint8 RGB; if they are cached, each call returns the same array."""
@@ -53,7 +57,7 @@ class VideoSequence:
         if len(paths) != len(self):
             raise UserError(f"{self.root / 'mask'} has {len(paths)} masks for {len(self)} frames: "
                             "one mask a frame is needed, or none")
-        out = np.stack([read_image(path).max(axis=-1) > 0 for path in paths])  # (T, H, W)
+        out = np.stack([read_image(path, self.max_pixels).max(axis=-1) > 0 for path in paths])  # (T, H, W)
         if out.shape[1:] != self.size:
             raise UserError(f"the masks in {self.root / 'mask'} are {size_text(out.shape[1:])}, the frames "
                             f"{size_text(self.size)}: resize the masks")
@@ -68,10 +72,12 @@ class VideoSequence:
         return [file_hash(self.root / "color" / name) for name in self.names]
 
 
-def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequence:
+def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
+                  max_pixels: int = MAX_PIXELS) -> VideoSequence:
     """Open the first `num_imgs` frames in `data_dir`/color; None: all frames.
 
-    UserError if the folder is missing or empty, has one frame only, a damaged frame, or frames of different sizes."""
+    UserError if the folder is missing or empty, has one frame only, a damaged frame, a frame of more
+    than `max_pixels`, or frames of different sizes."""
     root = Path(data_dir)
     color = root / "color"
     if not color.is_dir():
@@ -81,17 +87,17 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250) -> VideoSequ
         raise UserError(f"no frames: {color} has no image files")
     if len(paths) == 1:
         raise UserError(f"{color} has one frame only: tracking needs at least two")
-    first = read_image(paths[0])
+    first = read_image(paths[0], max_pixels)
     size = first.shape[:2]
     frames = np.empty((len(paths), *size, 3), np.uint8) if len(paths) * first.nbytes <= CACHE_BYTES else None
     for i, path in enumerate(paths):  # every frame is decoded now, so that damage is reported early
-        frame = read_image(path) if i else first
+        frame = read_image(path, max_pixels) if i else first
         if frame.shape[:2] != size:
             raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {size_text(size)}, "
                             f"{path.name} is {size_text(frame.shape[:2])}")
         if frames is not None:
             frames[i] = frame
-    return VideoSequence(root, tuple(path.name for path in paths), size, frames)
+    return VideoSequence(root, tuple(path.name for path in paths), size, max_pixels, frames)
 
 
 def file_hash(path: Path) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import MAX_PIXELS, atomic_path
 from loaders.images import check_pixels, decode_image, encode_image, image_files
 from loaders.npy import MAX_BYTES
 from loaders.tapvid_pickle import read_pickle
@@ -38,7 +38,7 @@ class TapVideo:
     files: tuple[Path, ...] = ()  # the image files of the frames, if there are any
 
 
-def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+def open_benchmark(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     """Yields the name of each video and a function that decodes and checks it, in the order of the file.
 
     path: a TAP-Vid pickle, a folder of shards (.pkl), or a folder of annotated clips. A clip is a subfolder (or the
@@ -47,7 +47,7 @@ def open_benchmark(path: str | Path) -> Iterator[tuple[str, Callable[[], TapVide
     video, or one of several shards, is damaged, the function of that video or shard raises the UserError."""
     path = Path(path)
     taken = {"settings"}  # reserved: the results folder has a file of this name
-    for name, read in _open(path):
+    for name, read in _open(path, max_pixels):
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
         yield _unique(re.sub(r"\.failed$", "_failed", safe) or "video", taken), read
     if len(taken) == 1:
@@ -78,13 +78,13 @@ def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "di
         pickle.dump(examples if layout == "dict" else list(examples.values()), file)
 
 
-def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+def _open(path: Path, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     if not path.is_dir():
-        yield from _open_pickle(path, "")
+        yield from _open_pickle(path, "", max_pixels)
     elif shards := sorted(path.glob("*.pkl")):
         for shard in shards:
             try:
-                yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "")
+                yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "", max_pixels)
             except UserError as error:
                 if len(shards) == 1:
                     raise
@@ -93,10 +93,10 @@ def _open(path: Path) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
         folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
         for folder in folders:
             if (folder / "annotations.npz").is_file():
-                yield folder.resolve().name, lambda folder=folder: read_folder(folder)
+                yield folder.resolve().name, lambda folder=folder: read_folder(folder, max_pixels)
 
 
-def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
+def _open_pickle(path: Path, prefix: str, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     data = read_pickle(path)
     if isinstance(data, dict):
         examples = [(str(name)[:100], example) for name, example in data.items()]
@@ -105,7 +105,7 @@ def _open_pickle(path: Path, prefix: str) -> Iterator[tuple[str, Callable[[], Ta
     else:
         raise UserError(f"{path} holds a {type(data).__name__}: a TAP-Vid file holds a dict or a list of videos")
     for name, example in examples:
-        yield name, lambda name=name, example=example: read_example(example, f"{path}, video {name}")
+        yield name, lambda name=name, example=example: read_example(example, f"{path}, video {name}", max_pixels)
 
 
 def _raises(error: UserError) -> Callable[[], TapVideo]:
@@ -115,7 +115,7 @@ def _raises(error: UserError) -> Callable[[], TapVideo]:
     return read
 
 
-def read_example(example: object, where: str) -> TapVideo:
+def read_example(example: object, where: str, max_pixels: int = MAX_PIXELS) -> TapVideo:
     """Read one video of a TAP-Vid pickle and convert its points from raster to pixels; `where` names it in errors.
 
     UserError if a key is missing, an array has the wrong shape or type, a frame cannot be decoded, or a visible point
@@ -127,7 +127,7 @@ def read_example(example: object, where: str) -> TapVideo:
         raise UserError(f"{where} has no `{missing[0]}`: it has {there}")
     if wrong := [key for key in ("points", "occluded") if not isinstance(example[key], np.ndarray)]:
         raise UserError(f"{where}: `{wrong[0]}` is a {type(example[wrong[0]]).__name__}: it must be an array")
-    frames = _frames(example["video"], where)
+    frames = _frames(example["video"], where, max_pixels)
     points, occluded = np.asarray(example["points"]), np.asarray(example["occluded"])
     T, H, W = frames.shape[:3]
     if points.ndim != 3 or points.shape[1:] != (T, 2) or points.dtype.kind not in "fiu":
@@ -148,7 +148,7 @@ def read_example(example: object, where: str) -> TapVideo:
     return TapVideo(frames, Annotations(pixels, occluded, (H, W)))
 
 
-def read_folder(folder: Path) -> TapVideo:
+def read_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> TapVideo:
     """Read a clip from a folder with annotations.npz and the frames: color/, image files, or one video file.
 
     UserError if the frames or annotations are missing or damaged, or if they do not match each other."""
@@ -156,7 +156,7 @@ def read_folder(folder: Path) -> TapVideo:
     files, clips = image_files(color), [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
     if not files and len(clips) != 1:
         raise UserError(f"{folder} has {len(clips)} video files and no images: put frames in color/, or one video file")
-    frames = _bounded(read_video(color if files else clips[0]), folder)
+    frames = _bounded(read_video(color if files else clips[0], max_pixels=max_pixels), folder)
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"the frames in {folder} have different sizes")
     annotations = load_annotations(folder / "annotations.npz", len(frames))
@@ -171,14 +171,14 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
                      for frame in frames])
 
 
-def _frames(video: object, where: str) -> np.ndarray:
+def _frames(video: object, where: str, max_pixels: int) -> np.ndarray:
     """Frames `(T, H, W, 3)` uint8 from an array, a sequence of arrays, or a sequence of T encoded images."""
     if not isinstance(video, np.ndarray | list | tuple) or len(video) < 2:
         raise UserError(f"{where}: `video` must have at least two frames")
     if isinstance(video[0], bytes):
         if not all(isinstance(frame, bytes) for frame in video):
             raise UserError(f"{where}: not all frames of `video` are encoded images")
-        decoded = (decode_image(frame, f"{where}, frame {t} of `video`") for t, frame in enumerate(video))
+        decoded = (decode_image(frame, f"{where}, frame {t} of `video`", max_pixels) for t, frame in enumerate(video))
         video = _bounded(decoded, where)
     elif not all(isinstance(frame, np.ndarray) for frame in video):
         raise UserError(f"{where}: the frames of `video` are not arrays or encoded images")
@@ -191,7 +191,7 @@ def _frames(video: object, where: str) -> np.ndarray:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or min(frames.shape) < 1:
         raise UserError(f"{where}: `video` is {frames.dtype} {frames.shape}, it must be uint8 (frames, height, width, "
                         "3) or JPEG images")
-    check_pixels(*frames.shape[1:3], where)
+    check_pixels(*frames.shape[1:3], where, max_pixels)
     return frames
 
 

@@ -11,23 +11,27 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import write_bytes
-from loaders.images import check_pixels, image_files, pixel_limit, read_image
+from common.files import MAX_PIXELS, write_bytes
+from loaders.images import check_pixels, image_files, read_image
 
 # self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
 
-def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[np.ndarray]:
+def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
+               max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
     """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images sorted by name.
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
-    ignored. UserError if the file is missing or cannot be decoded, a frame is larger than --max_pixels, or the range
+    ignored. UserError if the file is missing or cannot be decoded, a frame is larger than `max_pixels`, or the range
     has no frame."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
-    frames = map(read_image, image_files(path)) if path.is_dir() else _decode(path)
+    if path.is_dir():
+        frames = (read_image(file, max_pixels) for file in image_files(path))
+    else:
+        frames = _decode(path, max_pixels)
     count = 0
     for frame in islice(frames, start, stop, stride):
         count += 1
@@ -71,19 +75,19 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, l
     write_bytes(path, encoded.getvalue())
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
+def _decode(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{path} has no picture track: give a video file or a folder of images")
             stream = container.streams.video[0]
-            check_pixels(stream.codec_context.height, stream.codec_context.width, path)
+            check_pixels(stream.codec_context.height, stream.codec_context.width, path, max_pixels)
             # The frame size may change in the stream. Decoders round it up to whole blocks, hence the margin.
-            stream.codec_context.options = {"max_pixels": str(2 * pixel_limit() + 4096)}
+            stream.codec_context.options = {"max_pixels": str(2 * max_pixels + 4096)}
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                check_pixels(frame.height, frame.width, path)
+                check_pixels(frame.height, frame.width, path, max_pixels)
                 yield _upright(frame)
     except UserError:
         raise

@@ -15,7 +15,7 @@ from common.cli import Flag, Parser, at_least, positive
 from common.errors import UserError, os_error_line
 from common.files import MAX_PIXELS
 from loaders.correspondences import CorrespondenceStore
-from loaders.images import limit_pixels, read_image
+from loaders.images import read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import is_published
 from loaders.sequence import VideoSequence, open_sequence
@@ -162,20 +162,14 @@ def main(argv: list[str]) -> None:
         tapvid.add_arguments(parser)
         tapvid.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
-        flow_of_pair(_parsed(flow_parser(), argv[1:]))
+        flow_of_pair(flow_parser().parse_args(argv[1:]))
     elif argv[:1] == ["convert"]:
-        args = _parsed(convert_parser(), argv[1:])
+        args = convert_parser().parse_args(argv[1:])
         with interruptions_told(args.data_dir):
-            convert(open_sequence(args.data_dir, num_imgs=None), args.to, args.resume)
+            convert(open_sequence(args.data_dir, None, args.max_pixels), args.to, args.resume)
         log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
-        preprocess(_parsed(main_parser(), argv))
-
-
-def _parsed(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = parser.parse_args(argv)
-    limit_pixels(args.max_pixels)
-    return args
+        preprocess(main_parser().parse_args(argv))
 
 
 def preprocess(args: argparse.Namespace) -> None:
@@ -230,16 +224,16 @@ def interruptions_told(data_dir: str) -> Iterator[None]:
 def _sequence(args: argparse.Namespace) -> VideoSequence:
     if args.video:
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
-                              args.resize and tuple(args.resize), args.short_side)
+                              args.resize and tuple(args.resize), args.short_side, args.max_pixels)
     for name in ("resize", "short_side", "start", "stop", "max_frames"):
         if getattr(args, name) is not None and getattr(args, name) != 0:
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
-    return open_sequence(args.data_dir, num_imgs=None)
+    return open_sequence(args.data_dir, None, args.max_pixels)
 
 
 def flow_of_pair(args: argparse.Namespace) -> None:
     """Flow of one pair of image files."""
-    a, b = (read_image(Path(path)) for path in args.images)
+    a, b = (read_image(Path(path), args.max_pixels) for path in args.images)
     if a.shape != b.shape:
         raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
                         " flow needs two images of one size")

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from common.errors import UserError
+from common.files import MAX_PIXELS
 from loaders.images import image_files, read_image, write_png
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.video import read_video
@@ -18,13 +19,14 @@ log = logging.getLogger(__name__)
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
-                   short_side: int | None = None) -> VideoSequence:
+                   short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> VideoSequence:
     """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files.
 
     start, stop, stride: which frames to take, as in range(); stop None: to the end
     max_frames:          largest number of frames
     resize:              frame size (H, W)
     short_side:          pixels of the frames' shorter side, keeping the aspect ratio
+    max_pixels:          largest number of pixels of a frame that is decoded
     The folder is created only when all frames are written. If it exists, it must have the same frames.
     UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
     frames, or if it cannot be created."""
@@ -37,7 +39,7 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
         raise UserError(f"{partial} cannot be created ({error.strerror}): give another --data_dir") from error
     try:
         shape = None
-        for t, frame in enumerate(islice(read_video(video, start, stop, stride), max_frames)):
+        for t, frame in enumerate(islice(read_video(video, start, stop, stride, max_pixels), max_frames)):
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
@@ -48,12 +50,12 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
         if not image_files(color):
             shutil.rmtree(color, ignore_errors=True)
             partial.replace(color)
-        elif not _same_images(color, partial):
+        elif not _same_images(color, partial, max_pixels):
             raise UserError(f"{color} already has other frames than {video}: give another --data_dir, or remove that "
                             "folder, or leave out --video to use its frames")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sequence = open_sequence(data_dir, num_imgs=None)
+    sequence = open_sequence(data_dir, None, max_pixels)
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
 
@@ -70,8 +72,10 @@ def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | 
     return cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _same_images(folder: Path, other: Path) -> bool:
+def _same_images(folder: Path, other: Path, max_pixels: int) -> bool:
     """Whether two folders have images of the same names and pixels; the files may be compressed differently."""
     files, others = image_files(folder), image_files(other)
-    return [path.name for path in files] == [path.name for path in others] and all(
-        np.array_equal(read_image(a), read_image(b)) for a, b in zip(files, others, strict=True))
+    if [file.name for file in files] != [file.name for file in others]:
+        return False
+    images = ([read_image(file, max_pixels) for file in pair] for pair in zip(files, others, strict=True))
+    return all(np.array_equal(a, b) for a, b in images)

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import MAX_PIXELS, read_json
 from configs.options import parse
 from drawing.pack import GridTracks
 from drawing.page import PageData, page_html
@@ -29,7 +29,7 @@ from evaluation.benchmark import prepare
 from loaders.checkpoint import read_checkpoint
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
-from loaders.images import MAX_PIXELS, limit_pixels, read_image, read_levels
+from loaders.images import read_image, read_levels
 from loaders.npy import ArrayFile, map_npy, read_npy
 from loaders.omnimotion_layout import PublishedFolder
 from loaders.sequence import open_sequence
@@ -40,6 +40,7 @@ from loaders.video import read_video, write_video
 from preprocessing.cli import main as preprocessing
 from preprocessing.pretrained import WeightsFile, _download
 from third_party.raft_flow import load_raft
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,13 +232,6 @@ def gif(width, height):
             + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;")
 
 
-@pytest.fixture
-def small_limit():
-    limit_pixels(1000)
-    yield
-    limit_pixels(MAX_PIXELS)
-
-
 def test_pictures_that_claim_more_pixels_than_the_limit():
     Path("a.png").write_bytes(png(60_000, 60_000))
     Path("a.gif").write_bytes(gif(65535, 65535))
@@ -249,15 +243,30 @@ def test_pictures_that_claim_more_pixels_than_the_limit():
     assert 7680 * 4320 < MAX_PIXELS
 
 
-def test_the_limit_is_the_users(small_limit):
+def test_the_limit_is_the_users():
     frames(Path("clip/color"))
-    assert open_sequence("clip").size == (24, 32)
+    assert open_sequence("clip", max_pixels=1000).size == (24, 32)
     frames(Path("large/color"), size=(40, 40))
-    refused(open_sequence, "large", "40x40", "--max_pixels 1000")
+    refused(lambda path: open_sequence(path, max_pixels=1000), "large", "40x40", "--max_pixels 1000")
     write_video("a.mp4", [np.zeros((40, 40, 3), np.uint8)] * 3)
-    refused(lambda path: list(read_video(path)), "a.mp4", "--max_pixels 1000")
-    limit_pixels(parse("train", ["--data_dir", "x", "--max_pixels", "1600"]).max_pixels)
-    assert open_sequence("large").size == (40, 40) and len(list(read_video("a.mp4"))) == 3
+    refused(lambda path: list(read_video(path, max_pixels=1000)), "a.mp4", "--max_pixels 1000")
+    with pytest.raises(UserError, match="--max_pixels 1500"):
+        Trainer(parse("train", ["--data_dir", "large", "--max_pixels", "1500"]))
+    for command in (["--data_dir", "large"], ["--data_dir", "new", "--video", "a.mp4"],
+                    ["convert", "--data_dir", "large", "--to", "store"],
+                    ["flow", "large/color/00000.png", "large/color/00001.png", "--out", "flow.npy"]):
+        with pytest.raises(UserError, match="--max_pixels 1500"):
+            preprocessing([*command, "--max_pixels", "1500"])
+    assert open_sequence("large", max_pixels=1600).size == (40, 40)
+    assert len(list(read_video("a.mp4", max_pixels=1600))) == 3
+
+
+def test_pillows_own_limit_is_one_line_without_a_warning(recwarn):
+    for side in (10_000, 20_000):
+        Path("a.png").write_bytes(png(side, side))
+        refused(read_image, Path("a.png"), "--max_pixels")
+    refused(lambda path: read_image(path, max_pixels=1 << 40), Path("a.png"), "Pillow")
+    assert not recwarn
 
 
 def claiming(shape):

@@ -46,7 +46,7 @@ class Trainer:
         self.processes = processes or Processes()
         self.share = self.processes.share(options.num_pairs)
         check_model_options(options)
-        self.sequence = open_sequence(options.data_dir, options.num_imgs)
+        self.sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
         self.hashes = self.sequence.hashes()
         store = open_correspondences(self.sequence)
         self._make_generators()
