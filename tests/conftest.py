@@ -40,13 +40,17 @@ def shared():
     return find
 
 
-@pytest.fixture(scope="session")
-def small_sequence(tmp_path_factory):
-    """A rendered sequence of 8 frames of 64x64 with its correspondences and annotations."""
-    folder = tmp_path_factory.mktemp("small") / "small"
+def write_small_sequence(folder: Path) -> Path:
+    """Render 8 frames of 64x64 with annotations and compute their correspondences; returns `folder`."""
     write_scene(folder, "easy", (64, 64), 8, seed=0, num_points=64)
     build_store(open_sequence(folder), Method())
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_sequence(tmp_path_factory):
+    """The folder of a rendered sequence; see `write_small_sequence`."""
+    return write_small_sequence(tmp_path_factory.mktemp("small") / "small")
 
 
 @pytest.fixture(scope="session")

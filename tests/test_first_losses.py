@@ -1,0 +1,48 @@
+"""The first losses of configs/fast.txt are the committed ones: a change of the method or of its numbers shows here.
+
+Where the numbers are meant to change, renew them: python -m tests.test_first_losses
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from configs.options import parse
+from tests.conftest import write_small_sequence
+from training.trainer import Trainer
+
+FILE = Path(__file__).parent / "data" / "first_losses.json"
+STEPS = 5
+TOLERANCE = 1e-4  # relative; the order of floating-point sums differs between machines
+
+
+def first_losses(sequence, save_dir):
+    """The loss terms of the first steps, `{name: [float] * STEPS}`."""
+    trainer = Trainer(parse("train", ["--config", "configs/fast.txt", "--data_dir", str(sequence), "--save_dir",
+                                      str(save_dir), "--device", "cpu", "--precision", "fp32", "--mlp_backend",
+                                      "torch", "--seed", "1"]))
+    steps = [trainer.train_step()[0] for _ in range(STEPS)]
+    return {name: [step[name].item() for step in steps] for name in sorted(steps[0])}
+
+
+def test_the_first_losses_are_the_committed_ones(small_sequence, tmp_path):
+    found, expected = first_losses(small_sequence, tmp_path), json.loads(FILE.read_text())
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=TOLERANCE, abs=1e-9), name
+
+
+def main():
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        losses = first_losses(write_small_sequence(Path(folder) / "small"), Path(folder) / "out")
+    FILE.write_text(json.dumps(losses, indent=1) + "\n")
+    sys.stdout.write(f"{FILE}\n")
+
+
+if __name__ == "__main__":
+    main()
