@@ -62,52 +62,53 @@ def main_parser() -> Parser:
     add("--density", "--keep", dest="keep", choices=("auto", "all", "half"), default="auto", help="correspondences to "
         "store of pairs that are not adjacent: all, or half (a checkerboard), which halves the disk space; auto: half "
         "above 256x256 pixels")
-    add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders for its code to read")
+    add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders, which its code can read")
     add("--chain", nargs="?", const="trusted", type=chain_rule, choices=RULES, help="also correspondences chained over "
         "adjacent frames. trusted (the value of --chain alone): prefer unbroken chains to direct flow; unfiltered "
         "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
-    add("--resume", action=Flag, nargs=0, help="go on with unfinished work instead of starting again")
+    add("--resume", action=Flag, nargs=0, help="continue unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
     add("--memory_gib", "--max_memory", dest="max_memory", type=positive, default=2.0, metavar="GIB", help="limit of "
         "main memory")
     add_model_options(out)
     add = out.add_argument_group("depth, a prior for training").add_argument
-    add("--depth", choices=DEPTHS, help="also write a depth map of every frame: of a model, or of files")
+    add("--depth", choices=DEPTHS, help="also write a depth map of every frame, from a model or from files (npz)")
     add("--depth_dir", help="with --depth npz: folder of .npy maps (H, W), one a frame, or an .npz with "
         "`depth` (T, H, W)")
-    add("--depth_is_disparity", action=Flag, nargs=0, help="the values of these files are larger where it is nearer")
-    add("--depth_model", default="", help="another model of the kind: a name of the hub, or a folder")
+    add("--depth_is_disparity", action=Flag, nargs=0, help="larger values in these files are nearer")
+    add("--depth_model", default="", help="another model of the same kind: a name on the Hugging Face hub, or a folder")
     add = out.add_argument_group("CoTracker").add_argument
     add("--cotracker", metavar="DIR", help="needed with --flow cotracker, which runs the code of "
-        "facebookresearch/co-tracker with all your rights: a local checkout of it that you trust, or `github` to fetch "
-        "what is there now and run it")
+        "facebookresearch/co-tracker with all your permissions: a local checkout that you trust, or `github` to "
+        "download the current code and run it")
     add("--grid", type=at_least(1), default=4, help="pixels between query points")
     add("--query_every", type=at_least(1), default=8, help="frames between the frames with query points")
     return out
 
 
 def add_pixel_limit(out) -> None:
-    """The option that bounds what is decoded, for the commands that read pictures."""
+    """The option that limits the size of images, for the commands that read images."""
     out.add_argument("--max_pixels", type=at_least(1), default=MAX_PIXELS, help="refuse larger images and video frames")
 
 
 def add_model_options(out: argparse.ArgumentParser) -> None:
-    """Options of the models, for both commands that have them."""
+    """Options of the models."""
     add = out.add_argument_group("models").add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto: CUDA if it is there")
-    add("--weights_dir", help="folder of weights, and where they are downloaded to (default: the user's cache)")
+    add("--weights_dir", help="folder of weights; missing ones are downloaded to it (default: the user's cache)")
     add("--offline", action=Flag, nargs=0, help="download nothing")
-    add("--feature_model", default="", help="another DINO or DINOv2 than ViT-S/16 and ViT-S/14, as "
-        "facebook/dinov2-base or facebook/dinov2-with-registers-small: a name of the hub, or a folder")
-    add("--feature_side", type=at_least(32), default=480, help="shorter side of the image that DINO describes")
+    add("--feature_model", default="", help="a DINO or DINOv2 model instead of ViT-S/16 or ViT-S/14: a name on the "
+        "Hugging Face hub, such as facebook/dinov2-base or facebook/dinov2-with-registers-small, or a folder")
+    add("--feature_side", type=at_least(32), default=480, help="shorter side of the images given to DINO, in pixels")
     add("--raft_weights", default="", help="file in WEIGHTS_DIR (default: raft-things.pth, else the best one there)")
-    add("--raft_iterations", type=at_least(1), default=20, help="refinements of a flow")
-    add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="RAFT's correlations at "
-        "once, or, in less memory and the same values, on demand; auto: at once if MEMORY_GIB allows it")
+    add("--raft_iterations", type=at_least(1), default=20, help="RAFT's updates of a flow")
+    add("--correlation", choices=("auto", "all_pairs", "on_demand"), default="auto", help="compute "
+        "RAFT's correlations of all pixel pairs first, or on demand, which gives the same flow with less memory; auto: "
+        "all_pairs if MEMORY_GIB allows it")
     add("--raft_precision", "--precision", dest="precision", choices=("float32", "bfloat16", "float16"),
         default="float32", help="precision of RAFT's networks")
-    add("--cold_start", action=Flag, nargs=0, help="start every flow of RAFT from zero, not from the pair before")
-    add("--batch", type=at_least(1), default=8, help="pairs that RAFT computes at a time on CUDA")
+    add("--cold_start", action=Flag, nargs=0, help="start RAFT from zero flow, not from the flow of the previous pair")
+    add("--batch", type=at_least(1), default=8, help="pairs per call of RAFT on CUDA")
 
 
 def flow_parser() -> Parser:
@@ -125,25 +126,26 @@ def flow_parser() -> Parser:
 def convert_parser() -> Parser:
     """Options of the command that converts between layouts."""
     out = Parser(prog="python -m preprocessing convert",
-                 description="Correspondences of a sequence folder from one layout to the other; both stay.")
+                 description="Convert the correspondences of a sequence folder to the other layout; both are kept.")
     out.add_argument("--data_dir", required=True, help="sequence folder")
     out.add_argument("--to", required=True, choices=LAYOUTS, help="store: correspondences/, 16 bits a flow component; "
                      "omnimotion: raft_exhaustive/, raft_masks/, count_maps/, flow_stats.json")
-    out.add_argument("--resume", action=Flag, nargs=0, help="go on with unfinished work")
+    out.add_argument("--resume", action=Flag, nargs=0, help="continue unfinished work")
     add_pixel_limit(out)
     return out
 
 
 def model_options(args: argparse.Namespace) -> ModelOptions:
-    """Where models come from and how they run, of `add_model_options`."""
+    """The ModelOptions of the parsed `add_model_options`. UserError if CUDA is asked for and missing."""
     cuda = torch.cuda.is_available()
     if args.device == "cuda" and not cuda:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; say --device cpu, or install a CUDA build")
     device = "cuda" if cuda and args.device != "cpu" else "cpu"
-    return ModelOptions(
-        device, args.raft_weights, Path(args.weights_dir) if args.weights_dir else None,
-        args.offline, args.raft_iterations, args.correlation, args.precision, not args.cold_start, args.batch,
-        args.feature_model, args.feature_side)
+    weights_dir = Path(args.weights_dir) if args.weights_dir else None
+    return ModelOptions(device=device, weights=args.raft_weights, weights_dir=weights_dir, offline=args.offline,
+                        iterations=args.raft_iterations, correlation=args.correlation, precision=args.precision,
+                        warm=not args.cold_start, batch=args.batch, feature_model=args.feature_model,
+                        feature_side=args.feature_side)
 
 
 def main(argv: list[str]) -> None:
@@ -165,7 +167,7 @@ def main(argv: list[str]) -> None:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
     elif argv[:1] == ["convert"]:
         args = convert_parser().parse_args(argv[1:])
-        with interruptions_told(args.data_dir):
+        with resumable(args.data_dir):
             convert(open_sequence(args.data_dir, None, args.max_pixels), args.to, args.resume)
         log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
@@ -175,7 +177,7 @@ def main(argv: list[str]) -> None:
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
     models = model_options(args)
-    with interruptions_told(args.data_dir):
+    with resumable(args.data_dir):
         sequence = _sequence(args)
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
@@ -197,8 +199,8 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
         return build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
     if args.flow == "cotracker":
         if not args.cotracker:
-            raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your rights: give "
-                            "--cotracker DIR, a checkout that you trust, or --cotracker github to fetch and run it")
+            raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your permissions: "
+                            "give --cotracker DIR, a checkout that you trust, or --cotracker github to download it")
         checkout = None if args.cotracker == "github" else Path(args.cotracker)
         tracker = TrackerOptions(checkout, args.grid, args.query_every)
         return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
@@ -208,17 +210,16 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
 
 
 @contextmanager
-def interruptions_told(data_dir: str) -> Iterator[None]:
-    """Within it Ctrl-C and a disk that is full or read-only are told in a line; what is written stays, and --resume
-    goes on from it."""
+def resumable(data_dir: str) -> Iterator[None]:
+    """Report Ctrl-C and a full or read-only disk in one line. Files that are written stay; --resume continues."""
     try:
         yield
     except KeyboardInterrupt:
-        log.info("stopped: the same command with --resume goes on from here")
+        log.info("stopped: the same command with --resume continues from here")
         sys.exit(130)
     except OSError as error:
-        raise UserError(f"{os_error_line(error, data_dir)}; what is written stays, the same command with --resume goes "
-                        "on from here") from error
+        raise UserError(f"{os_error_line(error, data_dir)}; files that are written stay, the same command with "
+                        "--resume continues from here") from error
 
 
 def _sequence(args: argparse.Namespace) -> VideoSequence:
@@ -226,7 +227,7 @@ def _sequence(args: argparse.Namespace) -> VideoSequence:
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
                               args.resize and tuple(args.resize), args.short_side, args.max_pixels)
     for name in ("resize", "short_side", "start", "stop", "max_frames"):
-        if getattr(args, name) is not None and getattr(args, name) != 0:
+        if getattr(args, name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
     return open_sequence(args.data_dir, None, args.max_pixels)
 

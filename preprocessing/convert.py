@@ -52,9 +52,9 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
     Files that exist already are kept, so a run that was killed can be continued."""
     root = sequence.root
     names = sequence.names
-    disk = len(store.pairs) * (8 * sequence.size[0] * sequence.size[1] + 4096)
+    pair_bytes = 8 * sequence.size[0] * sequence.size[1] + 4096  # float32 flow, and about 4 KiB of masks
     done = sum(path.stat().st_size for path in (root / "raft_exhaustive").glob("[!.]*"))
-    check_disk(disk, root, done)
+    check_disk(len(store.pairs) * pair_bytes, root, done)
     stats: dict[str, dict[str, int]] = {name: {} for name in names}
     for i, j in tqdm(store.pairs.tolist(), desc="OmniMotion's layout"):
         stats[names[i]][names[j]] = int(store.counts[i, j])
@@ -71,12 +71,11 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
     write_text(root / "flow_stats.json", json.dumps(stats))
 
 
-def to_store(sequence: VideoSequence, published: PublishedFolder, resume: bool = False) -> CorrespondenceStore:
+def to_store(sequence: VideoSequence, source: PublishedFolder, resume: bool = False) -> None:
     """Write a store from OmniMotion's layout."""
     writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume)
-    for i, j in tqdm(published.pairs.tolist(), desc="store"):
+    for i, j in tqdm(source.pairs.tolist(), desc="store"):
         if not writer.has(i, j):
-            pair = published.dense(i, j)
+            pair = source.dense(i, j)
             writer.write(i, j, pair.flow, pair.cycle, pair.occlusion)
     writer.finish()
-    return open_correspondences(sequence)

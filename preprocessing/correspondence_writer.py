@@ -34,16 +34,16 @@ from loaders.npy import read_npy, save_npy
 from loaders.sequence import VideoSequence
 
 log = logging.getLogger(__name__)
-AFRESH = "run the same command without --resume"
+START_AGAIN = "run the same command without --resume"
 
 
 class StoreWriter:
-    """Writes a store pair by pair, in any order and from several threads; what is written survives a kill.
+    """Writes a store pair by pair, in any order and from several threads. A killed run can be resumed.
 
     sequence: its `correspondences` folder is written
     method:   what the store depends on besides the frames; goes to meta.json. With "keep" "half", the finished store
               has every other correspondence of the pairs that are not adjacent (a checkerboard)
-    resume:   go on with an unfinished store of the same frames and method; otherwise start afresh
+    resume:   continue an unfinished store of the same frames and method; otherwise delete it and start again
 
     UserError if `resume` is set and the unfinished store is of other frames or another method."""
 
@@ -64,8 +64,8 @@ class StoreWriter:
             leftover.unlink()
 
     def has(self, i: int, j: int) -> bool:
-        """Whether the ordered pair is written, and whole: parts are not forced onto the disk one by one, so a machine
-        that died may have left some of them short."""
+        """Whether the ordered pair is completely written. Parts are not flushed to the disk one by one, so a system
+        crash may truncate them."""
         return self.has_row(i) or self._is_whole(self._part(i, j))
 
     def has_row(self, i: int) -> bool:
@@ -82,7 +82,7 @@ class StoreWriter:
         with atomic_path(self._part(i, j, chained), sync=False) as temporary, open(temporary, "wb") as file:
             file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
             file.write(block.data)
-            if adjacent:  # chains add these up: until the store is finished they are also kept without round-off
+            if adjacent:  # chains add up this flow, so it is also kept without round-off until the store is finished
                 file.write(np.ascontiguousarray(flow, np.float32))
 
     def dense(self, i: int, j: int) -> DensePair:
@@ -95,24 +95,24 @@ class StoreWriter:
         return pair
 
     def scratch(self, name: str) -> Path:
-        """A folder for what is needed until the store is finished."""
+        """A folder for temporary files; it is deleted when the store is finished."""
         return self._parts / name
 
     def used_bytes(self) -> int:
-        """What the unfinished store takes on the disk."""
+        """Bytes that the unfinished store takes on the disk."""
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
 
     def keep_start(self, i: int, j: int, start: np.ndarray) -> None:
-        """Keep what the flow of the pair after (i, j) starts from; call it before the pair is written."""
+        """Write what the flow of the next farther pair starts from (warm start). Call it before `write` of (i, j)."""
         save_npy(self._start(i, j), start, sync=False)
 
     def start(self, i: int, j: int) -> np.ndarray:
-        """What `keep_start` kept of a pair that is written. UserError if it is gone or damaged."""
-        return read_npy(self._start(i, j), AFRESH)
+        """What `keep_start` wrote for a pair. UserError if it is missing or damaged."""
+        return read_npy(self._start(i, j), START_AGAIN)
 
-    def drop_starts(self, interval: int | None) -> None:
-        """Forget what was kept of the pairs `interval` apart."""
-        for i in range(self.num_frames if interval else 0):
+    def drop_starts(self, interval: int) -> None:
+        """Delete what `keep_start` wrote for the pairs `interval` frames apart."""
+        for i in range(self.num_frames):
             for j in (i - interval, i + interval):
                 self._start(i, j).unlink(missing_ok=True)
 
@@ -127,7 +127,7 @@ class StoreWriter:
         count_map = np.zeros(self.size[0] * self.size[1], np.uint16)
         heads = [(int(path.stem), 0, 0) for path in chosen]
         with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
-            file.write(row_header(heads))  # room for it; the numbers are known at the end
+            file.write(row_header(heads))  # placeholder; the counts are known at the end
             for k, path in enumerate(chosen):
                 j, stored, data = int(path.stem), *self._read(path)[:2]
                 if self.half and abs(i - j) > 1:
@@ -141,7 +141,7 @@ class StoreWriter:
             file.seek(0)
             file.write(row_header(heads))
         for path in self._part(i, 0).parent.iterdir():
-            if abs(int(path.stem) - i) > 1:  # chains of other rows still walk along the adjacent pairs
+            if abs(int(path.stem) - i) > 1:  # chains of other rows still need the adjacent pairs
                 path.unlink()
 
     def finish(self) -> None:
@@ -170,7 +170,7 @@ class StoreWriter:
     def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
         """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any. UserError if damaged."""
         if not self._is_whole(path):
-            raise UserError(f"{path} is missing or damaged: {AFRESH}")
+            raise UserError(f"{path} is missing or damaged: {START_AGAIN}")
         data = np.fromfile(path, np.uint8)
         stored = int(data[:8].view(np.int64)[0])
         end = ALIGN + block_bytes(stored, self.size)
@@ -188,22 +188,22 @@ def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore
 
 
 def describe(sequence: VideoSequence, method: dict) -> dict:
-    """The content of meta.json: what the store was made of, and how (`method`: names and thresholds)."""
-    return json.loads(json.dumps({  # tuples become lists, as they will be when it is read again
+    """The content of meta.json: the frames, and the `method` (names and thresholds)."""
+    return json.loads(json.dumps({  # tuples become lists, as when the file is read
         "format": FORMAT, "size": sequence.size, "names": sequence.names, "hashes": sequence.hashes(),
         "method": method}))
 
 
 def check_same(old: dict, new: dict, path: Path) -> None:
     """UserError naming what differs between two metas: frames, size, or a setting."""
-    again = "delete that folder, or give the same settings"
+    advice = "delete that folder, or give the same settings"
     for key, name in (("size", "frame size"), ("names", "frame names"), ("hashes", "frame contents")):
         if old[key] != new[key]:
-            raise UserError(f"{path} was made with another {name}: {again}")
+            raise UserError(f"{path} was made with another {name}: {advice}")
     for key in sorted(old["method"].keys() | new["method"].keys()):
         a, b = old["method"].get(key), new["method"].get(key)
         if a != b:
-            raise UserError(f"{path} was made with {key} {a}, now it is {b}: {again}")
+            raise UserError(f"{path} was made with {key} {a}, now it is {b}: {advice}")
 
 
 @dataclass

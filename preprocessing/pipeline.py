@@ -161,21 +161,27 @@ class _StoreBuilder:
         With a warm start, all pairs of one interval are finished before those of the next interval begin."""
         previous = dict(zip(self.intervals[1:], self.intervals, strict=False))
         groups = chunks_by_interval
-        after = [lambda d=d: self.writer.drop_starts(previous.get(d)) for d in self.intervals]
         if not self.model.warm:
             groups = [[chunk for group in chunks_by_interval for chunk in group]]
-            after = None
+
+        def after(k: int) -> None:  # flow of the interval before is not needed as a start any more
+            if self.model.warm and k > 0:
+                self.writer.drop_starts(self.intervals[k - 1])
+
         run_tasks(lambda chunk: self._flow_task(chunk, previous), groups, self.workers, "flow", after)
 
     def _flow_task(self, chunk: list, previous: dict[int, int]) -> None:
         """Compute, filter and write the flow of a chunk of pairs. previous: interval -> next smaller interval."""
         d = chunk[0][1] - chunk[0][0]
-        for (i, j, forward, start), (_, _, backward, start_back) in chunks(self._both_ways(chunk, previous.get(d)), 2):
+        flows = iter(self._both_ways(chunk, previous.get(d)))
+        for i, j in chunk:
+            forward, next_start = next(flows)
+            backward, next_start_back = next(flows)
             flags = self._filter(i, j, forward, backward)
             flags_back = self._filter(j, i, backward, forward)
-            if start is not None:
-                self.writer.keep_start(i, j, start)
-                self.writer.keep_start(j, i, start_back)
+            if next_start is not None:
+                self.writer.keep_start(i, j, next_start)
+                self.writer.keep_start(j, i, next_start_back)
             self.writer.write(i, j, forward, *flags)
             self.writer.write(j, i, backward, *flags_back)
 
@@ -185,7 +191,7 @@ class _StoreBuilder:
                            self.method.cycle_th, self.extract.threshold, self.device)
 
     def _both_ways(self, chunk: list, previous: int | None) -> list[tuple]:
-        """(i, j, flow, start of the next pair) of each pair of the chunk and of its reverse, in turn.
+        """(flow, start of the next pair) of each pair (i, j) of the chunk, each followed by that of (j, i).
 
         previous: the next smaller interval, whose flow a warm start begins from."""
         ordered = [pair for i, j in chunk for pair in ((i, j), (j, i))]
@@ -197,8 +203,7 @@ class _StoreBuilder:
             if self.model.warm and previous:
                 starts = [self.writer.start(i, i + previous if j > i else i - previous) for i, j in part]
             adjacent = abs(part[0][0] - part[0][1]) == 1
-            flows = self.model.flow(a, b, starts, adjacent)
-            out += [(*pair, *flow) for pair, flow in zip(part, flows, strict=True)]
+            out += self.model.flow(a, b, starts, adjacent)
         return out
 
     def _finish_row(self, i: int) -> None:
@@ -221,7 +226,7 @@ class _StoreBuilder:
         for d in sorted({self.intervals[0], self.intervals[len(self.intervals) // 2], self.intervals[-1]}):
             begin = time.perf_counter()
             i = (T - d) // 2
-            (_, _, forward, _), (_, _, backward, _) = self._both_ways([(i, i + d)], None)
+            (forward, _), (backward, _) = self._both_ways([(i, i + d)], None)
             cycle, occlusion = self._filter(i, i + d, forward, backward)
             shares[d] = (cycle | occlusion).mean()
             seconds.append((time.perf_counter() - begin) / 2)
@@ -234,18 +239,17 @@ class _StoreBuilder:
 
 
 def run_tasks(task: Callable, groups: Sequence[Sequence], num_workers: int, name: str,
-              after: list[Callable] | None = None) -> None:
+              after: Callable[[int], None] = lambda k: None) -> None:
     """Call `task(item)` for the items of all groups on `num_workers` threads, with a progress bar called `name`.
 
-    Groups are processed one after the other; `after[k]()` is called when group k is done. After an exception in a task
+    Groups are processed one after the other; `after(k)` is called when group k is done. After an exception in a task
     no further tasks are started, and it is raised."""
     total = sum(map(len, groups))
     with ThreadPoolExecutor(num_workers) as pool, tqdm(total=total, desc=name, disable=not total) as bar:
         for k, group in enumerate(groups):
             for _ in pool.map(task, group):  # an exception here cancels the tasks that wait
                 bar.update()
-            if after:
-                after[k]()
+            after(k)
 
 
 @contextmanager
