@@ -77,10 +77,10 @@ OPTIONS = (
         Option("tapvid", str, "", "TAP-Vid pickle, folder of its shards, or folder of clips with annotations.npz; "
                "every video is preprocessed, trained, tracked and scored"),
         Option("videos", str, "", "comma-separated names of the videos to use; default: all"),
-        Option("score_model", bool, True, "train and score the model; no: score only --baselines"),
+        Option("score_model", bool, True, "train the model and score it; no: score only --baselines"),
         Option("compare", str, "", "comma-separated folders of other results to show in plots and results.md"),
-        Option("tapvid_size", int, 256, "side of the square frames in pixels, 256 in TAP-Vid; 0: size of the file's "
-               "frames, which TAP-Vid reports as another category", minimum=0),
+        Option("tapvid_size", int, 256, "side of the square frames in pixels, 256 in TAP-Vid; 0: size of the frames "
+               "in the file, which TAP-Vid reports as another category", minimum=0),
         Option("preprocessing", str, "--chain", "options of `python -m preprocessing` for every video"),
         Option("sequences", str, "", "folder of the videos' sequence folders, shared by experiments; default: "
                "SAVE_DIR/sequences/BENCHMARK"),
@@ -97,7 +97,7 @@ OPTIONS = (
         Option("formats", str, "mp4", "comma-separated: mp4, gif, png (a folder of frames)"),
         Option("out_dir", str, "", "folder of the results; default: in the run's folder"),
         Option("query_frame_id", int, 0, "frame whose points are drawn"),
-        Option("target_frame_id", int, -1, "`pairs`: the other frame; -1: half the clip away"),
+        Option("target_frame_id", int, -1, "`pairs`: the second frame; -1: half of the clip away from the first"),
         Option("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side",
                minimum=0),
         Option("use_mask", bool, False, "draw only points of the sequence's foreground mask"),
@@ -115,28 +115,29 @@ OPTIONS = (
         "inference", TRACK,
         Option("follow_flow", bool, False, "follow the sequence's correspondences where they are reliable, and mostly "
                "the model elsewhere"),
-        Option("use_max_loc", bool, True, "follow the sample of the largest weight; no: composite the ray"),
-        Option("occlusion_th", float, 0.99, "a point is occluded if more than this share of the light is absorbed in "
-               "front of it"),
+        Option("use_max_loc", bool, True, "map the sample of the largest weight; no: composite all samples of the ray"),
+        Option("occlusion_th", float, 0.99, "share in [0, 1]; a point is occluded if more of the light than this is "
+               "absorbed in front of it"),
     ),
     *_group(
         "data", TRAIN,
-        Option("num_imgs", int, 250, "use at most this many frames", ALL, minimum=2),
-        Option("num_pairs", int, 8, "pairs of frames per step, over all processes; a multiple of their number",
+        Option("num_imgs", int, 250, "number of frames to use, from the first on, at most", ALL, minimum=2),
+        Option("num_pairs", int, 8, "frame pairs per step; must be a multiple of the number of processes",
                minimum=1),
         Option("num_pts", int, 256, "points per pair", minimum=1),
         Option("start_interval", int, 20, "curriculum: largest distance between the frames of a pair at the start",
                minimum=1),
         Option("neighbor_weight", float, 0.5, "sampling weight of each adjacent frame as the second frame of a pair",
                old_names=("neighbour_weight",)),
-        Option("use_count_map", bool, True, "until the first error map, sample pixels by 1/sqrt(valid correspondences "
-               "+ 1)"),
+        Option("use_count_map", bool, True, "until the first error map, sample pixels with weight 1 / sqrt(number "
+               "of valid correspondences + 1)"),
         Option("error_map", ("accumulated", "last", "off"), "accumulated", "hard mining: sum errors over the whole "
                "run, keep only the last evaluation (OmniMotion), or none"),
-        Option("error_map_cell", int, 8, "side of an error map's cell in pixels", minimum=1),
-        Option("error_map_uniform", float, 0.1, "share of points drawn uniformly instead of by the error map",
-               minimum=0),
-        Option("error_map_random", float, 0.0, "share of points replaced by random ones (OmniMotion: 0.5)", minimum=0),
+        Option("error_map_cell", int, 8, "side of a cell of the error map in pixels", minimum=1),
+        Option("error_map_uniform", float, 0.1, "share of points in [0, 1] that are drawn uniformly and not by the "
+               "error map", minimum=0),
+        Option("error_map_random", float, 0.0, "share of points in [0, 1] that are replaced by random ones "
+               "(OmniMotion: 0.5)", minimum=0),
         Option("i_cache", int, 20_000, "reference steps between full evaluations for the error map", minimum=1),
     ),
     *_group(
@@ -149,41 +150,44 @@ OPTIONS = (
         Option("lrate_decay_steps", float, 20_000, "reference steps between decays of the learning rates", minimum=1),
         Option("lrate_decay_factor", float, 0.5, "factor of each decay"),
         Option("lrate_warmup_steps", float, 0.0, "reference steps of linear warm-up", minimum=0),
-        Option("grad_clip", float, 1_000.0, "largest norm of the gradient, far above that of a healthy run; 0: no "
-               "clipping", minimum=0),
+        Option("grad_clip", float, 1_000.0, "gradients with a larger norm are scaled down to it; the default is far "
+               "above the norms of a converging run; 0: no clipping", minimum=0),
         Option("freeze_step", float, 40_000, "reference step at which the time latents are frozen; 0: never",
                minimum=0),
-        Option("deform_start", float, 0.0, "reference step until which only the canonical field learns", minimum=0),
+        Option("deform_start", float, 0.0, "reference step until which only the canonical field is trained", minimum=0),
         Option("distortion_start", float, 40_000, "reference step at which the distortion loss begins"),
         Option("w_smoothness", float, 0.0, "weight of the scene-flow smoothness loss (OmniMotion: 20)"),
-        Option("w_depth", float, 0.0, "weight of the depth prior's loss (`python -m preprocessing --depth` writes the "
+        Option("w_depth", float, 0.0, "weight of the depth prior loss (`python -m preprocessing --depth` writes the "
                "prior)", minimum=0),
         Option("init_layers", bool, False, "deform = grid: initialize the deformation from segmented motion, "
                "background behind foreground; with field = grid, also the field"),
-        Option("init_depth", bool, False, "initialize surfaces near the depth prior"),
-        Option("max_padding", float, 0.0, "no flow loss for predictions farther than this outside the frame, in "
-               "pixels"),
-        Option("mask_near", bool, False, "hide the nearest fifth of the samples for the first 4,000 reference steps"),
+        Option("init_depth", bool, False, "before training, fit the canonical field to the depth prior of the middle "
+               "frame"),
+        Option("max_padding", float, 0.0, "distance in pixels; predictions farther outside the frame have no flow "
+               "loss"),
+        Option("mask_near", bool, False, "set alpha to 0 for the nearest fifth of the samples of each ray, during "
+               "the first 4,000 reference steps"),
     ),
     *_group(
         "model", TRAIN,
         Option("num_samples_ray", int, 32, "samples per ray; eval, viz: only for OmniMotion checkpoints", ALL,
                minimum=2),
-        Option("min_depth", float, 0.0, "nearest depth; eval, viz: only for OmniMotion checkpoints", ALL),
-        Option("max_depth", float, 2.0, "farthest depth; eval, viz: only for OmniMotion checkpoints", ALL),
+        Option("min_depth", float, 0.0, "nearest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
+        Option("max_depth", float, 2.0, "farthest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
         Option("deform", ("mlp", "grid"), "mlp", "map between a frame and the canonical volume: coupling layers with "
                "MLPs, or space-time displacement grids, which are much faster"),
         Option("grid_levels", int, 6, "deform = grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
                minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
         Option("grid_layers", int, 0, "deform = grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
-               "something that crosses the picture", minimum=0, maximum=4),
+               "an object that crosses the frame", minimum=0, maximum=4),
         Option("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
         Option("field_width", int, 256, "width of the canonical field", minimum=1),
         Option("field_layers", int, 3, "hidden layers of the canonical field", minimum=1),
         Option("field_encoding", ("periodic", "nerf", "none"), "periodic", "encoding of canonical points: periodic "
                "(66 values), nerf (63: coordinates and 10 octaves), or none"),
-        Option("time_latent", ("hash", "gabor", "table"), "hash", "network of the time latents"),
-        Option("latent_dim", int, 128, "size of a time latent", minimum=1),
+        Option("time_latent", ("hash", "gabor", "table"), "hash", "time latents: hash grid with an MLP, Gabor "
+               "network (OmniMotion), or one free vector per frame (table)"),
+        Option("latent_dim", int, 128, "number of values of a time latent", minimum=1),
         Option("coupling_width", int, 256, "width of the coupling layers' MLPs", minimum=1),
         Option("coupling_layers", int, 2, "hidden layers of a coupling layer's MLP", minimum=1),
         Option("projection_layers", int, 2, "layers of a coupling layer's projection (OmniMotion: 1)", minimum=1),
@@ -194,11 +198,12 @@ OPTIONS = (
     ),
     *_group(
         "logging", TRAIN,
-        Option("i_print", int, 100, "steps between scalars in TensorBoard", minimum=1),
+        Option("i_print", int, 100, "steps between points of TensorBoard's curves", minimum=1),
         Option("i_img", int, 500, "steps between pictures in TensorBoard; 0: none", minimum=0),
-        Option("i_weight", int, 20_000, "steps between checkpoints; one is also written at the end and on Ctrl-C",
-               minimum=1),
-        Option("save_every_minutes", float, 10.0, "longest time between checkpoints; 0: no limit", minimum=0),
+        Option("i_weight", int, 20_000, "steps between checkpoints; one is also written before each diagnosis (in runs "
+               "of 100 steps or more), at the end, and on Ctrl-C", minimum=1),
+        Option("save_every_minutes", float, 10.0, "largest time between checkpoints in minutes; 0: no limit",
+               minimum=0),
         Option("keep", int, 3, "number of checkpoints to keep; 0: all", minimum=0),
         Option("tensorboard", bool, True, "write TensorBoard files", old_negations=("no_tensorboard",)),
     ),
@@ -210,7 +215,7 @@ OPTIONS = (
         Option("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: "
                "PyTorch, C++ (CPUs with AMX), Triton or tiny-cuda-nn (CUDA); auto: native if possible, else PyTorch",
                ALL),
-        Option("chunk_size", int, 2_048, "pixels computed at a time outside training steps; less needs less memory",
+        Option("chunk_size", int, 2_048, "pixels per forward pass outside training steps; fewer need less memory",
                ALL, minimum=1),
         Option("max_pixels", int, MAX_PIXELS, "refuse images and video frames with more pixels", ALL, minimum=1),
         Option("compile", ("", "inductor"), "", "compile the forward pass and the losses with torch.compile; inductor "
@@ -218,12 +223,12 @@ OPTIONS = (
         Option("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences in GPU memory; auto: if "
                "they take at most half of what is free", old_values=(("true", "yes"), ("True", "yes"), ("1", "yes"),
                                                                ("false", "no"), ("False", "no"), ("0", "no"))),
-        Option("max_memory", float, 0.0, "limit of training's memory in GiB (GPU memory on CUDA); activations are "
+        Option("max_memory", float, 0.0, "memory limit of training in GiB (GPU memory on CUDA); activations are "
                "recomputed in pieces to stay below it; 0: no limit", minimum=0),
         Option("recompute_above", int, 32_768, "CPU: number of samples per step (pairs x points x samples per ray) "
                "above which activations are recomputed in the backward pass", minimum=0),
-        Option("process_timeout", float, 10.0, "several processes: minutes without an answer before one counts as "
-               "lost", minimum=0),
+        Option("process_timeout", float, 10.0, "several processes: minutes after which a process that does not "
+               "answer counts as lost", minimum=0),
     ),
 )
 

@@ -24,7 +24,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 @pytest.fixture(autouse=True)
 def denormal_numbers():
-    """Turn flushing of denormal numbers off after each test, since pick_device turns it on for the whole process."""
+    """Turn flushing of denormal numbers off after each test, since the drivers turn it on for the whole process."""
     yield
     torch.set_flush_denormal(False)
 

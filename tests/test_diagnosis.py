@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.omnimotion import ModelConfig, OmniMotion
-from training.failure_modes import MANY, Shares, diagnose, diagnosis_due, examine, point_outcomes
+from training.failure_modes import WARNING_SHARE, Shares, diagnose, diagnosis_due, examine, point_outcomes
 from training.monitoring import errors_logged
 
 SIZE, T = (40, 60), 5
@@ -116,7 +116,7 @@ def test_an_object_that_is_there_twice_is_found():
 
 def test_a_model_that_is_merely_not_fitted_is_not_called_doubled():
     assert Shares(0.6, 0.9, 0.0, 0.9, 20).warnings() == []
-    assert Shares(0.0, MANY, MANY, MANY, 1).warnings() == []
+    assert Shares(0.0, WARNING_SHARE, WARNING_SHARE, WARNING_SHARE, 1).warnings() == []
 
 
 def test_a_run_examines_itself(small_sequence, tmp_path):

@@ -14,7 +14,7 @@ from preprocessing.pipeline import Method, build_store
 from tests.test_crash_safety import same, same_state
 from tests.test_training import options
 from training.checkpointing import checkpoint_of
-from training.nonfinite import LIMIT
+from training.nonfinite import MAX_SKIPPED
 from training.optimizers import step_where
 from training.trainer import Trainer
 
@@ -66,7 +66,7 @@ def test_steps_that_are_finite_again_go_on(small_sequence, tmp_path):
     """Half of the pairs start in a broken frame: the others train, and the run does not stop."""
     trainer = with_a_broken_frame(Trainer(options(small_sequence, tmp_path)))
     start = parameters(trainer)
-    for _ in range(LIMIT + 5):
+    for _ in range(MAX_SKIPPED + 5):
         trainer.train_step()
     changed = parameters(trainer)
     assert torch.isfinite(changed).all() and not torch.equal(changed, start)
@@ -77,11 +77,11 @@ def test_many_skipped_steps_in_a_row_stop_the_run_with_the_last_good_state_saved
     trainer.train_step()
     good = parameters(trainer)
     trainer.sampler.frames = torch.full_like(trainer.sampler.frames.float(), torch.nan)
-    with pytest.raises(UserError, match=rf"{LIMIT} steps in a row were not finite.*loss term rgb.*are saved in"):
-        for _ in range(LIMIT):
+    with pytest.raises(UserError, match=rf"{MAX_SKIPPED} steps in a row were not finite.*loss term rgb.*are saved in"):
+        for _ in range(MAX_SKIPPED):
             trainer.train_step()
     again = Trainer(options(small_sequence, tmp_path, "--time_latent", "table", "--freeze_step", "0"))
-    assert again.step == LIMIT + 1 and torch.equal(parameters(again), good)
+    assert again.step == MAX_SKIPPED + 1 and torch.equal(parameters(again), good)
     again.train_step()  # sound frames: the run goes on
     assert not torch.equal(parameters(again), good)
 
@@ -105,7 +105,7 @@ def test_a_run_with_skipped_steps_is_resumed_bit_for_bit(small_sequence, tmp_pat
 def test_the_count_of_skipped_steps_goes_on_in_a_resumed_run(small_sequence, tmp_path):
     first = Trainer(options(small_sequence, tmp_path))
     first.sampler.frames = torch.full_like(first.sampler.frames.float(), torch.nan)
-    for _ in range(LIMIT - 1):
+    for _ in range(MAX_SKIPPED - 1):
         first.train_step()
     first.save()
     second = Trainer(options(small_sequence, tmp_path))

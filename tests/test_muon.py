@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training import muon
-from training.muon import Muon, orthogonalise
+from training.muon import Muon, orthogonalize
 
 
 def matrices():
@@ -33,14 +33,14 @@ def test_steps_like_pytorchs(fast, monkeypatch):
 
 def test_singular_values_come_near_one_and_directions_stay():
     u = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
-    x = orthogonalise(u)
+    x = orthogonalize(u)
     values = torch.linalg.svdvals(x)
     assert 0.6 < values.min() and values.max() < 1.3
     left, _, right = torch.linalg.svd(u, full_matrices=False)
     inner = left.mT @ x @ right.mT  # diagonal if the singular directions are the same
     off = inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))
     assert off.norm() < 0.05 * inner.norm()
-    torch.testing.assert_close(orthogonalise(u[1:2])[0], x[1], rtol=0, atol=1e-2)
+    torch.testing.assert_close(orthogonalize(u[1:2])[0], x[1], rtol=0, atol=1e-2)
 
 
 def test_without_a_gradient_nothing_moves():

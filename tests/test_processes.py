@@ -114,5 +114,5 @@ def test_sigterm_to_torchrun_saves_once_and_stops(small_sequence, tmp_path):
 
 def test_pairs_that_cannot_be_shared_are_refused():
     with pytest.raises(UserError, match="multiple"):
-        Processes(0, 3).share(8)
-    assert Processes(1, 2).share(8) == slice(4, 8) and Processes().share(8) == slice(0, 8)
+        Processes(0, 3).slice_of(8)
+    assert Processes(1, 2).slice_of(8) == slice(4, 8) and Processes().slice_of(8) == slice(0, 8)

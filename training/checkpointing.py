@@ -1,4 +1,4 @@
-"""Between a trainer and its checkpoints: what is saved, what a resumed run takes over, which files are kept.
+"""Checkpoints of a trainer: save its state, find the checkpoint to start from, resume from it, remove old files.
 
 loaders/checkpoint.py owns the file format.
 """
@@ -35,7 +35,7 @@ def find_start(trainer) -> tuple[Path | None, Checkpoint | None, bool]:
     UserError if the checkpoint does not fit the sequence or the options."""
     options = trainer.options
     if not options.reload and trainer.processes.first:
-        set_aside(trainer.dir)
+        move_aside(trainer.dir)
     trainer.processes.wait()
     found = newest_checkpoint(trainer.dir)
     if found is None and not options.ckpt_path:
@@ -64,7 +64,7 @@ def save(trainer) -> None:
     """Write a checkpoint with everything that the next step depends on, and remove old ones.
 
     All processes call this, the first one writes. UserError if it cannot be written."""
-    trainer.hard_mining.share()
+    trainer.hard_mining.sum_over_processes()
     if trainer.processes.first:
         write_checkpoint(checkpoint_path(trainer.dir, trainer.step), checkpoint_of(trainer))
         drop_old_checkpoints(trainer.dir, trainer.options.keep)
@@ -131,7 +131,7 @@ def drop_old_checkpoints(run_dir: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(run_dir: Path) -> None:
+def move_aside(run_dir: Path) -> None:
     """Move the checkpoints of an earlier run to `run_dir`/earlier_N, so that a new run neither resumes from them nor
     counts them among its own."""
     found = checkpoints(run_dir)

@@ -10,8 +10,6 @@ so that the gradient of the whole batch is the sum of the processes' gradients a
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -28,14 +26,15 @@ class Processes:
     reduction returns its input. UserError from any reduction if another process has ended or does not answer."""
 
     def __init__(self, rank: int = 0, count: int = 1):
-        self.rank, self.count = rank, count
+        self.rank = rank
+        self.count = count
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0, the process that writes files."""
         return self.rank == 0
 
-    def share(self, items: int) -> slice:
+    def slice_of(self, items: int) -> slice:
         """This process's slice of `items` (the pairs of a batch). UserError if `count` does not divide `items`."""
         if items % self.count:
             raise UserError(f"--num_pairs {items} cannot be shared by {self.count} processes: give a multiple of it")
@@ -76,24 +75,20 @@ class Processes:
         if self.count == 1:
             return x
         out = x.detach().clone()
-        with self._others_answer():
-            dist.all_reduce(out, operation)
-        return out
-
-    @contextmanager
-    def _others_answer(self) -> Iterator[None]:
         try:
-            yield
+            dist.all_reduce(out, operation)
         except RuntimeError as error:  # torch.distributed raises RuntimeError with every backend
             raise UserError(f"process {self.rank} of {self.count}: another process of this run was lost or does not "
                             "answer; start the same command again, it goes on from the newest checkpoint") from error
+        return out
 
 
 def join_processes(options: Namespace) -> Processes:
     """Join the process group that torchrun's environment variables describe; a single process without torchrun.
 
     Processes other than rank 0 log only warnings. UserError if there are more processes than GPUs on this machine."""
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     if count == 1:
         return Processes()
     cuda = options.device != "cpu" and torch.cuda.is_available()

@@ -18,11 +18,11 @@ from losses.schedules import own_step
 from models.omnimotion import OmniMotion
 from training.distributed import Processes
 
-REFRESH = 1_000  # reference steps after which the sampler takes over the accumulated map again
+UPDATE_STEPS = 1_000  # reference steps between updates of the sampler from the accumulated map
 
 
 class HardMining:
-    """The error map of a run, and when the sampler uses it."""
+    """Updates the error map of a run, and the sampler from it."""
 
     def __init__(self, error_map: ErrorMap, sampler: PairSampler, options: Namespace, processes: Processes):
         self.error_map = error_map
@@ -31,24 +31,24 @@ class HardMining:
         self.processes = processes
 
     def before_step(self, step: int, model: OmniMotion) -> None:
-        """Evaluate the model, or let the sampler take over the map, at the steps where that is scheduled."""
+        """At scheduled steps, evaluate the model on all frames, and give the current map to the sampler."""
         options = self.options
         if options.error_map == "off" or step == 0:
             return
         if step % max(own_step(options.i_cache, options.num_iters), 1) == 0:
             self._evaluate(model)
-            self._use()
+            self._update_sampler()
         elif (self.error_map.ready and options.error_map == "accumulated"
-              and step % max(own_step(REFRESH, options.num_iters), 1) == 0):
-            self._use()
+              and step % max(own_step(UPDATE_STEPS, options.num_iters), 1) == 0):
+            self._update_sampler()
 
-    def share(self) -> None:
-        """Exchange what the processes have added since the last call."""
+    def sum_over_processes(self) -> None:
+        """Add to each process's map what the other processes have added to theirs since the last call."""
         if self.processes.count > 1:
             self.error_map.share(self.processes.sum)
 
-    def _use(self) -> None:
-        self.share()
+    def _update_sampler(self) -> None:
+        self.sum_over_processes()
         self.sampler.use_error_map(self.error_map)
 
     @torch.no_grad()

@@ -13,12 +13,15 @@ from torch import Tensor
 from models.omnimotion import OmniMotion
 from models.rendering import ray_depths
 
-STEPS, PIXELS, BATCH = 100, 2_048, 256  # optimizer steps, pixels drawn from the frame, pixels per step
+STEPS = 100      # optimizer steps
+PIXELS = 2_048   # pixels drawn from the frame
+BATCH = 256      # pixels per step
 LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # of Adam, by the kind of field
 
 
-def start_near(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:
-    """Train only the field, for STEPS steps, so that rays of frame `frame` are absorbed near depths `prior` `(H, W)`.
+def fit_field_to_depth(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:
+    """Train only the field, for STEPS steps, so that rays of frame `frame` are absorbed near the depths `prior`
+    `(H, W)`.
 
     `prior` is in the model's depth range, 0 nearest. The loss maximizes the weight of the sample nearest to the prior
     (as in DS-NeRF, Deng et al., CVPR 2022, with one sample for the surface). `generator` draws the pixels."""

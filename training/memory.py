@@ -49,18 +49,22 @@ def plan(trainer, limit: int) -> Estimate:
     activations in the backward pass, in the largest pieces that fit.
 
     Results change only by rounding. If no piece size fits, the smallest is used and a warning is logged."""
-    model, options = trainer.model, trainer.options
+    model = trainer.model
+    options = trainer.options
     first = measure(trainer)
-    estimate = first
-    pieces = iter(PIECES)
-    while limit and estimate.total > limit and (piece := next(pieces, None)) is not None:
-        model.recompute_above, model.piece, model.field_piece = 0, piece, min(piece or FIELD_PIECE, FIELD_PIECE)
+    if not limit or first.total <= limit:
+        return first
+    for piece in PIECES:
+        model.recompute_above = 0
+        model.piece = piece
+        model.field_piece = min(piece or FIELD_PIECE, FIELD_PIECE)
         options.chunk_size = min(options.chunk_size, max(model.field_piece // options.num_samples_ray, 1))
         estimate = measure(trainer)
-    if estimate is not first:
-        log.info("--max_memory %g: activations are recomputed in the backward pass, %s points at a time; without it %s",
-                 limit / GIB, model.piece or "all", first)
-    if limit and estimate.total > limit:
+        if estimate.total <= limit:
+            break
+    log.info("--max_memory %g: activations are recomputed in the backward pass, %s points at a time; without it %s",
+             limit / GIB, model.piece or "all", first)
+    if estimate.total > limit:
         log.warning("--max_memory %g cannot be kept: the least is %s", limit / GIB, estimate)
     return estimate
 
@@ -68,22 +72,28 @@ def plan(trainer, limit: int) -> Estimate:
 def measure(trainer) -> Estimate:
     """Estimate the peak memory of a run with the model's current settings. Two passes are measured, with an eighth and
     a quarter of a step's points; piece sizes are scaled by the same factor."""
-    model, options, device = trainer.model, trainer.options, trainer.device
-    parameters = sum(p.numel() for p in model.parameters())
-    share = len(range(*trainer.share.indices(options.num_pairs)))
-    settings = model.recompute_above, model.piece, model.field_piece
-    points, peaks = [max(options.num_pts // 8, 1), max(options.num_pts // 4, 2)], []
+    model = trainer.model
+    options = trainer.options
+    pairs = options.num_pairs // trainer.processes.count
+    settings = {name: getattr(model, name) for name in ("recompute_above", "piece", "field_piece")}
+
+    def peak(points: int) -> int:
+        for name, value in settings.items():
+            setattr(model, name, value and max(value * points // options.num_pts, 1))
+        return pass_peak(model, pairs, points, options, trainer.device)
+
+    few = max(options.num_pts // 8, 1)
+    more = max(options.num_pts // 4, 2)
     try:
-        for n in points:
-            model.recompute_above, model.piece, model.field_piece = (
-                value and max(value * n // options.num_pts, 1) for value in settings)
-            peaks.append(pass_peak(model, share, n, options, device))
+        peak_few = peak(few)
+        peak_more = peak(more)
     finally:
-        model.recompute_above, model.piece, model.field_piece = settings
-    slope = (peaks[1] - peaks[0]) / (points[1] - points[0])
+        for name, value in settings.items():
+            setattr(model, name, value)
+    slope = (peak_more - peak_few) / (more - few)
     moments = 1 if options.optimizer == "muon" else 2  # values per parameter
-    state = 4 * parameters * (1 + moments)
-    return Estimate(base_bytes(device), state, int(peaks[1] + slope * (options.num_pts - points[1])))
+    state = 4 * sum(p.numel() for p in model.parameters()) * (1 + moments)
+    return Estimate(base_bytes(trainer.device), state, int(peak_more + slope * (options.num_pts - more)))
 
 
 def base_bytes(device: torch.device) -> int:

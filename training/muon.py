@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes[p.shape].append(p)
             for (rows, columns), params in shapes.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
+                updates = orthogonalize(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
                 size = 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(params, updates, strict=True):
                     p.add_(update, alpha=-group["lr"] * size)
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(buffer, momentum)
 
 
-def orthogonalise(u: Tensor) -> Tensor:
+def orthogonalize(u: Tensor) -> Tensor:
     """Move the singular values of each matrix of `u` `(n, rows, columns)` near 1 (0.7 to 1.2); same shape and dtype."""
     a, b, c = COEFFICIENTS
     fast = u.is_cuda or bf16_units()

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: they are skipped and reported; after LIMIT in a row the run stops.
+"""Steps whose loss or gradient is not finite are skipped and logged; after MAX_SKIPPED in a row the run stops.
 
-A skipped step leaves parameters and moments as they were, so that the current state is always the last good one. The
-counts stay on the device: the CPU waits for a GPU only in `report`.
+A skipped step leaves parameters and optimizer state unchanged. The counts stay on the device, so that the CPU waits for
+a GPU only in `report`.
 """
 
 import logging
@@ -13,12 +13,12 @@ from torch import Tensor
 from losses.objective import TERMS
 
 log = logging.getLogger("train")
-LIMIT = 20  # skipped steps in a row after which the run stops
+MAX_SKIPPED = 20  # skipped steps in a row after which the run stops
 
 
 @dataclass
 class SkippedStep:
-    """What is known of a skipped step."""
+    """Description of a skipped step, for the log."""
     step: int
     terms: dict[str, float]        # loss terms, unweighted
     pairs: list[tuple[int, int]]   # frame pairs with values that are not finite; all of the batch if all are finite
@@ -36,22 +36,22 @@ class NonfiniteGuard:
     """Counts skipped steps and records the first one since the last report."""
 
     def __init__(self, device: torch.device, reports: bool = True):
-        """`reports`: False where another process reports what all processes see."""
+        """reports: whether this process logs. The first process does, because all processes skip the same steps."""
         self.reports = reports
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # skipped in a row, skipped since the report
         self.record: Tensor | None = None  # of the first step that was skipped since the last report
         self.latest: SkippedStep | None = None  # the one that was reported last
 
     def check(self, step: int, total: Tensor, terms: dict[str, Tensor], norm: Tensor, ids: Tensor,
-              of_pairs: Tensor) -> Tensor:
-        """Whether a step may be taken (0-d bool); what is known of it is recorded if not.
+              pair_sums: Tensor) -> Tensor:
+        """Whether a step may be taken (0-d bool); if not, it is counted and recorded.
 
         total, norm: loss and norm of the gradient, 0-d; terms: loss terms, 0-d; ids `(2, B)`: frames of the pairs;
-        of_pairs `(B,)`: not finite for a pair with a value that is not finite."""
+        pair_sums `(B,)`: not finite for a pair with a value that is not finite."""
         finite = torch.isfinite(total) & torch.isfinite(norm)
         values = [terms.get(name, torch.zeros_like(total)) for name in TERMS]
         step_number = torch.full((1,), step, dtype=torch.float64, device=total.device)
-        record = torch.cat([torch.stack(values).double(), ids.flatten().double(), of_pairs.double(), step_number])
+        record = torch.cat([torch.stack(values).double(), ids.flatten().double(), pair_sums.double(), step_number])
         in_a_row, unreported = self.counts.unbind()
         if self.record is not None and len(self.record) == len(record):
             record = torch.where((unreported == 0) & ~finite, record, self.record)

@@ -1,4 +1,4 @@
-"""The optimizers of a run: which parameters each one updates, learning rates, steps that may be skipped."""
+"""The optimizers of a run: which parameters each one updates, their learning rates, and conditional steps."""
 
 from argparse import Namespace
 
@@ -14,9 +14,11 @@ Optimizers = dict[str, torch.optim.Optimizer]
 def new_optimizers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
     """The optimizers by name: "adam", and with `--optimizer muon` also "muon" for the hidden matrices of the invertible
     network. Groups have OmniMotion's names; the time latent has none once it is frozen."""
-    deform, matrices = list(model.deform.parameters()), []
+    deform = list(model.deform.parameters())
+    matrices = []
     if options.optimizer == "muon":
-        matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]  # not those of (s, o), affine coefficients
+        # without the output layers, which have at most 5 rows
+        matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]
         chosen = set(map(id, matrices))
         deform = [p for p in deform if id(p) not in chosen]
     groups = [{"params": deform, "lr": options.lr_deform, "name": "deform"},
@@ -34,8 +36,8 @@ def parameter_groups(optimizers: Optimizers) -> dict[str, dict]:
     return {group["name"]: group for optimizer in optimizers.values() for group in optimizer.param_groups}
 
 
-def take_over_moments(optimizers: Optimizers, earlier: Optimizers) -> None:
-    """Give `optimizers` the moments that `earlier` ones have of the same parameters."""
+def copy_moments(optimizers: Optimizers, earlier: Optimizers) -> None:
+    """Copy the moments of the parameters of `optimizers` from the `earlier` ones."""
     for name, optimizer in optimizers.items():
         moments = earlier[name].state
         for group in optimizer.param_groups:
@@ -43,7 +45,7 @@ def take_over_moments(optimizers: Optimizers, earlier: Optimizers) -> None:
 
 
 def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()` if `finite` (0-d bool) is true, else nothing changes; the CPU does not read `finite`."""
+    """`optimizer.step()` if `finite` (0-d bool) is true, else no change. The CPU does not wait for `finite`."""
     if optimizer.defaults.get("fused") and all(group["fused"] for group in optimizer.param_groups):
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
         optimizer.step()

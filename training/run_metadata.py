@@ -18,18 +18,18 @@ from common.errors import UserError
 from common.files import write_text
 from configs.options import OPTIONS
 
-ROOT = Path(__file__).resolve().parents[1]  # of this checkout
+ROOT = Path(__file__).resolve().parents[1]  # folder of this checkout
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")
-OPTIONAL = ("triton", "tinycudann")  # recorded if installed
+OPTIONAL_PACKAGES = ("triton", "tinycudann")  # recorded if installed
 
 
 def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
-    """Write args.txt and append this start, at step `step`, to versions.json. UserError if the folder cannot be written
-    or the value of an option cannot be represented in a config file."""
+    """Write args.txt and append an entry for this start, at step `step`, to versions.json. UserError if the folder
+    cannot be written or the value of an option cannot be represented in a config file."""
     path = run_dir / "versions.json"
     try:
         write_text(run_dir / "args.txt", as_config(options))
-        write_text(path, json.dumps([*read_entries(path), start(options, step)], indent=1) + "\n")
+        write_text(path, json.dumps([*read_entries(path), start_entry(options, step)], indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}): make room, or give another --save_dir"
                         ) from error
@@ -50,12 +50,14 @@ def _quoted(name: str, value: str) -> str:
     """`value` as the config file's parser reads it back unchanged: blanks, #, ;, quotes, = and : need quotes."""
     if "\n" in value or ('"' in value and "'" in value):
         raise UserError(f"--{name} has a line break or both kinds of quotes, which no config file can hold: rename it")
+    if value and not set(value) & set(" \t#;'\"=:"):
+        return value
     quote = "'" if '"' in value else '"'
-    return f"{quote}{value}{quote}" if value == "" or set(value) & set(" \t#;'\"=:") else value
+    return f"{quote}{value}{quote}"
 
 
-def start(options: Namespace, step: int) -> dict:
-    """Entry of versions.json: what the results of a start depend on besides the options."""
+def start_entry(options: Namespace, step: int) -> dict:
+    """Entry of versions.json: software, hardware and command, on which the results depend besides the options."""
     cuda = options.device != "cpu" and torch.cuda.is_available()
     return {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
             "folder": str(Path.cwd()), "versions": versions(), "uncommitted_changes": uncommitted_changes(),
@@ -80,7 +82,7 @@ def versions() -> dict[str, str]:
     out = {"python": platform.python_version()}
     for package in PACKAGES:
         out[package] = metadata.version(package)
-    for package in OPTIONAL:
+    for package in OPTIONAL_PACKAGES:
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

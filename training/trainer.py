@@ -1,4 +1,4 @@
-"""The state of a run and the step that changes it; train.py is the recipe around it."""
+"""The state of a run (model, optimizers, sampler, error map) and the training step; train.py calls it in a loop."""
 
 import logging
 import sys
@@ -23,8 +23,8 @@ from training.compilation import compiled_pair_objective
 from training.distributed import Processes
 from training.hard_mining import HardMining
 from training.initialization import decide_motion_layers, initialize
-from training.nonfinite import LIMIT, NonfiniteGuard
-from training.optimizers import new_optimizers, parameter_groups, step_where, take_over_moments
+from training.nonfinite import MAX_SKIPPED, NonfiniteGuard
+from training.optimizers import copy_moments, new_optimizers, parameter_groups, step_where
 
 log = logging.getLogger("train")
 CHECK_EVERY = 50    # steps between reports of skipped steps on a GPU, which has to be waited for
@@ -44,7 +44,7 @@ class Trainer:
         self.device = pick_device(options.device)
         self.dir = run_dir(options)
         self.processes = processes or Processes()
-        self.share = self.processes.share(options.num_pairs)
+        self.pair_slice = self.processes.slice_of(options.num_pairs)  # this process's pairs of a batch
         check_model_options(options)
         self.sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
         self.hashes = self.sequence.hashes()
@@ -112,7 +112,7 @@ class Trainer:
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimization step; the loss terms (0-d) and the mean flow error in pixels (0-d), over all processes.
 
-        UserError if LIMIT steps in a row were not finite; a checkpoint is saved before."""
+        UserError if MAX_SKIPPED steps in a row were not finite; a checkpoint is saved before."""
         options = self.options
         s = schedules.reference_step(self.step, options.num_iters)
         if options.freeze_step and s >= options.freeze_step and self.model.time_latent.frozen is None:
@@ -120,13 +120,14 @@ class Trainer:
         self.hard_mining.before_step(self.step, self.model)
 
         largest = schedules.max_interval(s, options.start_interval, len(self.sequence))
-        batch = self.sampler.batch(largest, lambda interval: schedules.pair_weight(interval, largest), self.share)
+        batch = self.sampler.batch(largest, lambda interval: schedules.pair_weight(interval, largest),
+                                   self.pair_slice)
         jitter = torch.rand(options.num_pairs, 1, options.num_samples_ray, device=self.device,
                             generator=self.generators["jitter"])
         weights = schedules.loss_weights(s, options.distortion_start, options.w_smoothness, options.w_depth)
         near_share = NEAR_SHARE if options.mask_near and s < NEAR_STEPS else 0.0
         prediction, total, terms = objective(
-            self.model, batch, jitter[self.share], weights, near_share, options.max_padding, self._prior_at(batch),
+            self.model, batch, jitter[self.pair_slice], weights, near_share, options.max_padding, self._prior_at(batch),
             self.processes, self.pair_terms)
 
         error = (prediction.pixels.detach() - batch.pixels2).norm(dim=-1)  # (B, N)
@@ -136,7 +137,7 @@ class Trainer:
         self.error_map.add_points(batch.ids1, batch.pixels1, error, batch.weights * finite)
         self.step += 1
         if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
-            self._stop_if_broken()
+            self._stop_if_not_finite()
         error_sum = terms.pop("error")
         weight_sum = terms.pop("weight")
         return terms, error_sum / weight_sum.clamp(min=1e-8)
@@ -166,9 +167,9 @@ class Trainer:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self.gradient_norm = norm
         values = (prediction.pixels, prediction.rgb, prediction.target, batch.pixels1, batch.pixels2, batch.rgb1)
-        of_pairs = sum(value.detach().flatten(1).sum(1) for value in values)  # (B,)
+        pair_sums = sum(value.detach().flatten(1).sum(1) for value in values)  # (B,)
         finite = self.guard.check(self.step, terms["total"], terms, norm, torch.stack([batch.ids1, batch.ids2]),
-                                  of_pairs)
+                                  pair_sums)
         self._set_learning_rates(s)
         for optimizer in self.optimizers.values():
             step_where(finite, optimizer)
@@ -179,26 +180,25 @@ class Trainer:
         factor = schedules.learning_rate_factor(
             s, options.lrate_decay_steps, options.lrate_decay_factor, options.lrate_warmup_steps)
         for name, group in parameter_groups(self.optimizers).items():
-            held = name != "color" and s < options.deform_start  # until then only the field is trained
-            group["lr"] = 0.0 if held else self.base_lr[name] * factor
+            frozen = name != "color" and s < options.deform_start  # until then only the field is trained
+            group["lr"] = 0.0 if frozen else self.base_lr[name] * factor
 
-    def _stop_if_broken(self) -> None:
-        """Report skipped steps. UserError after LIMIT in a row, when the state before them is saved."""
-        if self.guard.report() < LIMIT:
+    def _stop_if_not_finite(self) -> None:
+        """Log skipped steps. After MAX_SKIPPED in a row, save the state before them and raise UserError."""
+        if self.guard.report() < MAX_SKIPPED:
             return
-        latest = self.guard.latest
         self.guard.resume(0)  # the same command tries again
         self.save()
-        raise UserError(f"{LIMIT} steps in a row were not finite, the last ones like this: {latest}. The parameters "
-                        f"before them are saved in {self.dir}: look at the frames and correspondences of these pairs, "
-                        "or lower the learning rates; the same command goes on from there")
+        raise UserError(f"{MAX_SKIPPED} steps in a row were not finite, the last ones like this: {self.guard.latest}. "
+                        f"The parameters before them are saved in {self.dir}: look at the frames and correspondences "
+                        "of these pairs, or lower the learning rates; the same command goes on from there")
 
     def _freeze_time_latents(self) -> None:
         """Compute the time latents of all frames once; the optimizers keep their moments of everything else."""
         self.model.time_latent.freeze()
         earlier = self.optimizers
         self._set_optimizers(new_optimizers(self.model, self.options))
-        take_over_moments(self.optimizers, earlier)
+        copy_moments(self.optimizers, earlier)
         log.info("step %d: time latents frozen", self.step)
 
     def any_process(self, *flags: bool) -> list[bool]:
