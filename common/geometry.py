@@ -31,6 +31,20 @@ def bilinear(image: Tensor, p: Tensor) -> Tensor:
     return out[0, :, :, 0].T.reshape(*p.shape[:-1], C)
 
 
+def bilinear_colors(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
+    """Bilinear colors `(B, N, 3)` in [0, 1] of the frames `ids` `(B,)` at points p `(B, N, 2)` in pixels.
+
+    frames: uint8 `(T, H, W, 3)`. Points outside the frame take the color of the nearest point of the border."""
+    H, W = frames.shape[1:3]
+    x, y = p[..., 0].clamp(0, W - 1), p[..., 1].clamp(0, H - 1)
+    x0, y0 = x.floor().long().clamp(max=max(W - 2, 0)), y.floor().long().clamp(max=max(H - 2, 0))
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    flat, corner = frames.view(-1, 3), (ids[:, None] * H + y0) * W + x0
+    top = flat[corner] * (1 - fx) + flat[corner + 1] * fx
+    bottom = flat[corner + W] * (1 - fx) + flat[corner + W + 1] * fx
+    return (top * (1 - fy) + bottom * fy) / 255
+
+
 def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Bilinear samples `(n, C)` float32 of flow or colors `(H, W, C)` at points `(n, 2)` in pixels.
 

@@ -12,6 +12,7 @@ Formats
 """
 
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_path, flush_to_disk
+from common.files import flush_to_disk, write_bytes
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -74,66 +75,30 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     UserError if it cannot be written."""
     content = {"format": FORMAT} | {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
-    failures: list[OSError] = []
+    encoded = io.BytesIO()  # writing to a file, torch.save replaces a full disk's OSError by a RuntimeError
+    torch.save(content, encoded)
+    encoded.seek(-2, os.SEEK_END)
+    encoded.write(struct.pack("<H", COMMENT_BYTES))  # length of the comment, the last field of the archive
+    encoded.write(b"sha256=" + hashlib.sha256(encoded.getbuffer()).hexdigest().encode())
     try:
-        with atomic_path(path) as temporary, open(temporary, "w+b") as file:
-            torch.save(content, _Sink(file, failures))
-            _append_checksum(file)
-            os.fsync(file.fileno())
+        write_bytes(path, encoded.getbuffer())
         flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:
-        failures += [error] if isinstance(error, OSError) else []
-        if not failures:
-            raise
-        raise UserError(f"{path} cannot be written ({failures[0].strerror}): earlier checkpoints are intact; free some "
-                        "space or give another --save_dir, and run the same command again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): earlier checkpoints are intact; free some space "
+                        "or give another --save_dir, and run the same command again") from error
     log.info("saved %s", path)
-
-
-class _Sink:
-    """A file for torch.save that records OSErrors, which torch.save replaces by a RuntimeError without the cause."""
-
-    def __init__(self, file, failures: list[OSError]):
-        self.file, self.failures = file, failures
-
-    def write(self, data) -> int:
-        return self._try(self.file.write, data)
-
-    def flush(self) -> None:
-        self._try(self.file.flush)
-
-    def _try(self, action, *arguments):
-        try:
-            return action(*arguments)
-        except OSError as error:
-            self.failures.append(error)
-            raise
-
-
-def _append_checksum(file) -> None:
-    """Give a zip file that was just written an archive comment: the SHA-256 of all bytes before it."""
-    file.seek(-2, os.SEEK_END)
-    file.write(struct.pack("<H", COMMENT_BYTES))  # length of the comment, the last field of the archive
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    file.write(b"sha256=" + digest.encode())
-    file.flush()
 
 
 def _checksum_is_right(path: Path) -> bool | None:
     """Whether the file's bytes have the checksum in its comment; None if it has no such comment."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        size = os.path.getsize(path)
-        file.seek(max(size - COMMENT_BYTES, 0))
-        match = COMMENT.match(file.read())
-        if not match:
-            return None
-        file.seek(0)
-        digest, left = hashlib.sha256(), size - COMMENT_BYTES
+        left = max(os.path.getsize(path) - COMMENT_BYTES, 0)
         while left and (piece := file.read(min(left, 1 << 20))):
             digest.update(piece)
             left -= len(piece)
-    return digest.hexdigest().encode() == match[1]
+        match = COMMENT.match(file.read(COMMENT_BYTES))
+    return digest.hexdigest().encode() == match[1] if match else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

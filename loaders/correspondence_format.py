@@ -13,6 +13,7 @@ padded to ALIGN bytes | blocks in the order of j | count map (H, W) uint16. The 
 the header; there is no separate index.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class StoredPair:
     def count(self) -> int:
         """Number of stored pixels."""
         return len(self.pixels)
+
+    @property
+    def valid(self) -> int:
+        """Number of pixels with a flag."""
+        return np.count_nonzero(self.cycle | self.occlusion)
 
     def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Same as `PairIndex.find`."""
@@ -171,27 +177,23 @@ class Row:
 
     def pair(self, j: int) -> StoredPair:
         """Correspondences to frame j. KeyError if the file has none, UserError if they do not match the header."""
-        k = self.place[j]
-        try:
-            out = decode(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
-        except ValueError as error:
-            raise UserError(self.damaged) from error
-        if np.count_nonzero(out.cycle | out.occlusion) != self.valid[k]:
-            raise UserError(self.damaged)
-        return out
+        return self._read(j, decode)
 
     def index(self, j: int) -> PairIndex:
         """Correspondences to frame j for lookup of single pixels. Errors as in `pair`."""
-        k = self.place[j]
-        try:
-            out = PairIndex(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
-        except ValueError as error:
-            raise UserError(self.damaged) from error
-        if out.valid != self.valid[k]:
-            raise UserError(self.damaged)
-        return out
+        return self._read(j, PairIndex)
 
     def count_map(self) -> np.ndarray:
         """Number of valid correspondences of each pixel over all target frames `(H, W)` uint16."""
         H, W = self.size
         return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)
+
+    def _read(self, j: int, reader: Callable):
+        k = self.place[j]
+        try:
+            out = reader(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+        except ValueError as error:
+            raise UserError(self.damaged) from error
+        if out.valid != self.valid[k]:
+            raise UserError(self.damaged)
+        return out

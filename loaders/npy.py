@@ -33,13 +33,13 @@ def read_npy(path: str | Path, advice: str) -> np.ndarray:
     """The array of an .npy file.
 
     UserError, whose message ends with `advice`, if the file is missing or damaged, or the array is not numeric."""
-    with _told(path, advice), open(path, "rb") as file:
+    with _user_errors(path, advice), open(path, "rb") as file:
         return _content(file, *_checked_header(file, Path(path).stat().st_size))
 
 
 def map_npy(path: str | Path, advice: str) -> np.ndarray:
     """The array of an .npy file, memory-mapped and read-only. Errors as in `read_npy`."""
-    with _told(path, advice):
+    with _user_errors(path, advice):
         with open(path, "rb") as file:
             shape, fortran, dtype = _checked_header(file, Path(path).stat().st_size)
             offset = file.tell()
@@ -56,7 +56,7 @@ class ArrayFile:
 
     def __init__(self, path: str | Path, advice: str):
         self.path, self.advice = path, advice
-        with _told(path, advice), zipfile.ZipFile(path) as archive:
+        with _user_errors(path, advice), zipfile.ZipFile(path) as archive:
             self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         self.names = list(self._members)
 
@@ -65,7 +65,7 @@ class ArrayFile:
 
     def __getitem__(self, name: str) -> np.ndarray:
         info = self._members[name]
-        with _told(self.path, self.advice), zipfile.ZipFile(self.path) as archive:
+        with _user_errors(self.path, self.advice), zipfile.ZipFile(self.path) as archive:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"`{name}` is compressed in a way that numpy does not use")
             if info.file_size > MAX_BYTES:
@@ -93,19 +93,14 @@ def _checked_header(file: BinaryIO, length: int) -> Header:
 
 def _content(file: BinaryIO, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> np.ndarray:
     """The array whose data start at the current position of the file."""
-    count = math.prod(shape)
-    out = np.empty(count, dtype)
-    view, done = memoryview(out.view(np.uint8)), 0
-    while done < len(view):
-        read = file.readinto(view[done:])
-        if not read:
-            raise EOFError("it is cut short")
-        done += read
+    out = np.empty(math.prod(shape), dtype)
+    if file.readinto(out.view(np.uint8)) != out.nbytes:
+        raise EOFError("it is cut short")
     return out.reshape(shape, order="F" if fortran else "C")
 
 
 @contextmanager
-def _told(path: str | Path, advice: str) -> Iterator[None]:
+def _user_errors(path: str | Path, advice: str) -> Iterator[None]:
     """Convert any exception in the block into a UserError of one line."""
     try:
         yield

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.geometry import bilinear_colors
 from loaders.correspondence_format import STEPS
 
 CDF_BYTES = 1 << 28  # bytes; limit for the cumulative weights that are cached
@@ -134,11 +135,10 @@ class PairSampler:
             self._cdfs[i] = self._weights(i).double().cumsum(0)
         return self._cdfs[i]
 
-    def draw_rows(self, i: int, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
+    def draw_rows(self, i: int, pixels: Tensor, u: Tensor) -> Tensor:
         """Row numbers `(N,)` drawn from the stored pixels `(n,)` of frame i by the inverse CDF of their weights.
 
-        `draws` is the entry of one pair of `uniform`; if it is None, new random numbers are drawn."""
-        u = self._upload(self.uniform(1))[0] if draws is None else draws
+        `u` is the entry of one pair of `uniform`."""
         cdf = self.pixel_weights(i)[pixels].cumsum(0, dtype=torch.float64)
         rows = torch.searchsorted(cdf, u[0] * cdf[-1], right=True).clamp(max=len(pixels) - 1)
         if len(u) == 3:  # as in OmniMotion, a fraction of the points is drawn uniformly
@@ -254,17 +254,3 @@ def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> boo
         return choice == "yes"
     needed = int(store.counts.sum()) * 13 + frames.nbytes  # bytes: int64 pixel, two int16 flow components, bool flag
     return needed <= torch.cuda.mem_get_info(device)[0] // 2
-
-
-def bilinear_colors(frames: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-    """Bilinear colors `(B, N, 3)` in [0, 1] of the frames `ids` `(B,)` at points p `(B, N, 2)` in pixels.
-
-    frames: uint8 `(T, H, W, 3)`. Points outside the frame take the color of the nearest point of the border."""
-    H, W = frames.shape[1:3]
-    x, y = p[..., 0].clamp(0, W - 1), p[..., 1].clamp(0, H - 1)
-    x0, y0 = x.floor().long().clamp(max=max(W - 2, 0)), y.floor().long().clamp(max=max(H - 2, 0))
-    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
-    flat, corner = frames.view(-1, 3), (ids[:, None] * H + y0) * W + x0
-    top = flat[corner] * (1 - fx) + flat[corner + 1] * fx
-    bottom = flat[corner + W] * (1 - fx) + flat[corner + W + 1] * fx
-    return (top * (1 - fy) + bottom * fy) / 255

@@ -15,6 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import atomic_path
+from common.geometry import inside
 from loaders.npy import ArrayFile
 
 QUERY_STRIDE = 5  # frames; distance of query frames in TAP-Vid's strided mode
@@ -56,7 +57,7 @@ class PointTracks:
 
 def save_annotations(path: str | Path, annotations: Annotations) -> None:
     """Write annotations.npz; fields that are None are left out."""
-    _save(path, annotations)
+    _save(path, vars(annotations))
 
 
 def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotations:
@@ -126,13 +127,12 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
 
 def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -> None:
     """Write query points `(M, 3)` and the frame size (H, W) as .npz."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, query_points=queries, frame_size=size)
+    _save(path, {"query_points": queries, "frame_size": size})
 
 
 def save_tracks(path: str | Path, tracks: PointTracks) -> None:
     """Write tracks.npz; fields that are None are left out."""
-    _save(path, tracks)
+    _save(path, vars(tracks))
 
 
 def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
@@ -213,7 +213,7 @@ def _checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | No
     good = np.isfinite(queries).all(axis=1)
     good &= (t == np.round(t)) & (t >= 0) & (t < (num_frames or np.inf))
     if size is not None:
-        good &= (y >= -0.5) & (x >= -0.5) & (y <= size[0] - 0.5) & (x <= size[1] - 0.5)
+        good &= inside(queries[:, :0:-1], size)
     if not good.all():
         row = int(np.argmin(good))
         limits = f" of {num_frames} frames" if num_frames else ""
@@ -239,7 +239,6 @@ def _read_csv(path: Path) -> np.ndarray:
         raise UserError(f"{path}: every line after the first must be three numbers: t,y,x") from error
 
 
-def _save(path: str | Path, record: Annotations | PointTracks) -> None:
-    entries = {key: value for key, value in vars(record).items() if value is not None}
+def _save(path: str | Path, entries: dict) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **entries)
+        np.savez_compressed(file, **{key: value for key, value in entries.items() if value is not None})

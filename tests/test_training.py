@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.geometry import bilinear_colors
 from configs.options import parse
 from loaders.correspondences import open_correspondences
 from loaders.error_map import ErrorMap
-from loaders.pair_sampler import PairSampler, bilinear_colors
+from loaders.pair_sampler import PairSampler
 from loaders.sequence import open_sequence
 from losses import schedules
 from losses.losses import distortion_loss
@@ -136,7 +137,7 @@ def test_pixels_are_drawn_by_the_count_map_and_then_by_the_error_map(sampler):
     pixels = torch.from_numpy(stored.pixels)
     sampler.num_pts = 200_000
     probabilities = (sampler.store.count_map(2).ravel()[stored.pixels] + 1.0) ** -0.5
-    drawn = np.bincount(sampler.draw_rows(2, pixels).numpy(), minlength=len(pixels))
+    drawn = np.bincount(sampler.draw_rows(2, pixels, sampler.uniform(1)[0]).numpy(), minlength=len(pixels))
     assert chi_square_is_low(drawn, probabilities / probabilities.sum())
 
     error_map = ErrorMap(8, (64, 64), 8)
@@ -144,7 +145,7 @@ def test_pixels_are_drawn_by_the_count_map_and_then_by_the_error_map(sampler):
     add(error_map, 2, [[50.0, 50]], [1.0], "add_evaluation")
     sampler.use_error_map(error_map)
     weights = error_map.cell_weights()[2].numpy()[stored.pixels // 64 // 8, stored.pixels % 64 // 8]
-    drawn = np.bincount(sampler.draw_rows(2, pixels).numpy(), minlength=len(pixels))
+    drawn = np.bincount(sampler.draw_rows(2, pixels, sampler.uniform(1)[0]).numpy(), minlength=len(pixels))
     assert chi_square_is_low(drawn, weights / weights.sum())
     frames = np.bincount(sampler.draw_pairs(20_000, 8)[:, 0].numpy(), minlength=8)
     assert chi_square_is_low(frames, error_map.frame_weights().numpy())
