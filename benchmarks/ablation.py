@@ -2,16 +2,14 @@
 
 Each preset in configs/ablation/ changes one thing in base.txt of that folder. Each preset is trained on every clip with
 every seed, for the same number of steps (--steps) or the same time (--seconds). Rendered clips have 12 frames. Writes
-OUT/ablation.csv (one row for each run), ablation.md and ablation.png. An interrupted benchmark can be run again; it
-repeats only missing runs.
+OUT/ablation.md, ablation.png and OUT/cells/*.json (one file for each run). An interrupted benchmark can be run again;
+it repeats only missing runs.
 
 The table has the mean over clips and seeds, ± the standard deviation over seeds of the mean over clips. It also has the
 mean difference from the base on the same clips and seeds, ± the standard error over these pairs.
 """
 
 import argparse
-import csv
-import io
 import logging
 import math
 import statistics
@@ -20,27 +18,26 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.experiments import Cell, add_clip_arguments, clips_of, file_options, run_missing, spread
+from benchmarks.experiments import (
+    Cell,
+    add_clip_arguments,
+    clips_of,
+    file_options,
+    finish,
+    means_of_seeds,
+    on_clip,
+    run_missing,
+    values,
+)
+from benchmarks.tables import markdown, spread
 from common.cli import Parser, run
-from common.files import atomic_path, write_text
+from common.files import atomic_path
 from evaluation.plots import STYLE
 from evaluation.scoring import COLUMNS
 
 PRESETS = Path("configs/ablation")
 BASE = PRESETS / "base.txt"
 MAIN = "average_pts_within_thresh"  # metric of the plot
-
-
-def values(records: list[dict], key: str) -> dict[tuple[str, int], float]:
-    """A metric at the end of each run, or its "seconds", "steps" or "peak_bytes", by (clip, seed)."""
-    return {(record["cell"]["clip"], record["cell"]["seed"]): record.get(key, record["curve"][-1].get(key))
-            for record in records if key in record or key in record["curve"][-1]}
-
-
-def means_of_seeds(by_clip_and_seed: dict[tuple[str, int], float]) -> list[float]:
-    """The mean over the clips, for each seed."""
-    seeds = sorted({seed for _, seed in by_clip_and_seed})
-    return [statistics.mean(v for (_, s), v in by_clip_and_seed.items() if s == seed) for seed in seeds]
 
 
 def difference(values_: dict, base: dict) -> tuple[float, float] | None:
@@ -53,41 +50,25 @@ def difference(values_: dict, base: dict) -> tuple[float, float] | None:
     return statistics.mean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
 
 
-def table(groups: dict[str, list[dict]], base: str) -> list[str]:
+def table(groups: dict[str, list[dict]], base: str) -> str:
     """Markdown table with one row for each preset, the base first."""
-    lines = ["| preset | " + " | ".join(COLUMNS.values()) + " | delta_avg against base | steps | seconds | peak, GiB |",
-             "|---" * (len(COLUMNS) + 5) + "|"]
+    rows = []
     for name, records in groups.items():
         cells = [spread(means_of_seeds(values(records, key))) for key in COLUMNS]
         against = difference(values(records, MAIN), values(groups[base], MAIN)) if name != base else None
         cells.append(f"{against[0]:+.3f} ± {against[1]:.3f}" if against else "")
         cells += [f"{statistics.mean(values(records, key).values()):.0f}" for key in ("steps", "seconds")]
         cells.append(f"{max(values(records, 'peak_bytes').values()) / 2**30:.2f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([name, *cells])
+    return markdown(
+        ["preset", *COLUMNS.values(), "delta_avg against base", "steps", "seconds", "peak, GiB"], rows)
 
 
-def clip_table(groups: dict[str, list[dict]]) -> list[str]:
+def clip_table(groups: dict[str, list[dict]]) -> str:
     """Markdown table of delta_avg for every preset and clip."""
     clips = list(dict.fromkeys(record["cell"]["clip"] for records in groups.values() for record in records))
-    lines = ["| delta_avg | " + " | ".join(Path(clip).name for clip in clips) + " |", "|---" * (len(clips) + 1) + "|"]
-    for name, records in groups.items():
-        found = values(records, MAIN)
-        lines.append(f"| {name} | " + " | ".join(
-            spread([v for (c, _), v in sorted(found.items()) if c == clip]) for clip in clips) + " |")
-    return lines
-
-
-def write_csv(records: list[dict], path: Path) -> None:
-    """Write a CSV file with one row for each run."""
-    rows = [{"preset": Path(r["cell"]["preset"]).stem, "clip": Path(r["cell"]["clip"]).name, "seed": r["cell"]["seed"],
-             "steps": r["steps"], "seconds": round(r["seconds"], 1), "peak_bytes": r["peak_bytes"],
-             **{k: v for k, v in r["curve"][-1].items() if k not in ("step", "seconds")}} for r in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return markdown(["delta_avg", *(Path(clip).name for clip in clips)], [
+        [name, *(spread(on_clip(records, MAIN, clip)) for clip in clips)] for name, records in groups.items()])
 
 
 def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
@@ -139,12 +120,8 @@ def main() -> None:
     base = Path(args.base).stem
     if base not in groups:
         parser.exit(1, "no run of the base has finished: there is nothing to compare with\n")
-    text = "\n".join([*table(groups, base), "", *clip_table(groups)])
-    write_text(out / "ablation.md", text + "\n")
-    write_csv(records, out / "ablation.csv")
     plot(groups, base, out / "ablation.png")
-    print(text)
-    parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "")
+    finish(parser, [table(groups, base), clip_table(groups)], out / "ablation.md", failed)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ First table: delta_avg and AJ at the end of the runs (mean over clips and seeds,
 the mean over clips), and for each clip the seconds until delta_avg reaches the target. The target is --target or, if
 that is 0, the best final delta_avg of the first preset on this clip. The time comes from the mean curve over the seeds:
 linear interpolation between the scored steps, and never earlier than the first of them.
-Second table: how many times faster than the first preset each preset reaches the target, with the fastest of its run
-lengths. Both tables are for tracks of the model alone.
-Third table: results for each clip, also with tracks that follow optical flow (--follow_flow 1), and for chained optical
-flow without a model.
+These are tracks of the model alone.
+Second table: results for each clip, also with tracks that follow optical flow (--follow_flow 1), and for chained
+optical flow without a model.
 """
 
 import argparse
@@ -25,30 +24,33 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.ablation import means_of_seeds, values
 from benchmarks.experiments import (
     FOLLOWED,
     Cell,
     add_clip_arguments,
     clips_of,
     file_options,
+    finish,
     ground_truth,
+    means_of_seeds,
+    on_clip,
     run_missing,
-    spread,
+    values,
 )
+from benchmarks.tables import markdown, spread
 from common.cli import Parser, run
-from common.files import atomic_path, write_text
+from common.files import atomic_path
 from evaluation.plots import COLORS, STYLE
 from evaluation.scoring import baseline_tracks, score
 from loaders.sequence import open_sequence
 
-METRIC = "average_pts_within_thresh"
+METRICS = ("average_pts_within_thresh", "average_jaccard")  # delta_avg and AJ
 Runs = dict[tuple[str, int], list[dict]]  # (preset, index of its length) -> records
 
 
 def curve(records: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, seconds and delta_avg, each `(looks,)`, at the scored steps: means over runs of one length."""
-    looks = [[(point["step"], point["seconds"], point[METRIC]) for point in record["curve"]] for record in records]
+    looks = [[(point["step"], point["seconds"], point[METRICS[0]]) for point in record["curve"]] for record in records]
     return tuple(np.mean(looks, axis=0).T)
 
 
@@ -69,65 +71,43 @@ def time_to(target: float, records: list[dict]) -> float:
     return float(seconds[k - 1] + share * (seconds[k] - seconds[k - 1]))
 
 
-def quickest(target: float, runs: list[list[dict]]) -> float:
-    """The smallest `time_to` of runs of several lengths; NaN if none reaches the target."""
-    found = [seconds for records in runs if not math.isnan(seconds := time_to(target, records))]
-    return min(found, default=math.nan)
+def best_end(runs: list[list[dict]], clip: str) -> float:
+    """Best final delta_avg on a clip among runs of several lengths, means over the seeds; NaN if there is none."""
+    ends = [on_clip(records, METRICS[0], clip) for records in runs]
+    return max((statistics.mean(end) for end in ends if end), default=math.nan)
 
 
-def final(records: list[dict], clip: str) -> float:
-    """Final delta_avg on a clip, mean over the seeds; -infinity if there is no run."""
-    found = [value for (c, _), value in values(records, METRIC).items() if c == clip]
-    return statistics.mean(found) if found else -math.inf
-
-
-def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
+def table(runs: Runs, clips: list[str], targets: dict[str, float]) -> str:
     """Markdown table with one row for each preset and run length."""
-    lines = ["| preset | steps | seconds | delta_avg | AJ |" + "".join(
-        f" seconds to {targets[clip]:.3f}, {Path(clip).name} |" for clip in clips), "|---" * (5 + len(clips)) + "|"]
+    rows = []
     for (preset, _), records in runs.items():
         seconds = statistics.mean(values(records, "seconds").values())
-        cells = [spread(means_of_seeds(values(records, key))) for key in (METRIC, "average_jaccard")]
+        row = [preset, str(records[0]["steps"]), f"{seconds:.0f}"]
+        row += [spread(means_of_seeds(values(records, key))) for key in METRICS]
         for clip in clips:
             found = time_to(targets[clip], [r for r in records if r["cell"]["clip"] == clip])
-            cells.append("never" if math.isnan(found) else f"{found:.0f}")
-        lines.append(f"| {preset} | {records[0]['steps']} | {seconds:.0f} | " + " | ".join(cells) + " |")
-    return lines
+            row.append("never" if math.isnan(found) else f"{found:.0f}")
+        rows.append(row)
+    return markdown(["preset", "steps", "seconds", "delta_avg", "AJ",
+                     *(f"seconds to {targets[clip]:.3f}, {Path(clip).name}" for clip in clips)], rows)
 
 
-def clip_table(runs: Runs, clips: list[str]) -> list[str]:
+def clip_table(runs: Runs, clips: list[str]) -> str:
     """Markdown table of delta_avg and AJ on every clip: the model alone, tracks that follow optical flow (--follow_flow
     1), and chained optical flow."""
-    lines = ["| delta_avg / AJ at the end | steps | " + " | ".join(Path(clip).name for clip in clips) + " |",
-             "|---" * (len(clips) + 2) + "|"]
+    rows = []
     for (preset, _), records in runs.items():
         for prefix, name in (("", preset), (FOLLOWED, f"{preset}, with the flow")):
-            cells = [" / ".join(spread([v for (c, _), v in sorted(values(records, prefix + key).items()) if c == clip])
-                                for key in (METRIC, "average_jaccard")) for clip in clips]
-            lines.append(f"| {name} | {records[0]['steps']} | " + " | ".join(cells) + " |")
-    cells = []
+            cells = [" / ".join(spread(on_clip(records, prefix + key, clip)) for key in METRICS) for clip in clips]
+            rows.append([name, str(records[0]["steps"]), *cells])
+    chained = []
     for clip in clips:
         sequence = open_sequence(clip)
-        truth, queries, rows = ground_truth(sequence)
-        found = score(baseline_tracks("chain", sequence, queries), truth, rows, "first")
-        cells.append(f"{found[METRIC]:.3f} / {found['average_jaccard']:.3f}")
-    return [*lines, "| chained flow | | " + " | ".join(cells) + " |"]
-
-
-def ratios(runs: Runs, clips: list[str], targets: dict[str, float]) -> list[str]:
-    """Markdown table: how many times faster than the first preset each preset reaches the clip's target."""
-    presets = list(dict.fromkeys(preset for preset, _ in runs))
-    lines = [f"| times quicker to it than {presets[0]} | " + " | ".join(Path(c).name for c in clips) + " |",
-             "|---" * (len(clips) + 1) + "|"]
-    for preset in presets:
-        cells = []
-        for clip in clips:
-            first, own = (quickest(targets[clip], [[r for r in records if r["cell"]["clip"] == clip]
-                                            for (name, _), records in runs.items() if name == p])
-                          for p in (presets[0], preset))
-            cells.append("-" if math.isnan(own) or math.isnan(first) else f"{first / own:.1f}")
-        lines.append(f"| {preset} | " + " | ".join(cells) + " |")
-    return lines
+        truth, queries, annotation_rows = ground_truth(sequence)
+        found = score(baseline_tracks("chain", sequence, queries), truth, annotation_rows, "first")
+        chained.append(" / ".join(f"{found[key]:.3f}" for key in METRICS))
+    rows.append(["chained flow", "", *chained])
+    return markdown(["delta_avg / AJ at the end", "steps", *(Path(clip).name for clip in clips)], rows)
 
 
 def plot(runs: Runs, path: Path) -> None:
@@ -180,13 +160,9 @@ def main() -> None:
     if not runs:
         parser.exit(1, "no run has finished\n")
     first = [found for (preset, _), found in runs.items() if preset == Path(args.presets[0]).stem]
-    targets = {clip: args.target or max((final(found, clip) for found in first), default=math.nan) for clip in clips}
-    text = "\n".join([*table(runs, clips, targets), "", *ratios(runs, clips, targets), "",
-                      *clip_table(runs, clips)])
-    write_text(Path(args.out) / "convergence.md", text + "\n")
+    targets = {clip: args.target or best_end(first, clip) for clip in clips}
     plot(runs, Path(args.out) / "convergence.png")
-    print(text)
-    parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "")
+    finish(parser, [table(runs, clips, targets), clip_table(runs, clips)], Path(args.out) / "convergence.md", failed)
 
 
 if __name__ == "__main__":

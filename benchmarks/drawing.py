@@ -117,11 +117,7 @@ def load_times(path: Path, runs: int = 5) -> None:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--noise", type=float, default=0.05, help="pixels")
-    parser.add_argument("--page", type=Path, help="only the loading of this page")
     args = parser.parse_args()
-    if args.page:
-        load_times(args.page)
-        return
     with tempfile.TemporaryDirectory() as folder:
         video_times(Path(folder))
         page = Path(folder) / "page.html"

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from benchmarks.experiments import ground_truth
+from benchmarks.tables import markdown
 from common.cli import run
 from configs.options import parse
-from evaluation.scoring import as_point_tracks, baseline_tracks, score
+from evaluation.scoring import COLUMNS, as_point_tracks, baseline_tracks, score
 from inference.load_run import load_run
 from loaders.track_files import Annotations
 
-KEYS = ("average_jaccard", "average_pts_within_thresh", "occlusion_accuracy", "pts_within_4", "pts_within_8",
-        "pts_within_16")
 NEAR = 5  # frames, upper end of the first range of distances
 
 
@@ -41,7 +40,8 @@ def far_apart(truth: Annotations, queries: np.ndarray, rows: np.ndarray) -> dict
     T = truth.points.shape[1]
     away = np.abs(np.arange(T) - queries[:, :1])  # (M, T)
     used = np.ones((len(rows), T), bool) if truth.evaluated is None else truth.evaluated[rows]
-    out, low, high = {}, 1, NEAR
+    out = {}
+    low, high = 1, NEAR
     while low < T:
         some = used & (away >= low) & (away <= high)
         if (some & ~truth.occluded[rows]).any():
@@ -62,15 +62,19 @@ def main() -> None:
         queries, rows = every_query(truth)
         found[name] = as_point_tracks(tracker.track(queries), queries, sequence.size)
     found["chained flow"] = baseline_tracks("chain", sequence, queries)
-    print(f"| {len(queries)} queries | AJ | delta_avg | OA | within 4, 8, 16 px |\n|---|---|---|---|---|")
+    rows_of_scores = []
     for name, tracks in found.items():
-        a, d, o, *within = (score(tracks, truth, rows, "strided")[key] for key in KEYS)  # before and after
-        print(f"| {name} | {a:.3f} | {d:.3f} | {o:.3f} | {', '.join(f'{share:.0%}' for share in within)} |")
-    print(f"\n| delta_avg, frames apart | positions | {' | '.join(found)} |\n|---|---|{'---|' * len(found)}")
+        metrics = score(tracks, truth, rows, "strided")  # counts the frames before and after each query
+        within = ", ".join(f"{metrics[f'pts_within_{threshold}']:.0%}" for threshold in (4, 8, 16))
+        rows_of_scores.append([name, *(f"{metrics[key]:.3f}" for key in list(COLUMNS)[:3]), within])
+    print(markdown([f"{len(queries)} queries", *list(COLUMNS.values())[:3], "within 4, 8, 16 px"], rows_of_scores))
+    rows_of_distances = []
     for name, some in far_apart(truth, queries, rows).items():
-        d = [score(tracks, some, np.arange(len(rows)), "strided")["average_pts_within_thresh"]
-             for tracks in found.values()]
-        print(f"| {name} | {(some.evaluated & ~some.occluded).sum()} | {' | '.join(f'{x:.3f}' for x in d)} |")
+        metrics = [score(tracks, some, np.arange(len(rows)), "strided") for tracks in found.values()]
+        rows_of_distances.append([name, str((some.evaluated & ~some.occluded).sum()),
+                                  *(f"{each['average_pts_within_thresh']:.3f}" for each in metrics)])
+    print()
+    print(markdown(["delta_avg, frames apart", "positions", *found], rows_of_distances))
 
 
 if __name__ == "__main__":

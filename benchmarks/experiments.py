@@ -5,8 +5,7 @@ Notation
     preset   a config file; options that it does not set are taken from a base config file
     cell     one run: a preset on a clip with a seed, for a number of steps or seconds
     curve    training seconds and metrics of a cell at a few equally spaced steps; the last is the end of the run
-Each result is a file, OUT/cells/NAME.json; only missing cells are computed. `train_and_score` is for benchmarks that
-run train.py and eval.py in full and score once at the end.
+Each result is a file, OUT/cells/NAME.json; only missing cells are computed.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import write_text
-from configs.options import parse, run_dir
+from benchmarks.timing import seconds_of
+from common.files import write_json, write_text
+from configs.options import parse
 from evaluation.scoring import as_point_tracks, score
 from inference.load_run import new_tracker
 from loaders.correspondences import open_correspondences
@@ -97,22 +96,17 @@ def file_options(path: str) -> dict[str, str]:
 
 def run_cell(cell: Cell) -> dict:
     """Train and score a cell; returns the content of its result file."""
+    options = cell_options(cell)
     with TemporaryDirectory() as folder:  # apart from the user's runs
-        return _run_cell(cell, cell_options(cell), folder)
-
-
-def _run_cell(cell: Cell, options: Namespace, folder: str) -> dict:
-    options.save_dir = folder
-    options.num_iters = cell.steps or steps_within(options, cell.seconds)
-    trainer = Trainer(options)
-    looks = {round(options.num_iters * k / cell.looks) for k in range(1, cell.looks + 1)}
-    seconds, curve = 0.0, []
-    while trainer.step < options.num_iters:
-        start = time.perf_counter()
-        trainer.train_step()
-        seconds += time.perf_counter() - start
-        if trainer.step in looks:
-            curve.append({"step": trainer.step, "seconds": seconds, **metrics_now(trainer)})
+        options.save_dir = folder
+        options.num_iters = cell.steps or steps_within(options, cell.seconds)
+        trainer = Trainer(options)
+        scored = {round(options.num_iters * k / cell.looks) for k in range(1, cell.looks + 1)}
+        seconds, curve = 0.0, []
+        while trainer.step < options.num_iters:
+            seconds += seconds_of(trainer.train_step, trainer.device)
+            if trainer.step in scored:
+                curve.append({"step": trainer.step, "seconds": seconds, **metrics_now(trainer)})
     return {"cell": asdict(cell), "options": preset_options(cell), "steps": options.num_iters, "seconds": seconds,
             "curve": curve, "correspondences": correspondences(cell),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -121,11 +115,8 @@ def _run_cell(cell: Cell, options: Namespace, folder: str) -> dict:
 
 def steps_within(options: Namespace, seconds: float) -> int:
     """Number of training steps that fit into `seconds`, from the median time of PROBE steps; at least 1."""
-    trainer, times = Trainer(options), []
-    for _ in range(WARM_UP + PROBE):
-        start = time.perf_counter()
-        trainer.train_step()
-        times.append(time.perf_counter() - start)
+    trainer = Trainer(options)
+    times = [seconds_of(trainer.train_step, trainer.device) for _ in range(WARM_UP + PROBE)]
     return max(round(seconds / statistics.median(times[WARM_UP:])), 1)
 
 
@@ -171,6 +162,23 @@ def run_missing(cells: list[Cell], folder: Path) -> tuple[list[dict], list[str]]
     return records, failed
 
 
+def values(records: list[dict], key: str) -> dict[tuple[str, int], float]:
+    """A metric at the end of each run, or its "seconds", "steps" or "peak_bytes", by (clip, seed)."""
+    return {(record["cell"]["clip"], record["cell"]["seed"]): record.get(key, record["curve"][-1].get(key))
+            for record in records if key in record or key in record["curve"][-1]}
+
+
+def on_clip(records: list[dict], key: str, clip: str) -> list[float]:
+    """`values` of the runs on one clip, in the order of their seeds."""
+    return [value for (name, _), value in sorted(values(records, key).items()) if name == clip]
+
+
+def means_of_seeds(by_clip_and_seed: dict[tuple[str, int], float]) -> list[float]:
+    """The mean over the clips, for each seed."""
+    seeds = sorted({seed for _, seed in by_clip_and_seed})
+    return [statistics.mean(v for (_, s), v in by_clip_and_seed.items() if s == seed) for seed in seeds]
+
+
 def _same(record: dict, cell: Cell) -> bool:
     """Whether a record matches the cell, its preset's current options and its clip's current correspondences."""
     found = correspondences(cell)
@@ -200,40 +208,19 @@ def clips_of(args: argparse.Namespace) -> list[str]:
     return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames, args.chain) + args.clips
 
 
-def train_and_score(arguments: list[str], annotations: str = "") -> dict:
-    """Run train.py and eval.py with `arguments`.
-
-    Returns the metrics (if annotations are given), the entry of diagnosis.json for the last step ("diagnosis") and the
-    training time ("seconds"). They are saved in the run's folder: a finished run is not repeated, and an interrupted
-    run is resumed."""
-    folder = run_dir(parse("train", arguments))
-    result = folder / "result.json"
-    if not result.is_file():
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "train.py", *arguments, "--i_img", "0", "--no_tensorboard"], check=True)
-        out = {"seconds": time.perf_counter() - start}
-        if annotations:
-            subprocess.run([sys.executable, "eval.py", *arguments, "--annotations", annotations, "--query_mode",
-                            "first", "--out", str(folder / "metrics.json")], check=True)
-            out |= json.loads((folder / "metrics.json").read_text())
-        diagnosis = folder / "diagnosis.json"
-        out["diagnosis"] = json.loads(diagnosis.read_text())[-1] if diagnosis.is_file() else None
-        write_text(result, json.dumps(out))
-    return json.loads(result.read_text())
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation as text; only the value if there is one, "-" if there is none."""
-    if not values:
-        return "-"
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+def finish(parser: argparse.ArgumentParser, tables: list[str], path: Path, failed: list[str]) -> None:
+    """Write the tables to a file, print them, and exit with 1 if a cell failed."""
+    text = "\n\n".join(tables)
+    write_text(path, text + "\n")
+    print(text)
+    parser.exit(1 if failed else 0, f"failed: {', '.join(failed)}\n" if failed else "")
 
 
 def main() -> None:
     torch.set_flush_denormal(True)  # as train.py does
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cell, path = Cell(**json.loads(sys.argv[1])), Path(sys.argv[2])
-    write_text(path, json.dumps(run_cell(cell), indent=1) + "\n")
+    write_json(path, run_cell(cell))
 
 
 if __name__ == "__main__":

@@ -20,17 +20,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.tables import markdown
 from common.cli import Parser
-from common.files import write_text
-from common.geometry import sample
+from common.files import write_json
+from common.geometry import pixel_grid, sample
 from drawing.colors import flow_colors, full_saturation
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
@@ -38,7 +40,7 @@ from loaders.track_files import Annotations, load_annotations
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
 SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}
-BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames
+BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames; 1000: no upper end
 NEAR = 4.0  # pixels at 256x256
 
 
@@ -57,7 +59,7 @@ def preprocess(folder: Path, arguments: list[str]) -> dict:
     cost["seconds"] += time.perf_counter() - begin
     cost["cpu"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     cost["bytes"] = max(cost["bytes"], after.ru_maxrss * 1024)
-    write_text(path, json.dumps(cost))
+    write_json(path, cost)
     if code:
         sys.exit(code)
     return cost
@@ -79,14 +81,13 @@ def frame_pairs(annotations: Annotations) -> list[tuple[int, int, np.ndarray]]:
     return [(int(i), int(j), rows) for i, j, rows in pairs if len(rows)]
 
 
-def chains(store: CorrespondenceStore, annotations: Annotations, i: int) -> dict[int, np.ndarray]:
-    """Positions `(N, 2)` of all points of frame i in every other frame, by chaining the flows of adjacent frames."""
-    out, T = {}, store.num_frames
-    for step, frames in ((1, range(i, T - 1)), (-1, range(i, 0, -1))):
-        points = annotations.points[:, i].copy()
-        for t in frames:
-            points = points + sample(store.dense(t, t + step).flow, points)
-            out[t + step] = points
+def chained(store: CorrespondenceStore, points: np.ndarray, frames: Iterable[int]) -> dict[int, np.ndarray]:
+    """Positions of points `(N, 2)` of the first of `frames` in all following ones, by chaining the flows of adjacent
+    frames. `frames` are consecutive, in either direction."""
+    out = {}
+    for a, b in pairwise(frames):
+        points = points + sample(store.dense(a, b).flow, points)
+        out[b] = points
     return out
 
 
@@ -100,52 +101,63 @@ def stored_ends(store: CorrespondenceStore, i: int, j: int, p: np.ndarray) -> np
 
 def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> FlowModel:
     """The flow model of a source, for frames of `size` (H, W)."""
-    weights = dict(zip(SOURCES[name][::2], SOURCES[name][1::2], strict=True)).get("--raft_weights", "")
-    return FLOW_MODELS[SOURCES[name][1]](ModelOptions(weights=weights, weights_dir=weights_dir), size, 1 << 30)
+    _, method, *weights = SOURCES[name]
+    return FLOW_MODELS[method](ModelOptions(weights=weights[-1] if weights else "", weights_dir=weights_dir), size,
+                               1 << 30)
 
 
-def errors(name: str, weights_dir: Path | None, sequence: VideoSequence, store: CorrespondenceStore,
+def errors(model: FlowModel, sequence: VideoSequence, store: CorrespondenceStore,
            annotations: Annotations) -> np.ndarray:
     """Rows (interval, still, direct, chained, stored), one a point and pair of frames; errors in pixels at 256x256.
 
     `stored` is NaN where the point has no correspondence, and infinite where the pair of frames is not stored."""
-    model = flow_model(name, weights_dir, sequence.size)
     pairs = frame_pairs(annotations)
     frames = sorted({i for i, _, _ in pairs})
     encodings = {t: model.encode(sequence.frame(t)) for t in frames}
-    chained, scale = {i: chains(store, annotations, i) for i in frames}, 256 / np.array(store.size[::-1])
-    stored_pairs, out = set(map(tuple, store.pairs.tolist())), []
-    for i, j, joints in tqdm(pairs, desc=f"{name}, annotated pairs"):
-        p, truth = annotations.points[joints, i], annotations.points[joints, j]
+    chains = {i: chained(store, annotations.points[:, i], range(i, store.num_frames))
+              | chained(store, annotations.points[:, i], range(i, -1, -1)) for i in frames}
+    scale = 256 / np.array(store.size[::-1])
+    stored_pairs = set(map(tuple, store.pairs.tolist()))
+    out = []
+    for i, j, joints in tqdm(pairs, desc="annotated pairs"):
+        p, truth = annotations.points[joints, i], annotations.points[joints, j]  # (n, 2)
         [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
-        found = [p, p + sample(flow, p), chained[i][j][joints], np.full_like(p, np.inf)]
-        if (i, j) in stored_pairs:
-            found[3] = stored_ends(store, i, j, p)
-        distance = [np.linalg.norm((q - truth) * scale, axis=-1) for q in found]
-        out.append(np.stack([np.full(len(p), abs(i - j)), *distance], axis=-1))
+        stored = stored_ends(store, i, j, p) if (i, j) in stored_pairs else np.full_like(p, np.inf)
+        ends = np.stack([p, p + sample(flow, p), chains[i][j][joints], stored])  # (4, n, 2)
+        distances = np.linalg.norm((ends - truth) * scale, axis=-1)  # (4, n)
+        out.append(np.column_stack([np.full(len(p), abs(i - j)), *distances]))
     return np.concatenate(out)
 
 
-def report(name: str, cost: dict, store: CorrespondenceStore, rows: np.ndarray) -> list[str]:
-    """Markdown rows of a flow method: its row of the first table, then its rows of the second."""
+def names(bins: Iterable[tuple[int, int]]) -> list[str]:
+    """Column titles of ranges of intervals."""
+    return [str(low) if low == high else f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in bins]
+
+
+def within(interval: np.ndarray, values: np.ndarray, bins: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+    """The values `(n,)` whose interval `(n,)` is in each range."""
+    return [values[(interval >= low) & (interval <= high)] for low, high in bins]
+
+
+def cost_cells(cost: dict, store: CorrespondenceStore) -> list[str]:
+    """Row of the first table: time, CPU time, memory, disk space, and share of valid correspondences by interval."""
     interval = np.abs(store.pairs[:, 0] - store.pairs[:, 1])
     share = store.counts[store.pairs[:, 0], store.pairs[:, 1]] / np.prod(store.size)
     share = np.where((interval > 1) & (store.meta["method"].get("keep") == "half"), 2 * share, share)
     disk = sum(path.stat().st_size for path in store.root.iterdir())
-    valid = [share[(interval >= low) & (interval <= high)] for low, high in BINS]
-    lines = [f"| {name} | {cost['seconds'] / 60:.1f} min | {cost['cpu'] / 60:.1f} min | {cost['bytes'] / 2**30:.2f} "
-             f"GiB | {disk / 2**20:.0f} MiB | "
-             + " | ".join(f"{x.mean():.0%}" if len(x) else "-" for x in valid) + " |"]
-    for k, kind in enumerate(("still", "direct", "chained", "stored"), 1):
-        cells = []
-        for low, high in (*BINS, (1, 1000)):
-            e = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), k]
-            e = e[e != np.inf]
-            covered = ~np.isnan(e)
-            good = f"{(e[covered] < NEAR).mean():.0%}" if covered.any() else "-"
-            cells.append(f"{good} of {covered.mean():.0%}" if kind == "stored" and len(e) else good)
-        lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
-    return lines
+    valid = [f"{part.mean():.0%}" if len(part) else "-" for part in within(interval, share, BINS)]
+    return [f"{cost['seconds'] / 60:.1f} min", f"{cost['cpu'] / 60:.1f} min", f"{cost['bytes'] / 2**30:.2f} GiB",
+            f"{disk / 2**20:.0f} MiB", *valid]
+
+
+def near_cell(error: np.ndarray) -> str:
+    """Share of errors below NEAR, and the share of points that have a correspondence if that is not all."""
+    error = error[error != np.inf]
+    known = error[~np.isnan(error)]
+    if not len(known):
+        return "-"
+    good = f"{(known < NEAR).mean():.0%}"
+    return good if len(known) == len(error) else f"{good} of {len(known) / len(error):.0%}"
 
 
 def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> None:
@@ -154,6 +166,7 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
     Columns: the two frames; then, for each flow method, the direct, the chained and the stored flow. In the stored
     flow, pixels without a correspondence are gray and occluded pixels are darker."""
     sequence = open_sequence(next(iter(folders.values())), None)
+    pixels = pixel_grid(sequence.size).numpy().reshape(-1, 2)  # (H * W, 2)
     targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
     targets = [targets[0], targets[len(targets) // 2], targets[-1]]
     height = len(targets) * (2 * sequence.size[0] / sequence.size[1] + 0.25)
@@ -166,30 +179,21 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
             model = flow_model(name, weights_dir, store.size)
             [(direct, _)] = model.flow(
                 [model.encode(sequence.frame(0))], [model.encode(sequence.frame(j))], [None], j == 1)
-            pair, chained = store.dense(0, j), chained_flow(store, 0, j)
-            longest = longest or full_saturation(chained)
+            pair = store.dense(0, j)
+            chain = (chained(store, pixels, range(j + 1))[j] - pixels).reshape(*store.size, 2)
+            longest = longest or full_saturation(chain)
             stored = flow_colors(pair.flow, longest)
             stored[pair.occlusion] //= 2
             stored[~(pair.cycle | pair.occlusion)] = 128
-            cells |= {f"{name}, direct": flow_colors(direct, longest), f"{name}, chained": flow_colors(
-                chained, longest), f"{name}, stored": stored}
+            cells[f"{name}, direct"] = flow_colors(direct, longest)
+            cells[f"{name}, chained"] = flow_colors(chain, longest)
+            cells[f"{name}, stored"] = stored
         for axes, (title, image) in zip(row, cells.items(), strict=True):
             axes.imshow(image)
             axes.set_title(title, fontsize=10)
             axes.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-
-
-def chained_flow(store: CorrespondenceStore, i: int, j: int) -> np.ndarray:
-    """Flow `(H, W, 2)` from every pixel of frame i to frame j, the sum of adjacent flows along its path."""
-    H, W = store.size
-    y, x = np.mgrid[:H, :W]
-    start = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
-    points, step = start.copy(), 1 if j > i else -1
-    for t in range(i, j, step):
-        points = points + sample(store.dense(t, t + step).flow, points)
-    return (points - start).reshape(H, W, 2)
 
 
 def main() -> None:
@@ -203,23 +207,24 @@ def main() -> None:
     parser.add_argument("preprocessing", nargs="*", help="more options of `python -m preprocessing`, after --")
     args = parser.parse_args()
     weights = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
-    names = [f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
-    folders, costs, consistency = {}, [], []
-    for name in args.sources:
-        options = SOURCES[name]
-        folder = folders[name] = args.work_dir / name.replace(" ", "_")
-        cost = preprocess(folder, ["--video", args.video, "--chain", "unfiltered", *options, *weights,
+    folders = {name: args.work_dir / name.replace(" ", "_") for name in args.sources}
+    costs, joints = [], []
+    for name, folder in folders.items():
+        cost = preprocess(folder, ["--video", args.video, "--chain", "unfiltered", *SOURCES[name], *weights,
                                    *args.preprocessing])
         sequence = open_sequence(folder, None)
         store = open_correspondences(sequence)
         annotations = first_frames(load_annotations(args.annotations), len(sequence)).resized(sequence.size)
-        line, *more = report(name, cost, store, errors(name, args.weights_dir, sequence, store, annotations))
-        costs.append(line)
-        consistency += more
-    print("| source | time | CPU time | peak memory | disk | valid at intervals of " + " | ".join(names) + " |")
-    print("|---" * (5 + len(BINS)) + "|", *costs, sep="\n")
-    print("\n| joints within 4 px | " + " | ".join(names) + " | all |\n" + "|---" * (2 + len(BINS)) + "|",
-          *consistency, sep="\n")
+        costs.append([name, *cost_cells(cost, store)])
+        rows = errors(flow_model(name, args.weights_dir, sequence.size), sequence, store, annotations)
+        for k, kind in enumerate(("still", "direct", "chained", "stored"), 1):
+            parts = within(rows[:, 0], rows[:, k], (*BINS, (1, 1000)))
+            joints.append([f"{name}, {kind}", *map(near_cell, parts)])
+    first, *others = names(BINS)
+    print(markdown(["source", "time", "CPU time", "peak memory", "disk", f"valid at intervals of {first}", *others],
+                   costs))
+    print()
+    print(markdown(["joints within 4 px", first, *others, "all"], joints))
     if args.picture:
         picture(folders, args.weights_dir, args.picture)
 

@@ -7,19 +7,17 @@ of the default preset and the same pixels, and run alternately. The table has me
 compare the ratio.
 """
 
-import json
 import logging
 import statistics
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.tables import extent, markdown
+from benchmarks.timing import alternate
 from common.cli import Parser
-from common.files import write_text
+from common.files import write_json
 from configs.options import parse
 from inference.tracker import Tracker
 from models.factory import new_model, pick_device
@@ -55,24 +53,18 @@ def main() -> None:
     pixels = torch.rand(args.pixels, 2, device=device) * (size[0] - 1)
     queries = np.column_stack([np.full(args.pixels, 3.0), pixels.flip(1).cpu().numpy()])
     work = {"per_frame": lambda: track_per_frame(plain, pixels, 3), "shared": lambda: Tracker(fast).track(queries)}
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in tqdm(range(args.repeats + 1), "repeats"):
-        for name, function in work.items():
-            start = time.perf_counter()
-            result = function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    positions = track_per_frame(plain, pixels, 3)[0].cpu().numpy()
-    difference = np.linalg.norm(positions - result.tracks, axis=-1)[:, [j for j in range(args.frames) if j != 3]]
+    times = alternate(work, args.repeats, 1, device)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
-    print(f"{device.type}: {args.pixels} pixels to {args.frames} frames of 256x256, {args.repeats} repeats\n"
-          "| way | median, s | fastest to slowest | whole frame to 82 frames (extrapolated), min |\n|---|---|---|---|")
-    for name, seconds in times.items():
-        dense = medians[name] * size[0] * size[1] / args.pixels * 82 / args.frames / 60
-        print(f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} to {max(seconds):.2f} | {dense:.1f} |")
+    write_json(args.out, medians)
+    share = args.pixels / (size[0] * size[1]) * args.frames / 82  # of a whole frame tracked through 82 frames
+    print(f"{device.type}: {args.pixels} pixels to {args.frames} frames of 256x256, {args.repeats} repeats")
+    print(markdown(
+        ["way", "median, s", "fastest to slowest", "whole frame to 82 frames (extrapolated), min"],
+        [[name, f"{median:.2f}", extent(times[name], ".2f"), f"{median / share / 60:.1f}"]
+         for name, median in medians.items()]))
+    positions = work["per_frame"]()[0].cpu().numpy()
+    others = [j for j in range(args.frames) if j != 3]
+    difference = np.linalg.norm(positions - work["shared"]().tracks, axis=-1)[:, others]  # (N, T - 1) pixels
     print(f"ratio {medians['per_frame'] / medians['shared']:.1f}; positions differ by {np.median(difference):.3f} px "
           f"(median), {np.percentile(difference, 99):.3f} px (99%)")
 

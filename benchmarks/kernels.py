@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
+from benchmarks.tables import markdown
 from common.cli import Parser
 from models.kernels import triton_coupling as coupling
 
@@ -74,12 +75,10 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
     parser.add_argument("--depth", type=int, default=2, help="hidden layers of a coupling's MLP")
     args = parser.parse_args()
-    print("| compute capability | precision | kernel | registers | spilled, bytes | shared, KiB |")
-    print("|---|---|---|---|---|---|")
-    for arch in args.arch:
-        for precision in args.precision:
-            for name, use in usages(precision, arch, depth=args.depth).items():
-                print(f"| {arch / 10} | {precision} | {name} | {use.registers} | {use.spilled} | {use.shared:.0f} |")
+    rows = [[str(arch / 10), precision, name, str(use.registers), str(use.spilled), f"{use.shared:.0f}"]
+            for arch in args.arch for precision in args.precision
+            for name, use in usages(precision, arch, depth=args.depth).items()]
+    print(markdown(["compute capability", "precision", "kernel", "registers", "spilled, bytes", "shared, KiB"], rows))
 
 
 if __name__ == "__main__":

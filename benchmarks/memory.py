@@ -6,6 +6,7 @@ equals that on a GPU but needs no GPU. The backward pass itself also needs memor
 
 import torch
 
+from benchmarks.tables import markdown
 from common.cli import Parser
 from configs.options import parse
 from models.factory import new_model, pick_device
@@ -38,8 +39,7 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", default="default,original", help="comma-separated presets")
     args = parser.parse_args()
-    print("| preset | products | kept for the backward pass, GiB | parameters, gradients and Adam, GiB |")
-    print("|---|---|---|---|")
+    rows = []
     for preset in args.presets.split(","):
         for precision in ("fp32", "bf16"):
             options = parse("train", ["--config", f"configs/{preset}.txt", "--precision", "fp32", "--device", "cpu"])
@@ -48,7 +48,9 @@ def main() -> None:
             model.recompute_above = 1 << 62
             new_optimizers(model, options)
             parameters = 4 * 4 * sum(p.numel() for p in model.parameters())  # value, gradient, two moments
-            print(f"| {preset} | {precision} | {saved_bytes(model, options) / 2**30:.2f} | {parameters / 2**30:.3f} |")
+            rows.append([preset, precision, f"{saved_bytes(model, options) / 2**30:.2f}", f"{parameters / 2**30:.3f}"])
+    print(markdown(["preset", "products", "kept for the backward pass, GiB", "parameters, gradients and Adam, GiB"],
+                   rows))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import logging
 import re
 from pathlib import Path
 
+from benchmarks.tables import markdown
 from common.cli import Parser, run
 from common.errors import UserError
 from common.files import read_json, write_text
@@ -44,15 +45,14 @@ def render_page(page: Path, results: Path) -> str:
     return rendered
 
 
-def markdown(result: dict) -> str:
+def result_text(result: dict) -> str:
     """The title, the table and the command of a result as Markdown."""
     columns = result["columns"]
     digits = result.get("digits", 3)
     if isinstance(digits, int):
         digits = [digits] * len(columns)
-    lines = [_row(columns), "|---" * len(columns) + "|"]
-    for cells in result["rows"]:
-        lines.append(_row([_cell(cell, places) for cell, places in zip(cells, digits, strict=True)]))
+    lines = [markdown(columns, [[_cell(cell, places) for cell, places in zip(cells, digits, strict=True)]
+                                for cells in result["rows"]])]
     if result.get("title"):
         lines = [result["title"], "", *lines]
     if result.get("command"):
@@ -65,14 +65,10 @@ def _marked_table(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no file {path}: add it, or remove the mark that names it")
     try:
-        table = markdown(read_json(path, "correct it"))
+        table = result_text(read_json(path, "correct it"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a table ({error}): its rows need a cell for each of `columns`") from error
     return f"{OPENING} {path.stem} -->\n{table}\n<!-- /results -->"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(value: str | float | None, digits: int) -> str:

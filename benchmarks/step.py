@@ -10,21 +10,20 @@ All runs train on the same batches of a small rendered sequence, alternately in 
 times vary between runs; compare the ratios of medians. GFLOP counts the matrix products of a fused default step.
 """
 
-import json
 import logging
 import resource
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from benchmarks.tables import extent, markdown
+from benchmarks.timing import alternate
 from common.cli import Parser
-from common.files import write_text
+from common.files import write_json
 from configs.options import parse
 from loaders.sequence import open_sequence
 from models.factory import pick_device
@@ -65,17 +64,6 @@ def new_trainer(folder: Path, preset: str, plain: bool, shape: tuple[int, int, i
     return trainer
 
 
-def seconds_of(work, device: torch.device) -> float:
-    """Seconds of `work()`, including all GPU work that it starts."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
     """GFLOP (10^9 multiplications and additions) of the matrix products of a fused step, forward and backward.
 
@@ -93,34 +81,30 @@ def step_gflop(model: OmniMotion, shape: tuple[int, int, int]) -> float:
     return 3 * 2 * per_sample * shape[0] * shape[1] * shape[2] / 1e9
 
 
-def print_profile(trainer: Trainer, steps: int = 5, rows: int = 12) -> None:
-    """Print the operators that take the largest share of a step."""
+def profile_table(trainer: Trainer, steps: int = 5, rows: int = 12) -> str:
+    """Markdown table of the operators that take the largest share of a step."""
     with torch.profiler.profile() as profile:
         for _ in range(steps):
             trainer.train_step()
     operators = sorted(profile.key_averages(), key=lambda op: -op.self_cpu_time_total)
     total = sum(op.self_cpu_time_total for op in operators)
-    print("| operator | calls a step | share of a step |\n|---|---|---|")
-    for op in operators[:rows]:
-        print(f"| {op.key} | {op.count / steps:.0f} | {op.self_cpu_time_total / total:.1%} |")
+    return markdown(["operator", "calls a step", "share of a step"], [
+        [op.key, f"{op.count / steps:.0f}", f"{op.self_cpu_time_total / total:.1%}"] for op in operators[:rows]])
 
 
-def measure(folder: Path, device: torch.device, steps: int,
-            profile: bool) -> tuple[dict[str, list[float]], list[float], float]:
-    """Seconds of each step of each run, seconds of each batch of the bf16 run's sampler, and GFLOP of a fused step."""
+def measure(folder: Path, device: torch.device, steps: int, profile: bool) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each step of each run, and GFLOP of a fused step.
+
+    The key "sampler" has the seconds of drawing a batch for the bf16 run."""
     shape = SHAPES[device.type]
     runs = {name: new_trainer(folder, preset, plain, shape, more) for name, (preset, plain, more) in RUNS.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    sampling, bf16 = [], runs["default_fused_bf16"]
-    for step in tqdm(range(steps + 3), "steps"):
-        for name, run in runs.items():
-            seconds = seconds_of(run.train_step, device)
-            if step >= 3:
-                times[name].append(seconds)
-        sampling.append(seconds_of(partial(bf16.sampler.batch, 9, lambda distance: 1.0), device))
+    bf16 = runs["default_fused_bf16"]
+    work = {name: run.train_step for name, run in runs.items()}
+    work["sampler"] = partial(bf16.sampler.batch, 9, lambda distance: 1.0)
+    times = alternate(work, steps, 3, device)
     if profile:
-        print_profile(bf16)
-    return times, sampling[3:], step_gflop(runs["default_plain"].model, shape)
+        print(profile_table(bf16))
+    return times, step_gflop(runs["default_plain"].model, shape)
 
 
 def main() -> None:
@@ -137,24 +121,25 @@ def main() -> None:
         folder = Path(temporary) / "bench"
         write_scene(folder, "demo", (256, 256), 10, 0, 16)
         build_store(open_sequence(folder), Method())
-        times, sampling, gflop = measure(folder, device, args.steps, args.profile)
+        times, gflop = measure(folder, device, args.steps, args.profile)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    write_text(Path(args.out), json.dumps(medians, indent=1) + "\n")
+    sampler = medians.pop("sampler")
+    write_json(args.out, medians)
     products = choose_products("bf16", "auto", device)
     maker = ("the C++ kernels" if products.native else
              "float32 products of rounded operands" if products.emulated else "PyTorch")
     shape = " x ".join(map(str, SHAPES[device.type]))
     print(f"{device.type}, {torch.get_num_threads()} threads, {shape} pairs x points x samples, {args.steps} steps; "
           f"bf16 by {maker}")
-    print("| run | median, ms | fastest to slowest | x faster than default plain | than original plain |")
-    print("|---|---|---|---|---|")
-    for name, seconds in times.items():
-        print(f"| {name} | {medians[name] * 1e3:.0f} | {min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f} | "
-              f"{medians['default_plain'] / medians[name]:.2f} | {medians['original_plain'] / medians[name]:.2f} |")
+    print(markdown(
+        ["run", "median, ms", "fastest to slowest", "x faster than default plain", "than original plain"],
+        [[name, f"{median * 1e3:.0f}", extent([1e3 * seconds for seconds in times[name]], ".0f"),
+          f"{medians['default_plain'] / median:.2f}", f"{medians['original_plain'] / median:.2f}"]
+         for name, median in medians.items()]))
     fast = medians["default_fused_bf16"]
     peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30
-    print(f"default_fused_bf16: sampler {statistics.median(sampling) / fast:.1%} of a step; {gflop:.0f} GFLOP, "
+    print(f"default_fused_bf16: sampler {sampler / fast:.1%} of a step; {gflop:.0f} GFLOP, "
           f"{gflop / fast:.0f} GFLOP/s; peak memory of all runs together {peak:.2f} GiB")
 
 

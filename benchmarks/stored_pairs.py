@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.flow_sources import NEAR, frame_pairs, stored_ends
+from benchmarks.flow_sources import NEAR, frame_pairs, names, stored_ends, within
+from benchmarks.tables import markdown
 from common.cli import Parser
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
@@ -38,15 +39,15 @@ def errors(root: str) -> np.ndarray:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sequences", nargs="+", help="sequence folders")
-    names = [str(low) if low == high else f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in BINS]
-    print("| stored, of these wrong; by interval | " + " | ".join(names) + " |\n" + "|---" * (len(BINS) + 1) + "|")
+    rows = []
     for root in parser.parse_args().sequences:
-        rows, cells = errors(root), []
-        for low, high in BINS:
-            error = rows[(rows[:, 0] >= low) & (rows[:, 0] <= high), 1]
+        found = errors(root)
+        cells = []
+        for error in within(found[:, 0], found[:, 1], BINS):
             known = error[~np.isnan(error)]
             cells.append(f"{len(known) / len(error):.0%}, {np.mean(known > NEAR):.1%}" if len(known) else "-")
-        print(f"| {root} | " + " | ".join(cells) + " |")
+        rows.append([root, *cells])
+    print(markdown(["stored, of these wrong; by interval", *names(BINS)], rows))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_json(path: str | Path, value: object) -> None:
+    """Write a value as a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
 def read_json(path: str | Path, advice: str) -> dict:
     """Read a JSON file that contains an object.
 

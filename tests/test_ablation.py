@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ablation import BASE, PRESETS, difference, means_of_seeds, table
-from benchmarks.convergence import quickest, time_to
-from benchmarks.experiments import Cell, cell_options, file_options
+from benchmarks.ablation import BASE, PRESETS, difference, table
+from benchmarks.convergence import time_to
+from benchmarks.experiments import Cell, cell_options, file_options, means_of_seeds
 from configs.options import parse
 from tests.launch import fork_children, launch
 
@@ -49,8 +49,7 @@ def test_ablation_runs_what_is_missing_and_writes_the_tables(base, small_sequenc
     assert len(cells) == 2 and "| smoothness |" in first.stdout and "| tiny |" in first.stdout
     record = json.loads(cells[0].read_text())
     assert record["steps"] == 4 and 0 <= record["curve"][-1]["average_jaccard"] <= 1 and record["peak_bytes"] > 1 << 20
-    rows = (tmp_path / "out" / "ablation.csv").read_text().splitlines()
-    assert len(rows) == 3 and (tmp_path / "out" / "ablation.png").stat().st_size > 5_000
+    assert (tmp_path / "out" / "ablation.png").stat().st_size > 5_000
     before = [path.stat().st_mtime_ns for path in cells]
     cells[1].unlink()
     assert run("ablation", *arguments, prepare=None).returncode == 0  # starts the missing cell as a user's command does
@@ -86,7 +85,7 @@ def test_means_differences_and_their_errors():
     mean, error = difference(two, one)
     assert mean == pytest.approx(0.2) and error == pytest.approx((0.04 / 3 / 4) ** 0.5)
     assert difference({}, one) is None
-    lines = table({"base": records(one), "two": records(two)}, "base")
+    lines = table({"base": records(one), "two": records(two)}, "base").splitlines()
     assert "+0.200 ± 0.058" in lines[3] and "0.400 ± 0.141" in lines[2]
 
 
@@ -97,4 +96,3 @@ def test_time_to_a_target_is_between_two_looks():
     slow = runs([(1, 10.0, 0.2), (2, 20.0, 0.4)])
     assert time_to(0.3, slow) == pytest.approx(15.0) and time_to(0.1, slow) == 10.0
     assert time_to(0.5, slow) != time_to(0.5, slow), "NaN"
-    assert quickest(0.3, [slow, runs([(1, 8.0, 0.35)])]) == 8.0
