@@ -23,6 +23,13 @@ def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Ten
     return torch.stack([x, y], dim=-1).float()
 
 
+def regular_grid(size: tuple[int, int], spacing: int, offset: int) -> np.ndarray:
+    """Points (x, y) `(h, w, 2)` float32 of a frame of `size` (H, W), `spacing` pixels apart, from `offset` pixels after
+    the first column and row; at least one point a side."""
+    y, x = (np.arange(min(offset, side - 1), side, spacing, dtype=np.float32) for side in size)
+    return np.stack(np.meshgrid(x, y), axis=-1)
+
+
 def bilinear(image: Tensor, p: Tensor) -> Tensor:
     """Bilinear samples `(..., C)` float32 of an image `(H, W, C)` at points `(..., 2)`; 0 outside the frame."""
     H, W, C = image.shape

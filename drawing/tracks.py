@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from common.geometry import pixel_grid
+from common.geometry import regular_grid
 from drawing.legend import point_legend, with_strip
 
 PICTURE_SIDE = 480   # pixels: smallest shorter side of a picture
@@ -120,14 +120,13 @@ def point_grid(size: tuple[int, int], interval: int = 0) -> np.ndarray:
 
     They are `interval` pixels apart, or `grid_spacing(size)` if it is 0."""
     interval = interval or grid_spacing(size)
-    start = interval // 2
-    return pixel_grid(size)[start::interval, start::interval].reshape(-1, 2).numpy()
+    return regular_grid(size, interval, interval // 2).reshape(-1, 2)
 
 
 def grid_shape(size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of `point_grid(size)`."""
     interval = grid_spacing(size)
-    return tuple(len(range(interval // 2, side, interval)) for side in size)
+    return regular_grid(size, interval, interval // 2).shape[:2]
 
 
 def _draw_squares(picture: np.ndarray, centers: np.ndarray, colors: np.ndarray, side: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.geometry import regular_grid
 from inference.tracker import Tracker
 from models.rendering import composite, take_sample
 
@@ -26,8 +27,8 @@ def grid_interval(tracker: Tracker) -> int:
 def grid_pixels(size: tuple[int, int], interval: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Grid of every `interval`-th pixel of a frame of `size` (H, W): pixels (x, y) `(h * w, 2)` float32 at the centers
     of cells of `interval` x `interval` pixels, row by row, and (h, w)."""
-    y, x = (np.arange(min((interval - 1) // 2, side - 1), side, interval, dtype=np.float32) for side in size)
-    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), (len(y), len(x))
+    pixels = regular_grid(size, interval, (interval - 1) // 2)
+    return pixels.reshape(-1, 2), pixels.shape[:2]
 
 
 @torch.no_grad()

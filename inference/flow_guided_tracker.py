@@ -287,7 +287,7 @@ def _correspondence(pair: PairIndex, points: np.ndarray, size: tuple[int, int],
         rows = np.flatnonzero(in_frame & ~found)
         pixels = nearest[rows, 1] * W + column[rows]
         places, stored = pair.find(pixels)
-        rows, places, pixels = rows[stored], places[stored], pixels[stored]
-        flow[rows] = pair.flow(places)
-        found[rows] = pair.cycle_at(pixels)
+        rows = rows[stored]
+        flow[rows] = pair.flow(places[stored])
+        found[rows] = pair.cycle_at(pixels[stored])
     return flow, found

@@ -25,8 +25,8 @@ def in_frame(p: Tensor, size: tuple[int, int], padding: float = 0.0) -> Tensor:
 def front(chosen: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors `(M, ...)` with the rows `chosen` `(M,)` first, in their order; the reordered mask comes first.
 
-    The chosen rows are those that indexing with the mask would give, but the shape does not depend on the data, so
-    that the CPU does not wait for the GPU."""
+    Unlike indexing with the mask, the shape of the result does not depend on the data, so the CPU does not wait for
+    the GPU."""
     order = torch.argsort(~chosen, stable=True)
     return (chosen[order], *(tensor[order] for tensor in tensors))
 
@@ -63,7 +63,7 @@ def trimmed_mean(error: Tensor, counted: Tensor, weight: Tensor | None = None, n
 
 def flow_loss(p: Tensor, q: Tensor, v: Tensor, seen: Tensor, processes: SingleProcess = SINGLE_PROCESS) -> Tensor:
     """Weighted mean absolute flow error in pixels over the points `seen` `(M,)` of `(M, 2)`, `(M, 2)`, `(M,)`."""
-    return trimmed_mean((p - q).abs().mean(-1), seen, v, False, processes)
+    return trimmed_mean((p - q).abs().mean(-1), seen, v, normalize=False, processes=processes)
 
 
 def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None,
@@ -71,8 +71,8 @@ def gradient_loss(a: Tensor, b: Tensor, seen: Tensor, v: Tensor | None = None,
     """Mean absolute difference of the differences between consecutive points `(M, C)`, of which the first ones are
     `seen` `(M,)`; for colors and flow.
 
-    Points are drawn at random, so that consecutive ones are random pairs: relative motion is compared, as in
-    OmniMotion's code."""
+    Consecutive points are random pairs, because points are drawn at random. This compares relative motion (or color),
+    as in OmniMotion's code."""
     error = (a.diff(dim=0) - b.diff(dim=0)).abs().mean(-1)  # (M-1,)
     return trimmed_mean(error, seen[1:] & seen[:-1], None if v is None else v[1:] * v[:-1], processes=processes)
 
@@ -106,7 +106,8 @@ def depth_prior_loss(depth: Tensor, prior: Tensor) -> Tensor:
     """Scale- and shift-invariant difference of rendered depths and a prior, `(B, N)` each, mean over the frames.
 
     In each frame both are taken relative to their median, in units of their mean absolute deviation (Ranftl et al.,
-    TPAMI 2022, section 5); deviations under 0.01 count as that, so that a flat rendering has bounded gradients."""
+    TPAMI 2022, section 5). A smaller deviation than 0.01 is replaced by 0.01, so that the gradients of a flat rendering
+    are bounded."""
     def aligned(d: Tensor) -> Tensor:
         centered = d - d.median(dim=-1, keepdim=True).values
         return centered / centered.abs().mean(dim=-1, keepdim=True).clamp(min=0.01)

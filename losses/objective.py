@@ -68,15 +68,20 @@ def pair_losses(prediction, batch, weights: dict[str, float | Tensor], size: tup
     """Weighted sum and unweighted terms of a `models.omnimotion.PairPrediction` for frames of `size` (H, W).
 
     A prediction more than `padding` pixels outside the frame takes no part in the flow terms."""
-    seen, p, q, v = front(
+    # points whose prediction is in the widened frame come first: `reached` marks them
+    reached, p, q, v = front(
         in_frame(prediction.pixels.detach(), size, padding).flatten(), prediction.pixels.flatten(0, 1),
         batch.pixels2.flatten(0, 1), batch.weights.flatten())
-    real, rgb, rgb_seen = front(
+    # points in their own frame come first: `started` marks them
+    started, rendered, observed = front(
         in_frame(batch.pixels1, size).flatten(), prediction.rgb.flatten(0, 1), batch.rgb1.flatten(0, 1))
-    terms = {"flow": flow_loss(p, q, v, seen, processes), "rgb": rgb_loss(rgb, rgb_seen, real, processes),
-             "rgb_gradient": gradient_loss(rgb, rgb_seen, real, processes=processes),
-             "flow_gradient": gradient_loss(p, q, seen, v, processes),
-             "depth_range": depth_range_loss(prediction.target[..., 2], *depth_range) / processes.count}
+    terms = {
+        "flow": flow_loss(p, q, v, reached, processes),
+        "rgb": rgb_loss(rendered, observed, started, processes),
+        "rgb_gradient": gradient_loss(rendered, observed, started, processes=processes),
+        "flow_gradient": gradient_loss(p, q, reached, v, processes),
+        "depth_range": depth_range_loss(prediction.target[..., 2], *depth_range) / processes.count,
+    }
     if "distortion" in weights:
         terms["distortion"] = distortion_loss(prediction.depths, prediction.weights) / processes.count
     total = sum(weights[name] * value for name, value in terms.items())

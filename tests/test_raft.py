@@ -63,7 +63,7 @@ def slow_lookup(a, b, p, radius):
 
 @pytest.mark.parametrize("twin", [AllPairs, OnDemand])
 def test_correlation_twins_look_up_what_the_definition_says(twin, monkeypatch):
-    monkeypatch.setattr("third_party.correlation.PIECE", 10_000)  # several pieces
+    monkeypatch.setattr("third_party.correlation.VALUES_PER_PIECE", 10_000)  # several pieces
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 16, 16, 19, generator=generator) for _ in range(2))
     p = torch.rand(2, 2, 16, 19, generator=generator) * 40 - 10  # inside, at the border and far outside

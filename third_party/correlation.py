@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 4
-PIECE = 1 << 24  # OnDemand gathers this many float32 values at a time (64 MiB)
+VALUES_PER_PIECE = 1 << 24  # float32 values that OnDemand gathers at a time (64 MiB)
 
 
 class Lookup:
@@ -77,7 +77,7 @@ class OnDemand(Lookup):
 
     def _at_integers(self, index: Tensor, level: int) -> Tensor:
         B, N, S2 = index.shape
-        step = max(PIECE // (S2 * self.a.shape[-1]), 1)
+        step = max(VALUES_PER_PIECE // (S2 * self.a.shape[-1]), 1)
         out = self.a.new_empty(B, N, S2)
         for k in range(B):
             for n in range(0, N, step):

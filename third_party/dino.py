@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from third_party.hub import load_model
 
 MODELS = {"dino": "facebook/dino-vits16", "dinov2": "facebook/dinov2-small"}
-MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)  # of OmniMotion's DINO script; ImageNet's std is 0.229
+MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+STD = (0.228, 0.224, 0.225)   # of RGB in [0, 1]; as in OmniMotion's DINO script (ImageNet's first value is 0.229)
 
 
 class DinoFeatures:
@@ -49,7 +50,8 @@ class DinoFeatures:
         x = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 255
         x = F.interpolate(x, size=((h - 1) * self.patch + 1, (w - 1) * self.patch + 1), mode="bilinear",
                           align_corners=True)  # keeps corner pixels at the corners
-        before, after = (self.patch - 1) // 2, self.patch // 2
+        before = (self.patch - 1) // 2
+        after = self.patch // 2
         x = F.pad(x, (before, after, before, after), mode="replicate")
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (MEAN, STD))
         return (x - mean) / std

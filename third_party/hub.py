@@ -11,15 +11,14 @@ import torch
 from common.errors import UserError
 
 
-def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offline: bool = False,
-               **options) -> torch.nn.Module:
+def load_model(auto_class: str, name: str, weights_dir: Path | None = None,
+               offline: bool = False) -> torch.nn.Module:
     """Load a pretrained model in evaluation mode, without gradients.
 
     auto_class: name of a class of transformers, for example "AutoModel"
     name:       a folder, a folder in `weights_dir`, or a model on the hub, which is cached in `weights_dir`
                 (default: the hub's own cache)
     offline:    do not download
-    options:    keyword arguments of `from_pretrained`
     UserError if transformers is not installed or the model cannot be loaded. Code from the hub is never run."""
     try:
         import transformers
@@ -32,11 +31,10 @@ def load_model(auto_class: str, name: str, weights_dir: Path | None = None, offl
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder or name, cache_dir=weights_dir, local_files_only=offline, trust_remote_code=False)
-        if config.model_type == "vit":
-            options = {**options, "add_pooling_layer": False}  # DINO's weights have no pooling layer
+        no_pooling = {"add_pooling_layer": False} if config.model_type == "vit" else {}  # DINO's weights have none
         model, report = getattr(transformers, auto_class).from_pretrained(
             folder or name, config=config, cache_dir=weights_dir, local_files_only=offline, output_loading_info=True,
-            trust_remote_code=False, weights_only=True, **options)
+            trust_remote_code=False, weights_only=True, **no_pooling)
     except Exception as error:  # transformers, safetensors and the network raise many types
         where = "--offline, and " if offline else ""
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
