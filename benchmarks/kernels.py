@@ -34,7 +34,7 @@ def compile_kernel(kernel, constants: dict, tiles: coupling.Tiles, precision: st
 
     operand = "*bf16" if precision == "bf16" else "*fp32"
     special = {"hidden": operand, "h": operand, "g": operand, "coordinates": "i32", "first_slope": "fp32",
-               **dict.fromkeys(("M", "L", "B", "N", "slot"), "i32"), **dict.fromkeys(constants, "constexpr")}
+               **dict.fromkeys(("M", "L", "B", "N", "stride"), "i32"), **dict.fromkeys(constants, "constexpr")}
     signature = {name: special.get(name, "*fp32") for name in kernel.arg_names}
     if kernel.arg_names[0] == "g":
         signature["out"] = "*fp32"

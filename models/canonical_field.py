@@ -31,7 +31,8 @@ class CanonicalField(nn.Module):
     def __init__(self, width: int = 256, num_layers: int = 3, encoding: str = "periodic"):
         super().__init__()
         self.encoding = encoding
-        self.net = GaborNet(code_columns(encoding), width, 4, num_layers, alpha=3.0)
+        columns = field_code(torch.zeros(1, 3), encoding).shape[1]
+        self.net = GaborNet(columns, width, 4, num_layers, alpha=3.0)
         if encoding != "none":
             for filter_ in self.net.filters:
                 initialize_for_code(filter_, 3.0 / (num_layers + 1), encoding=encoding)
@@ -44,11 +45,6 @@ class CanonicalField(nn.Module):
         """Canonical points `(..., 3)` -> rgb `(..., 3)` and sigma `(...)`."""
         out = self.net(self.code(u.reshape(-1, 3))).reshape(*u.shape[:-1], 4)
         return torch.sigmoid(out[..., :3]), F.softplus(out[..., 3] - 1)
-
-
-def code_columns(encoding: str) -> int:
-    """Number of columns D of an encoding."""
-    return field_code(torch.zeros(1, 3), encoding).shape[1]
 
 
 def field_code(c: Tensor, encoding: str) -> Tensor:

@@ -67,14 +67,16 @@ class TimeLatent(nn.Module):
         super().__init__()
         if kind == "none":
             self.network = nn.Identity()
-            self.register_buffer("t", frame_times(num_frames), persistent=False)
-            self.register_buffer("frozen", torch.zeros(num_frames, 0))
-            return
-        hashed = TcnnHashLatent if backend == "tcnn" else HashLatent
-        kinds = {"hash": hashed, "gabor": GaborLatent, "table": lambda dim: TableLatent(num_frames, dim)}
-        self.network = kinds[kind](dim)
+        elif kind == "table":
+            self.network = TableLatent(num_frames, dim)
+        elif kind == "gabor":
+            self.network = GaborLatent(dim)
+        elif kind == "hash":
+            self.network = TcnnHashLatent(dim) if backend == "tcnn" else HashLatent(dim)
+        else:
+            raise ValueError(f"there is no time latent {kind}")
         self.register_buffer("t", frame_times(num_frames), persistent=False)
-        self.register_buffer("frozen", None)
+        self.register_buffer("frozen", torch.zeros(num_frames, 0) if kind == "none" else None)
 
     def forward(self) -> Tensor:
         """`(T, dim)`."""

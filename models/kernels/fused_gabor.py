@@ -89,7 +89,7 @@ class _Gabor(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         v, *saved = ctx.saved_tensors
-        L = (len(saved) + 2) // 6
+        L = (len(saved) + 2) // 6  # four lists of L tensors and two of L - 1
         rest = iter(saved)
         sines, cosines, z, h, P, weights = (list(islice(rest, k)) for k in (L, L, L - 1, L - 1, L, L))
         h = [sines[0], *h]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Chain = list[tuple[Tensor, Tensor]]
-SHARES = 32  # maximum number of shares of the points; weight gradients are summed per share, then over shares
+SHARES = 32  # largest number of groups of points whose weight gradients are summed separately, then together
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,15 @@ class _Packed:
 
 
 def _pack(chains: list[Chain], B: int, stack: Stack) -> _Packed:
-    L, W, used = len(chains), chains[0][0][0].shape[0], 2 + 4 * stack.octaves
-    first = chains[0][0][0].new_zeros(L, W, stack.code)
-    first[:, :, :used] = torch.stack([chain[0][0] for chain in chains])
-    first[:, :, used] = torch.stack([chain[0][1] for chain in chains])
+    W, columns = chains[0][0][0].shape  # columns of the code without ones and padding
+    first = chains[0][0][0].new_zeros(len(chains), W, stack.code)
+    first[:, :, :columns] = torch.stack([chain[0][0] for chain in chains])
+    first[:, :, columns] = torch.stack([chain[0][1] for chain in chains])
     hidden = torch.stack([torch.stack([weight for weight, _ in chain[1:-1]]) for chain in chains])
     bias = torch.stack([torch.stack([bias.reshape(-1, W).expand(B, W) for _, bias in chain[1:-1]], 1)
                         for chain in chains])
-    last, last_bias = (torch.stack([chain[-1][i] for chain in chains]) for i in (0, 1))
+    last = torch.stack([chain[-1][0] for chain in chains])
+    last_bias = torch.stack([chain[-1][1] for chain in chains])
     return _Packed(first, hidden.to(stack.operand), bias, last, last_bias)
 
 
@@ -156,11 +157,11 @@ def _forward(x: Tensor, packed: _Packed, stack: Stack) -> Tensor:
     (B, M, _), (L, D, W) = x.shape, packed.hidden.shape[:3]
     tiles = FORWARD[stack.precision]
     programs = -(-M // tiles.points)
-    room = packed.hidden.new_empty(B * programs * tiles.points if D > 2 else 0, W)
+    scratch = packed.hidden.new_empty(B * programs * tiles.points if D > 2 else 0, W)
     y = torch.empty_like(x)
     coordinates = sum(c << 2 * k for k, c in enumerate(stack.coordinates))
     _kernels().stack_kernel[programs, B](
-        x, y, coordinates, packed.first, packed.hidden, packed.bias, packed.last, packed.last_bias, room, M, L, B,
+        x, y, coordinates, packed.first, packed.hidden, packed.bias, packed.last, packed.last_bias, scratch, M, L, B,
         stack.first_slope, INVERSE=stack.inverse, **stack.constants(W, D, tiles), **tiles.launch())
     return y
 
@@ -171,11 +172,14 @@ def _layer_backward(y: Tensor, grad: Tensor, k: int, packed: _Packed, stack: Sta
 
     The activations for the weight gradients exist only during this call."""
     (B, M, _), (D, W) = y.shape, packed.hidden.shape[1:3]
-    N, capability = B * M, torch.cuda.get_device_capability(y.device) if y.is_cuda else (0, 0)
+    N = B * M
+    capability = torch.cuda.get_device_capability(y.device) if y.is_cuda else (0, 0)
     tiles = backward_tiles(stack.precision, D, capability)
     programs = -(-M // tiles.points)
-    h, g = packed.hidden.new_empty(D + 1, N, W), packed.hidden.new_empty(D, N, W)
-    sums, first_sums = y.new_empty(B, programs, D + 2, W), y.new_empty(B * programs, W, stack.code)
+    h = packed.hidden.new_empty(D + 1, N, W)
+    g = packed.hidden.new_empty(D, N, W)
+    sums = y.new_empty(B, programs, D + 2, W)
+    first_sums = y.new_empty(B * programs, W, stack.code)
     last_bias_sums = y.new_empty(B * programs, 2)
     _kernels().layer_backward_kernel[programs, B](
         y, grad, *packed.of_layer(k), h, g, sums, first_sums, last_bias_sums, M, N * W, stack.first_slope,
@@ -184,13 +188,16 @@ def _layer_backward(y: Tensor, grad: Tensor, k: int, packed: _Packed, stack: Sta
     tiles = GRADIENT[stack.precision]
     side = min(tiles.columns, W)
     shares = min(SHARES, -(-N // tiles.points))
-    hidden = y.new_empty(shares, D, W, W)
+    hidden_sums = y.new_empty(shares, D, W, W)
     _kernels().weight_gradient_kernel[(W // side) ** 2, D, shares](
-        g, h, hidden, N, N * W, D=D, W=W, BW=side, BK=tiles.points, PRODUCT=product(stack.precision),
+        g, h, hidden_sums, N, N * W, D=D, W=W, BW=side, BK=tiles.points, PRODUCT=product(stack.precision),
         **tiles.launch())
-    hidden, first, sums, used = hidden.sum(0), first_sums.sum(0), sums.sum(1), 2 + 4 * stack.octaves
-    shared = sums.sum(0)  # (D + 2, W)
-    out = [first[:, :used], first[:, used], hidden[0], sums[:, :1]]
+    hidden = hidden_sums.sum(0)  # (D, W, W)
+    first = first_sums.sum(0)  # (W, CODE)
+    of_frames = sums.sum(1)  # (B, D + 2, W)
+    shared = of_frames.sum(0)  # (D + 2, W)
+    columns = 2 + 4 * stack.octaves
+    out = [first[:, :columns], first[:, columns], hidden[0], of_frames[:, :1]]
     for j in range(1, D):
         out += [hidden[j], shared[j]]
     return [*out, shared[D:], last_bias_sums.sum(0)]
@@ -215,8 +222,10 @@ class _CouplingStack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         y, *packed = ctx.saved_tensors
-        packed, stack = _Packed(*packed), ctx.stack
-        y, grad = y.clone(), grad.clone(memory_format=torch.contiguous_format)
+        packed = _Packed(*packed)
+        stack = ctx.stack
+        y = y.clone()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         order = range(len(stack.coordinates))
         grads = {k: _layer_backward(y, grad, k, packed, stack) for k in (order if stack.inverse else reversed(order))}
         return grad, None, *(tensor for k in order for tensor in grads[k])

@@ -8,10 +8,14 @@ Notation
     h_0..h_D hidden activations after the first matrix and after each of the D hidden matrices            (BM, W)
     g_j      gradient before the activation of h_(j+1); hidden matrix j has the gradient sum g_j h_j^T    (BM, W)
     s, o     log-scale and offset of the changed coordinate                                               (BM,)
+    gs, go   gradients of s and o                                                                         (BM,)
+    stride   numbers from one array h_j (or g_j) to the next; each has B M rows of W numbers
 Weights of one coupling layer: first (W, CODE), with its bias in the column of ones; hidden (D, W, W); bias (B, D, W),
 per frame because hidden matrix 0 also receives the frame's latent; last (2, W) and last_bias (2,). Matrices are stored
 as in PyTorch, (out, in).
 W x W products are computed with BN columns of one operand at a time, so a whole matrix never has to fit on the chip.
+Every such group of columns of a larger array is called `piece`. Weight gradients are computed in tiles of BW x BW
+entries, BK points at a time.
 """
 
 import triton
@@ -43,7 +47,7 @@ def _dot(a, b, total, PRODUCT: tl.constexpr):
 
 
 @triton.jit
-def _belongs_to_first(OCTAVES: tl.constexpr, CODE: tl.constexpr):
+def _is_of_first_coordinate(OCTAVES: tl.constexpr, CODE: tl.constexpr):
     """Mask `(CODE,)` of the code columns that are computed from the first kept coordinate."""
     column = tl.arange(0, CODE)
     return (column == 0) | ((column >= 2) & (column < 2 + 2 * OCTAVES))
@@ -51,32 +55,35 @@ def _belongs_to_first(OCTAVES: tl.constexpr, CODE: tl.constexpr):
 
 @triton.jit
 def _code(a0, a1, DERIVATIVE: tl.constexpr, OCTAVES: tl.constexpr, CODE: tl.constexpr):
-    """Code e `(BM, CODE)` of kept coordinates a0, a1 `(BM,)`, or its derivative if DERIVATIVE. Angles are computed and
-    reduced in turns (2 pi radians), which is exact: a coordinate times a power of two."""
+    """Code e `(BM, CODE)` of kept coordinates a0, a1 `(BM,)`, or its derivative if DERIVATIVE. Angles are in turns (2
+    pi radians): a coordinate times a power of two, so subtracting whole turns is exact."""
     column = tl.arange(0, CODE)
     wave = tl.maximum(column - 2, 0)
     quarters = (wave // OCTAVES) % 2 + DERIVATIVE  # cos v = sin(v + 1/4 turn); a derivative adds 1/4 turn
     half_frequency = tl.exp2((wave % OCTAVES - 1).to(tl.float32))  # turns per unit
-    v = tl.where(_belongs_to_first(OCTAVES, CODE)[None, :], a0[:, None], a1[:, None])
+    v = tl.where(_is_of_first_coordinate(OCTAVES, CODE)[None, :], a0[:, None], a1[:, None])
     turns = v * half_frequency[None, :]
     turns = turns - tl.floor(turns + 0.5) + 0.25 * quarters[None, :]
     waves = tl.sin(6.283185307179586 * turns)
     if DERIVATIVE:
         waves *= 6.283185307179586 * half_frequency[None, :]
     identity = 1.0 if DERIVATIVE else v
-    rest = 0.0 if DERIVATIVE else tl.where(column == 2 + 4 * OCTAVES, 1.0, 0.0)[None, :]
-    return tl.where(column[None, :] < 2, identity, tl.where(column[None, :] < 2 + 4 * OCTAVES, waves, rest))
+    ones = 0.0 if DERIVATIVE else tl.where(column == 2 + 4 * OCTAVES, 1.0, 0.0)[None, :]
+    return tl.where(column[None, :] < 2, identity, tl.where(column[None, :] < 2 + 4 * OCTAVES, waves, ones))
 
 
 @triton.jit
-def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, inside, first_slope, KEEP: tl.constexpr,
+def _scale_offset(e, first, hidden, bias, last, last_bias, h, stride, points, inside, first_slope, KEEP: tl.constexpr,
                   D: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   PRODUCT: tl.constexpr):
-    """s (not clamped) and o of one layer, `(BM,)` each. With KEEP, every h_j is written to rows `points` of h + j slot.
+    """s (not clamped) and o of one layer, `(BM,)` each. With KEEP, rows `points` of every h_j are written to `h`.
     Without KEEP, only the activations between hidden matrices 1 and D - 1 are written (none for D <= 2)."""
     operand = hidden.dtype.element_ty
-    n, c, w = tl.arange(0, BN), tl.arange(0, CODE), tl.arange(0, W)
-    row, mask = points[:, None] * W, inside[:, None]
+    n = tl.arange(0, BN)
+    c = tl.arange(0, CODE)
+    w = tl.arange(0, W)
+    row = points[:, None] * W
+    mask = inside[:, None]
     total = tl.zeros((BM, W), tl.float32)
     for start in range(0, W, BN):
         columns = start + n
@@ -89,16 +96,16 @@ def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, insi
         total = _dot(piece, weight, total, PRODUCT)
     value = _leaky(total + tl.load(bias + w)[None, :], SLOPE)
     if KEEP:
-        tl.store(h + slot + row + w[None, :], value.to(operand), mask)
+        tl.store(h + stride + row + w[None, :], value.to(operand), mask)
     for j in tl.static_range(1, D - 1):
         for start in range(0, W, BN):
             columns = start + n
             weight = tl.load(hidden + j * W * W + columns[None, :] * W + w[:, None])  # (W, BN)
             piece = _dot(value.to(operand), weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
             piece = _leaky(piece + tl.load(bias + j * W + columns)[None, :], SLOPE)
-            tl.store(h + (j + 1) * slot + row + columns[None, :], piece.to(operand), mask)
+            tl.store(h + (j + 1) * stride + row + columns[None, :], piece.to(operand), mask)
         tl.debug_barrier()
-        value = tl.load(h + (j + 1) * slot + row + w[None, :], mask, other=0.0).to(tl.float32)
+        value = tl.load(h + (j + 1) * stride + row + w[None, :], mask, other=0.0).to(tl.float32)
         tl.debug_barrier()
     s = tl.load(last_bias) + tl.zeros((BM,), tl.float32)
     o = tl.load(last_bias + 1) + tl.zeros((BM,), tl.float32)
@@ -112,7 +119,7 @@ def _scale_offset(e, first, hidden, bias, last, last_bias, h, slot, points, insi
             piece = _dot(value.to(operand), weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
             piece = _leaky(piece + tl.load(bias + (D - 1) * W + columns)[None, :], SLOPE)
             if KEEP:
-                tl.store(h + D * slot + row + columns[None, :], piece.to(operand), mask)
+                tl.store(h + D * stride + row + columns[None, :], piece.to(operand), mask)
             s += tl.sum(piece * tl.load(last + columns)[None, :], 1)
             o += tl.sum(piece * tl.load(last + W + columns)[None, :], 1)
     return s, o
@@ -132,7 +139,7 @@ def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, 
     x0 = tl.load(x + at, inside, other=0.0)
     x1 = tl.load(x + at + 1, inside, other=0.0)
     x2 = tl.load(x + at + 2, inside, other=0.0)
-    room = (frame * tl.num_programs(0) + tl.program_id(0)) * BM + tl.arange(0, BM)
+    scratch_rows = (frame * tl.num_programs(0) + tl.program_id(0)) * BM + tl.arange(0, BM)
     for step in range(L):
         k = step
         if INVERSE:
@@ -141,8 +148,8 @@ def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, 
         v = tl.where(c == 0, x0, tl.where(c == 1, x1, x2))
         e = _code(tl.where(c == 0, x1, x0), tl.where(c == 2, x1, x2), False, OCTAVES, CODE)
         s, o = _scale_offset(e, first + k * W * CODE, hidden + k * D * W * W, bias + (k * B + frame) * D * W,
-                             last + k * 2 * W, last_bias + k * 2, h, 0, room, inside, first_slope, False, D, CODE, W,
-                             BM, BN, PRODUCT)
+                             last + k * 2 * W, last_bias + k * 2, h, 0, scratch_rows, inside, first_slope, False, D,
+                             CODE, W, BM, BN, PRODUCT)
         s = tl.minimum(tl.maximum(s, -S_MAX), S_MAX)
         if INVERSE:
             v = v * tl.exp(s) + o
@@ -157,43 +164,45 @@ def stack_kernel(x, y, coordinates, first, hidden, bias, last, last_bias, h, M, 
 
 
 @triton.jit
-def _hidden_backward(gs, go, hidden, last, h, g, sums, slot, points, inside, D: tl.constexpr, W: tl.constexpr,
+def _hidden_backward(gs, go, hidden, last, h, g, sums, stride, points, inside, D: tl.constexpr, W: tl.constexpr,
                      BM: tl.constexpr, BN: tl.constexpr, PRODUCT: tl.constexpr):
     """Backward pass from the gradients gs, go `(BM,)` of s and o to g_(D-1), ..., g_0, which are written to `g`.
 
     Also writes sums over the points of this program to `sums`: rows 0..D-1 sums of g_j (bias gradients), rows D and
     D + 1 the gradient of the last matrix."""
     operand = hidden.dtype.element_ty
-    n, w = tl.arange(0, BN), tl.arange(0, W)
-    row, mask = points[:, None] * W, inside[:, None]
+    n = tl.arange(0, BN)
+    w = tl.arange(0, W)
+    row = points[:, None] * W
+    mask = inside[:, None]
     for start in range(0, W, BN):
         columns = start + n
-        piece = tl.load(h + D * slot + row + columns[None, :], mask, other=0.0).to(tl.float32)
+        piece = tl.load(h + D * stride + row + columns[None, :], mask, other=0.0).to(tl.float32)
         tl.store(sums + D * W + columns, tl.sum(gs[:, None] * piece, 0))
         tl.store(sums + (D + 1) * W + columns, tl.sum(go[:, None] * piece, 0))
         piece_s = gs[:, None] * tl.load(last + columns)[None, :]
         piece_o = go[:, None] * tl.load(last + W + columns)[None, :]
         gradient = (piece_s + piece_o) * _slope_of(piece, SLOPE)
         tl.store(sums + (D - 1) * W + columns, tl.sum(gradient, 0))
-        tl.store(g + (D - 1) * slot + row + columns[None, :], gradient.to(operand), mask)
+        tl.store(g + (D - 1) * stride + row + columns[None, :], gradient.to(operand), mask)
     tl.debug_barrier()
     for step in tl.static_range(1, D):
         j = D - step
         total = tl.zeros((BM, W), tl.float32)
         for start in range(0, W, BN):
             columns = start + n
-            piece = tl.load(g + j * slot + row + columns[None, :], mask, other=0.0)
+            piece = tl.load(g + j * stride + row + columns[None, :], mask, other=0.0)
             weight = tl.load(hidden + j * W * W + columns[:, None] * W + w[None, :])  # (BN, W)
             total = _dot(piece, weight, total, PRODUCT)
-        total *= _slope_of(tl.load(h + j * slot + row + w[None, :], mask, other=0.0), SLOPE)
+        total *= _slope_of(tl.load(h + j * stride + row + w[None, :], mask, other=0.0), SLOPE)
         tl.store(sums + (j - 1) * W + w, tl.sum(total, 0))
-        tl.store(g + (j - 1) * slot + row + w[None, :], total.to(operand), mask)
+        tl.store(g + (j - 1) * stride + row + w[None, :], total.to(operand), mask)
         tl.debug_barrier()
 
 
 @triton.jit
 def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, sums, first_sums, last_bias_sums, M,
-                          slot, first_slope, COORDINATE: tl.constexpr, INVERSE: tl.constexpr, D: tl.constexpr,
+                          stride, first_slope, COORDINATE: tl.constexpr, INVERSE: tl.constexpr, D: tl.constexpr,
                           OCTAVES: tl.constexpr, CODE: tl.constexpr, W: tl.constexpr, BM: tl.constexpr,
                           BN: tl.constexpr, PRODUCT: tl.constexpr):
     """Backward pass of one layer, in place. y and grad `(B, M, 3)` contain the layer's output and its gradient; the
@@ -215,40 +224,46 @@ def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, s
     g_after = tl.load(grad + points * 3 + COORDINATE, inside, other=0.0)
 
     e = _code(a0, a1, False, OCTAVES, CODE)
-    raw, o = _scale_offset(e, first, hidden, bias + frame * D * W, last, last_bias, h, slot, points, inside,
-                           first_slope, True, D, CODE, W, BM, BN, PRODUCT)
-    s = tl.minimum(tl.maximum(raw, -S_MAX), S_MAX)
+    unclamped_s, o = _scale_offset(e, first, hidden, bias + frame * D * W, last, last_bias, h, stride, points, inside,
+                                   first_slope, True, D, CODE, W, BM, BN, PRODUCT)
+    s = tl.minimum(tl.maximum(unclamped_s, -S_MAX), S_MAX)
     if INVERSE:  # after = before exp(s) + o
         before = (after - o) * tl.exp(-s)
         g_before = g_after * tl.exp(s)
-        gs, go = g_before * before, g_after
+        gs = g_before * before
+        go = g_after
     else:  # after = (before - o) exp(-s)
         before = after * tl.exp(s) + o
         g_before = g_after * tl.exp(-s)
-        gs, go = -g_after * after, -g_before
-    gs = tl.where(tl.abs(raw) < S_MAX, gs, 0.0)
+        gs = -g_after * after
+        go = -g_before
+    gs = tl.where(tl.abs(unclamped_s) < S_MAX, gs, 0.0)
     tl.store(last_bias_sums + program * 2, tl.sum(gs, 0))
     tl.store(last_bias_sums + program * 2 + 1, tl.sum(go, 0))
     tl.debug_barrier()
-    _hidden_backward(gs, go, hidden, last, h, g, sums + program * (D + 2) * W, slot, points, inside, D, W, BM, BN,
+    _hidden_backward(gs, go, hidden, last, h, g, sums + program * (D + 2) * W, stride, points, inside, D, W, BM, BN,
                      PRODUCT)
 
-    n, c, w = tl.arange(0, BN), tl.arange(0, CODE), tl.arange(0, W)
-    row, mask = points[:, None] * W, inside[:, None]
-    top = tl.load(g + row + w[None, :], mask, other=0.0)
+    n = tl.arange(0, BN)
+    c = tl.arange(0, CODE)
+    w = tl.arange(0, W)
+    row = points[:, None] * W
+    mask = inside[:, None]
+    g_0 = tl.load(g + row + w[None, :], mask, other=0.0)
     g_code = tl.zeros((BM, CODE), tl.float32)
     for start in range(0, W, BN):
         columns = start + n
         weight = tl.load(hidden + w[:, None] * W + columns[None, :])  # (W, BN)
-        piece = _dot(top, weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
+        piece = _dot(g_0, weight, tl.zeros((BM, BN), tl.float32), PRODUCT)
         piece *= _slope_of(tl.load(h + row + columns[None, :], mask, other=0.0), first_slope)
         weight = tl.load(first + columns[:, None] * CODE + c[None, :])  # (BN, CODE)
         g_code = _dot(piece, weight, g_code, PRODUCT)
         piece = _dot(tl.trans(piece), e, tl.zeros((BN, CODE), tl.float32), PRODUCT)
         tl.store(first_sums + (program * W + columns[:, None]) * CODE + c[None, :], piece)
     g_code *= _code(a0, a1, True, OCTAVES, CODE)
-    of_first = _belongs_to_first(OCTAVES, CODE)[None, :]
-    at0, at1 = grad + points * 3 + KEPT0, grad + points * 3 + KEPT1
+    of_first = _is_of_first_coordinate(OCTAVES, CODE)[None, :]
+    at0 = grad + points * 3 + KEPT0
+    at1 = grad + points * 3 + KEPT1
     tl.store(at0, tl.load(at0, inside, other=0.0) + tl.sum(tl.where(of_first, g_code, 0.0), 1), inside)
     tl.store(at1, tl.load(at1, inside, other=0.0) + tl.sum(tl.where(of_first, 0.0, g_code), 1), inside)
     tl.store(grad + points * 3 + COORDINATE, g_before, inside)
@@ -256,19 +271,21 @@ def layer_backward_kernel(y, grad, first, hidden, bias, last, last_bias, h, g, s
 
 
 @triton.jit
-def weight_gradient_kernel(g, h, out, N, slot, D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
+def weight_gradient_kernel(g, h, out, N, stride, D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr,
                            PRODUCT: tl.constexpr):
     """Partial sums of the weight gradients sum_p g_j(p) h_j(p)^T over the N points, for all j: out `(shares, D, W, W)`,
     one partial sum per share of the points. The order of summation is fixed, so runs with the same seed are identical.
     Grid: (tiles of a matrix, matrices, shares)."""
     i = tl.program_id(0) // (W // BW) * BW + tl.arange(0, BW)
     k = tl.program_id(0) % (W // BW) * BW + tl.arange(0, BW)
-    j, share, shares = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    j = tl.program_id(1)
+    share = tl.program_id(2)
+    shares = tl.num_programs(2)
     total = tl.zeros((BW, BW), tl.float32)
     for start in range(share * BK, N, shares * BK):
         points = start + tl.arange(0, BK)
         mask = points < N
-        gradient = tl.load(g + j * slot + points[None, :] * W + i[:, None], mask[None, :], other=0.0)  # (BW, BK)
-        value = tl.load(h + j * slot + points[:, None] * W + k[None, :], mask[:, None], other=0.0)  # (BK, BW)
+        gradient = tl.load(g + j * stride + points[None, :] * W + i[:, None], mask[None, :], other=0.0)  # (BW, BK)
+        value = tl.load(h + j * stride + points[:, None] * W + k[None, :], mask[:, None], other=0.0)  # (BK, BW)
         total = _dot(gradient, value, total, PRODUCT)
     tl.store(out + ((share * D + j) * W + i[:, None]) * W + k[None, :], total)
