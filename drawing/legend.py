@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from drawing.colors import flow_colors, score_colors
+from drawing.colors import depth_colors, error_colors, flow_colors, score_colors
 
 STRIP = (22, 24, 28)
 TEXT = (226, 229, 233)
@@ -22,19 +22,20 @@ BAR = (150, 12)  # width and height of a color bar in pixels
 
 
 @lru_cache(maxsize=512)
-def text_picture(text: str, size: int = TEXT_SIZE) -> np.ndarray:
+def text_picture(text: str) -> np.ndarray:
     """A line of text on the strip's background, `(h, w, 3)`."""
-    font = ImageFont.load_default(size)
+    font = ImageFont.load_default(TEXT_SIZE)
     left, _, right, _ = font.getbbox(text or " ")
-    picture = Image.new("RGB", (int(right - left) + 2, size + 8), STRIP)
+    picture = Image.new("RGB", (int(right - left) + 2, TEXT_SIZE + 8), STRIP)
     ImageDraw.Draw(picture).text((1 - left, 3), text, TEXT, font)
     return np.asarray(picture)
 
 
 def row(parts: list[np.ndarray], gap: int = GAP) -> np.ndarray:
     """Pictures side by side, centered vertically in a strip `(HEIGHT, w, 3)`."""
-    width = sum(part.shape[1] for part in parts) + gap * max(len(parts) - 1, 0)
-    out, x = np.full((HEIGHT, width, 3), STRIP, np.uint8), 0
+    width = sum(part.shape[1] for part in parts) + gap * (len(parts) - 1)
+    out = np.full((HEIGHT, width, 3), STRIP, np.uint8)
+    x = 0
     for part in parts:
         y = (HEIGHT - part.shape[0]) // 2
         out[y:y + part.shape[0], x:x + part.shape[1]] = part
@@ -48,12 +49,22 @@ def color_bar(colors: Callable[[np.ndarray], np.ndarray], low: str, high: str, t
     return row([text_picture(f"{title}   {low}"), bar, text_picture(high)], 7)
 
 
-def mark_legend(color: tuple[int, int, int] = TEXT) -> np.ndarray:
+def depth_legend(near: float, far: float) -> np.ndarray:
+    """Legend of depth colors."""
+    return color_bar(lambda share: depth_colors(share, 0, 1), f"{near:.2f} near", f"{far:.2f} far", "depth")
+
+
+def error_legend(largest: float) -> np.ndarray:
+    """Legend of error colors; `largest` in pixels."""
+    return color_bar(lambda share: error_colors(share, 1), "0", f"{largest:.2f} px", "mean flow error")
+
+
+def mark_legend() -> np.ndarray:
     """Legend of point marks: a disc is a visible point, a ring an occluded one."""
     marks = []
     for thickness in (cv2.FILLED, 1):
         mark = np.full((14, 14, 3), STRIP, np.uint8)
-        cv2.circle(mark, (7 << 4, 7 << 4), 5 << 4, color, thickness, cv2.LINE_AA, 4)
+        cv2.circle(mark, (7 << 4, 7 << 4), 5 << 4, TEXT, thickness, cv2.LINE_AA, 4)
         marks.append(mark)
     return row([marks[0], text_picture("visible"), marks[1], text_picture("occluded")], 7)
 
@@ -61,8 +72,9 @@ def mark_legend(color: tuple[int, int, int] = TEXT) -> np.ndarray:
 def point_legend(dense: bool = False, scored: bool = False) -> np.ndarray:
     """Legend of points: the marks (a note instead for `dense` grids), and with `scored` the colors of scores."""
     marks = text_picture("occluded points are not drawn") if dense else mark_legend()
-    bar = [color_bar(score_colors, "0", "1", "occlusion score")] if scored else []
-    return row([marks, *bar], 2 * GAP)
+    if not scored:
+        return marks
+    return row([marks, color_bar(score_colors, "0", "1", "occlusion score")], 2 * GAP)
 
 
 def flow_wheel(size: int) -> np.ndarray:

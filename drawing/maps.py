@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
-from drawing.legend import color_bar, flow_legend, text_picture, with_strip
+from drawing.legend import depth_legend, error_legend, flow_legend, text_picture, with_strip
 from drawing.tracks import DARK, LONGEST_SIDE, enlarge, frame_caption, picture_zoom
 
 ARROWS = 24  # arrows along the longer side of a flow picture
@@ -20,10 +20,10 @@ ARROWS = 24  # arrows along the longer side of a flow picture
 def depth_pictures(depths: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Pictures of depths `(T, h, w)` of frames of `size` (H, W), all with the same color scale."""
     near, far = depth_range(depths)
-    legend = color_bar(lambda share: depth_colors(share, 0, 1), f"{near:.2f}", f"{far:.2f}", "near")
+    legend = depth_legend(near, far)
     for t, depth in enumerate(depths):
         picture = depth_colors(fit(depth, picture_size(size)), near, far)
-        yield with_strip(picture, frame_caption(t, len(depths)) + "   depth", legend)
+        yield with_strip(picture, frame_caption(t, len(depths)), legend)
 
 
 def depth_range(depths: np.ndarray) -> tuple[float, float]:
@@ -44,23 +44,24 @@ def flow_pictures(flows: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarr
 
 def color_pictures(frames: np.ndarray, rendered: np.ndarray) -> Iterator[np.ndarray]:
     """Frames `(T, H, W, 3)` uint8 beside their renderings `(T, h, w, 3)` in [0, 1]."""
-    size = frames.shape[1:3]
+    shape = picture_size(frames.shape[1:3])
     for t, (frame, colors) in enumerate(zip(frames, rendered, strict=True)):
         shown = np.rint(colors.clip(0, 1) * 255).astype(np.uint8)
         small = cv2.resize(frame, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
         error = ((shown.astype(np.float32) - small) ** 2).mean() / 255**2
         psnr = 10 * np.log10(1 / max(error, 1e-10))
-        picture = beside([fit(frame, picture_size(size)), fit(shown, picture_size(size))])
+        picture = beside([fit(frame, shape), fit(shown, shape)])
         yield with_strip(picture, frame_caption(t, len(frames)), text_picture(f"frame | rendered, PSNR {psnr:.1f} dB"))
 
 
 def error_pictures(frames: np.ndarray, errors: np.ndarray) -> Iterator[np.ndarray]:
     """Frames `(T, H, W, 3)` uint8 beside their accumulated flow errors `(T, h, w)` in pixels."""
-    size, largest = frames.shape[1:3], error_scale(errors)
-    legend = color_bar(lambda share: error_colors(share, 1), "0", f"{largest:.2f} px", "mean flow error")
+    shape = picture_size(frames.shape[1:3])
+    largest = error_scale(errors)
+    legend = error_legend(largest)
     for t, (frame, error) in enumerate(zip(frames, errors, strict=True)):
-        shown = fit(error_colors(error, largest), picture_size(size), cv2.INTER_NEAREST)
-        yield with_strip(beside([fit(frame, picture_size(size)), shown]), frame_caption(t, len(frames)), legend)
+        shown = fit(error_colors(error, largest), shape, cv2.INTER_NEAREST)
+        yield with_strip(beside([fit(frame, shape), shown]), frame_caption(t, len(frames)), legend)
 
 
 def error_scale(errors: np.ndarray) -> float:

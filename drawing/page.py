@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from common.files import write_text
-from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation
+from drawing.colors import POSITIONS, depth_colors, error_colors, flow_colors, full_saturation
 from drawing.legend import flow_wheel
 from drawing.maps import depth_range, error_scale
 from drawing.pack import coarsest_quantum, pack
@@ -51,14 +51,16 @@ def page_html(data: PageData, megabytes: float = 25.0) -> str:
     To fit, the video's images are made smaller, then positions are rounded to 1/4 or 1/2 instead of 1/8 pixel, then
     every second row and column of tracks is left out. `data` then holds the tracks that are left."""
     budget = megabytes * 1e6 - sum((WEB / name).stat().st_size for name in (*SCRIPTS, "page.html", "page.css"))
-    images, layers = _video(data.frames, budget * IMAGE_SHARE), _layers(data)
+    images = _video(data.frames, budget * IMAGE_SHARE)
+    layers = _layers(data)
     pictures = {"video": images} | {name: layer.pop("images") for name, layer in layers.items()}
     left = budget / BASE64 - sum(len(image) for series in pictures.values() for image in series) - 20_000
-    packed, quantum, near_far, data = _packed(data, left)
+    packed, quantum, near_far = _packed(data, left)
     T, H, W = data.frames.shape[:3]
     meta = {
         "title": data.title, "fps": data.fps, "count": T, "height": H, "width": W, "frames": data.frame_ids,
         "interval": data.interval, "quantum": quantum, "depthRange": near_far, "threshold": data.occlusion_th,
+        "positionColors": POSITIONS.tolist(),
         "blocks": [{"frame": block.query_frame, "rows": block.shape[0], "columns": block.shape[1]}
                    for block in data.blocks],
         "layers": layers, "notices": data.notices}
@@ -67,9 +69,10 @@ def page_html(data: PageData, megabytes: float = 25.0) -> str:
     return _filled(meta, items)
 
 
-def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[float, float], PageData]:
-    """Pack the tracks within `limit` bytes: packed blocks, their quantum in pixels, their depth range, and the data
-    with the blocks that were packed."""
+def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[float, float]]:
+    """Pack the tracks within `limit` bytes: packed blocks, their quantum in pixels, and their depth range.
+
+    Tracks that do not fit are removed from `data`."""
     size = data.frames.shape[1:3]
     depths = np.concatenate([block.depth[:, ::4].ravel() for block in data.blocks])
     near_far = tuple(float(v) for v in np.percentile(depths, (0.1, 99.9)))
@@ -78,10 +81,10 @@ def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[flo
             quantum = coarsest_quantum(size, step)
             packed = [pack(block, quantum, near_far) for block in data.blocks]
             if sum(map(len, packed)) <= limit:
-                return packed, quantum, near_far, data
+                return packed, quantum, near_far
         if max(data.blocks[0].shape) < 8:
             log.warning("the page will be larger than --page_mb: the video alone needs that")
-            return packed, quantum, near_far, data
+            return packed, quantum, near_far
         data.blocks = [block.thinned() for block in data.blocks]
         data.interval *= 2
         notice = f"to keep the file small, tracks are {data.interval} pixels apart"
@@ -112,7 +115,9 @@ def _layers(data: PageData) -> dict[str, dict]:
                  "wheel": "data:image/png;base64," + _text(wheel), "high": f"rim: {longest:.3g} px a frame"}}
     if data.errors is not None:
         largest = error_scale(data.errors)
-        out["error"] = {"images": [_webp(error_colors(error, largest), 85) for error in data.errors],
+        # Lossy WebP halves the resolution of color, which is visible here: an image has one pixel per cell.
+        images = [encode_image(error_colors(error, largest), ".webp", lossless=True) for error in data.errors]
+        out["error"] = {"images": images,
                         "low": "flow error  0", "high": f"{largest:.2f} px", "bar": _bar(lambda s: error_colors(s, 1)),
                         "smooth": False}
     return out

@@ -49,7 +49,7 @@ def collect_page_data(views: Views) -> PageData:
     step = -(-views.T // MAX_FRAMES)
     ids = list(range(0, views.T, step))
     if step > 1:
-        notices.append(f"every {_ordinal(step)} of {views.T} frames is shown")
+        notices.append(f"1 of {step} frames is shown; the video has {views.T} frames")
     stride = max(1, round(options.page_query_stride / step))
     query_frames = range(0, len(ids), stride)
     interval = _interval(views, len(query_frames) * len(ids), notices)
@@ -82,7 +82,3 @@ def _block(views: Views, k: int, ids: list[int], interval: int) -> GridTracks:
     pixels, shape = grid_pixels(views.size, interval)
     found = views.track(ids[k], pixels, ids)
     return GridTracks(k, shape, found.tracks, found.visible, found.depth, found.occlusion_score)
-
-
-def _ordinal(n: int) -> str:
-    return {2: "second", 3: "third"}.get(n, f"{n}th")

@@ -168,10 +168,6 @@ class Views:
         found = [dense.canonical_points(self.tracker, int(t), pixels) for t in tqdm(ids, "canonical points")]
         return np.concatenate(found), np.concatenate([_at(self.frames[t], pixels) for t in ids])
 
-    def render_canonical(self, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Rendering `(*shape, 3)` in [0, 1], from the front, of the canonical volume between two corners `(3,)`."""
-        return dense.render_canonical(self.tracker, low, high, shape)
-
     @property
     def target_frame(self) -> int:
         """The second frame of a pair: --target_frame_id, else half the video away from the query frame."""

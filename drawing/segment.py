@@ -27,7 +27,8 @@ def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, 
     x = tracks.reshape(N, -1).astype(np.float64)
     if N < 2 * BASIS or not np.isfinite(x).all():
         return np.zeros(N, bool)
-    floor, rng = FLOOR * max(size), np.random.default_rng(seed)
+    floor = FLOOR * max(size)
+    rng = np.random.default_rng(seed)
     near = np.zeros(N, bool)
     for _ in range(SAMPLES):
         found = _residuals(x, rng.choice(N, BASIS, replace=False), visible) < floor
@@ -37,7 +38,7 @@ def foreground_tracks(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, 
         if near.sum() < BASIS:
             return np.zeros(N, bool)
         residual = _residuals(x, np.flatnonzero(near), visible)
-        near = residual < max(floor, _gap(residual))
+        near = residual < max(floor, _otsu_threshold(residual))
     return _without_specks(~near, tracks[:, visible.sum(0).argmax()])
 
 
@@ -51,7 +52,7 @@ def _residuals(x: np.ndarray, members: np.ndarray, visible: np.ndarray) -> np.nd
     return np.sqrt((square * visible).sum(1) / visible.sum(1).clip(1))
 
 
-def _gap(residual: np.ndarray) -> float:
+def _otsu_threshold(residual: np.ndarray) -> float:
     """Otsu's threshold of the logarithms: the split of largest variance between its sides."""
     values = np.sort(np.log(residual + 1e-6))
     n = np.arange(1, len(values))

@@ -5,6 +5,7 @@ Notation
     picture     a frame scaled by `zoom`, so that marks on a small video do not overlap
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -24,7 +25,9 @@ def picture_zoom(size: tuple[int, int]) -> float:
     """Scale from frames of `size` (H, W) to pictures: a whole number for small frames, below 1 for large ones."""
     if max(size) > LONGEST_SIDE:
         return LONGEST_SIDE / max(size)
-    return min(-(-PICTURE_SIDE // min(size)), LONGEST_SIDE // max(size)) if min(size) < PICTURE_SIDE else 1
+    if min(size) >= PICTURE_SIDE:
+        return 1
+    return min(math.ceil(PICTURE_SIDE / min(size)), LONGEST_SIDE // max(size))
 
 
 def enlarge(frame: np.ndarray, zoom: float) -> np.ndarray:

@@ -58,8 +58,8 @@ def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, 
         shown = visible[:, t]
         _draw_trails(picture, on_picture(stabilized_trails(tracks[shown], steps, t), zoom), colors[shown])
         draw_points(picture, tracks[:, t], shown, colors, zoom, spacing)
-        caption = frame_caption(t, len(frames), query_frame) + f"   paths of {TRAIL} frames, background held still"
-        yield with_strip(picture, caption, legend)
+        caption = f"paths of up to {TRAIL} frames, camera motion removed"
+        yield with_strip(picture, f"{frame_caption(t, len(frames), query_frame)}   {caption}", legend)
 
 
 def _draw_trails(picture: np.ndarray, trails: np.ndarray, colors: np.ndarray) -> None:

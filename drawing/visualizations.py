@@ -19,10 +19,12 @@ from drawing.page import write_page
 from drawing.run_views import Views
 from drawing.tracks import match_picture, track_pictures
 from drawing.trails import trail_pictures
+from inference import dense
 from loaders.images import write_png
 
 log = logging.getLogger("viz")
 CLOUD_FRAMES = 60        # length of the video of the canonical point cloud
+CLOUD_DOTS = 100         # dots of the point cloud along the shorter side, if they lay side by side
 CANONICAL_SIDE_GPU = 480  # pixels of the rendered canonical volume along its shorter side
 CANONICAL_SIDE_CPU = 160
 MATCH_LINES = 12         # lines drawn between matches of a frame pair
@@ -82,12 +84,12 @@ def canonical(views: Views, path: Path, formats: list[str]) -> list[Path]:
     side = CANONICAL_SIDE_GPU if views.tracker.device.type == "cuda" else CANONICAL_SIDE_CPU
     shape = tuple(max(1, round(side * n / min(height, width))) for n in (height, width))
     log.info("rendering the canonical volume")
-    front = np.rint(views.render_canonical(low, high, shape).clip(0, 1) * 255).astype(np.uint8)
+    front = np.rint(dense.render_canonical(views.tracker, low, high, shape).clip(0, 1) * 255).astype(np.uint8)
     front = maps.fit(front, (height, width))
     # x and y are normalized by width and height separately; undo that so that the cloud has the frame's aspect ratio.
     stretched = points * [views.size[1] / views.size[0], 1, 1]
     legend = text_picture("volume from the front | surface points of 6 frames")
-    clouds = cloud_pictures(stretched, colors, (height, width), CLOUD_FRAMES, max(2, min(height, width) // 160))
+    clouds = cloud_pictures(stretched, colors, (height, width), CLOUD_FRAMES, min(height, width) // CLOUD_DOTS)
     pictures = (with_strip(maps.beside([front, cloud]), "canonical volume", legend) for cloud in clouds)
     return _write(path, pictures, views, formats, CLOUD_FRAMES)
 

@@ -102,7 +102,7 @@ def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch
     text = (tmp_path / "page.html").read_text()
     meta = json.loads(re.search(r'id="meta">(.*?)</script>', text).group(1))
     assert meta["frames"] == [0, 2, 4, 6] and meta["fps"] == 5
-    assert meta["notices"] == ["every second of 8 frames is shown"] and meta["notices"][0] in caplog.text
+    assert meta["notices"] == ["1 of 2 frames is shown; the video has 8 frames"] and meta["notices"][0] in caplog.text
     assert len(re.findall(r'id="(?:video|flow|depth)-\d+"', text)) == 12
 
 

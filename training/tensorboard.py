@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from drawing.colors import depth_colors, error_colors, flow_colors, full_saturation, position_colors
-from drawing.legend import color_bar, flow_legend, row, with_strip
+from drawing.legend import depth_legend, error_legend, flow_legend, row, with_strip
 from drawing.maps import beside, depth_range, error_scale, fit, picture_size
 from drawing.tracks import match_picture, point_grid
 from inference import dense
@@ -79,8 +79,7 @@ def pictures_of(trainer) -> dict[str, np.ndarray]:
     errors = trainer.error_map.mean()[ids].cpu().numpy()  # (2, h', w') pixels
     near, far = depth_range(np.stack(depths))
     largest = error_scale(errors)
-    legend = row([color_bar(lambda s: depth_colors(s, 0, 1), f"{near:.2f}", f"{far:.2f}", "near"),
-                  color_bar(lambda s: error_colors(s, 1), "0", f"{largest:.2f} px", "flow error")], 24)
+    legend = row([depth_legend(near, far), error_legend(largest)], 24)
     views = {"matches": matches, "flow": flow_picture}
     for k, i in enumerate(ids):
         rendered = np.rint(colors[k].clip(0, 1) * 255).astype(np.uint8)

@@ -1,13 +1,13 @@
 "use strict";
-// What the page remembers, and its buttons and keys.
+// State of the page, selection of tracks, buttons and keys.
 
 const $ = (id) => document.getElementById(id);
 const PALETTE = ["#ffb000", "#56b4e9", "#00c08b", "#f0e442", "#e8713a", "#d68fc0", "#4f8cff", "#ffffff"];
-const BUNDLE = 300; // tracks of a box that are drawn
+const MAX_BOX_TRACKS = 300; // tracks of a box that are drawn
 const LAYERS = ["video", ...Object.keys(meta.layers)];
 const LAYER_NAMES = {video: "Video", depth: "Depth", flow: "Flow", error: "Errors"};
 const state = {frame: 0, playing: false, speed: 1, layer: "video", mix: 1, smooth: true, trail: "auto", selection: [],
-  preview: null, note: ""};
+  preview: null};
 
 let scheduled = false;
 function redraw() {
@@ -17,7 +17,7 @@ function redraw() {
     scheduled = false;
     stage.draw();
     timeline.draw();
-    showNow();
+    showCurrentFrame();
   });
 }
 
@@ -52,7 +52,7 @@ function tick(now) {
   if (!state.playing) return;
   const next = (state.frame + 1) % meta.count;
   if (now - clock >= 1000 / (meta.fps * state.speed) && images.ready(`video-${next}`)) {
-    clock = Math.max(clock + 1000 / (meta.fps * state.speed), now - 100); // late frames are not made up for
+    clock = Math.max(clock + 1000 / (meta.fps * state.speed), now - 100); // at most 100 ms of delay is caught up
     seek(next);
   } else {
     images.get(`video-${next}`);
@@ -67,31 +67,32 @@ function showPlaying() {
 
 // Selection
 
-async function pick(x, y, add) {
+async function selectPoint(x, y, add) { // the track nearest to a point; add: to the selection
   const track = await nearestTrack(state.frame, x, y);
   const others = add ? state.selection.filter((other) => other.id !== track.id) : [];
   track.color = PALETTE[others.length % PALETTE.length];
   const frame = meta.frames[track.query];
-  const far = track.distance > meta.interval ? ` The nearest stored track is ${track.distance.toFixed(0)} px away.` : "";
-  select([...others, track], others.length ? `${others.length + 1} tracks.${far}` :
-    `Query point in frame ${frame} at x ${track.x[track.query].toFixed(0)}, y ${track.y[track.query].toFixed(0)}, ` +
-    `${track.distance.toFixed(1)} px from the click.`);
-  return track;
+  const distance = `The track is ${track.distance.toFixed(1)} px from the click.`;
+  if (others.length) {
+    select([...others, track], `${others.length + 1} tracks. ${track.distance > meta.interval ? distance : ""}`);
+  } else {
+    const start = `x ${track.x[track.query].toFixed(0)}, y ${track.y[track.query].toFixed(0)}`;
+    select([track], `Query point: frame ${frame}, ${start}. ${distance}`);
+  }
 }
 
-async function bundle(box) {
-  const {total, tracks} = await tracksInBox(state.frame, box, BUNDLE);
+async function selectBox(box) {
+  const {total, tracks} = await tracksInBox(state.frame, box, MAX_BOX_TRACKS);
   for (const track of tracks) {
-    track.color = placeColor((track.x[state.frame] - box.left) / (box.right - box.left),
+    track.color = positionColor((track.x[state.frame] - box.left) / (box.right - box.left),
       (track.y[state.frame] - box.top) / (box.bottom - box.top));
   }
-  select(tracks, total === 0 ? "" : tracks.length < total ? `${tracks.length} of ${total} tracks in the box.` :
-    `${total} ${total === 1 ? "track" : "tracks"} in the box.`);
+  const shown = tracks.length < total ? `${tracks.length} of ${total}` : total;
+  select(tracks, `${shown} ${total === 1 ? "track" : "tracks"} in the box.`);
 }
 
-function placeColor(x, y) { // blue to yellow across, light to dark down, green in the middle
-  const grid = [[[86, 180, 233], [130, 215, 190], [245, 233, 90]], [[40, 140, 230], [30, 190, 120], [240, 165, 30]],
-    [[0, 110, 230], [150, 80, 175], [213, 84, 0]]];
+function positionColor(x, y) { // interpolates the 3x3 colors of drawing/colors.py at (x, y) in [0, 1]
+  const grid = meta.positionColors;
   const u = Math.min(1.999, Math.max(0, 2 * x)), v = Math.min(1.999, Math.max(0, 2 * y));
   const i = Math.floor(u), j = Math.floor(v), a = u - i, b = v - j;
   const rgb = [0, 1, 2].map((k) => Math.round((1 - b) * ((1 - a) * grid[j][i][k] + a * grid[j][i + 1][k]) +
@@ -100,7 +101,7 @@ function placeColor(x, y) { // blue to yellow across, light to dark down, green 
 }
 
 function select(tracks, note) {
-  Object.assign(state, {selection: tracks, note, preview: null});
+  Object.assign(state, {selection: tracks, preview: null});
   $("hint").hidden = true;
   $("empty").hidden = tracks.length > 0;
   $("chosen").hidden = tracks.length === 0;
@@ -109,7 +110,7 @@ function select(tracks, note) {
   redraw();
 }
 
-function showNow() {
+function showCurrentFrame() {
   const t = state.frame, {selection} = state;
   $("counter").querySelector("b").textContent = meta.frames[t];
   $("chart").setAttribute("aria-valuenow", t);
@@ -170,7 +171,7 @@ function save() {
 
 async function copy() {
   if (!state.selection.length) return;
-  const area = document.createElement("textarea"); // works from a file, where the clipboard's own interface may not
+  const area = document.createElement("textarea"); // navigator.clipboard may be missing on file:// pages
   area.value = csv();
   document.body.append(area);
   area.select();
@@ -206,7 +207,7 @@ function setLayer(name) {
   seek(state.frame);
 }
 
-function choose(id, by) {
+function chooseOption(id, by) {
   const list = $(id), next = list.selectedIndex + by;
   list.selectedIndex = id === "trail" ? next % list.length : Math.min(list.length - 1, Math.max(0, next));
   list.dispatchEvent(new Event("change"));
@@ -217,7 +218,8 @@ const KEYS = {
   ArrowLeft: (e) => (pause(), seek(state.frame - (e.shiftKey ? 10 : 1))),
   ArrowRight: (e) => (pause(), seek(state.frame + (e.shiftKey ? 10 : 1))),
   Home: () => (pause(), seek(0)), End: () => (pause(), seek(meta.count - 1)),
-  "[": () => choose("speed", -1), "]": () => choose("speed", 1), t: () => choose("trail", 1), c: copy,
+  "[": () => chooseOption("speed", -1), "]": () => chooseOption("speed", 1),
+  t: () => chooseOption("trail", 1), c: copy,
   0: () => stage.reset(), "+": () => stage.zoomAt(stage.width / 2, stage.height / 2, 1.5),
   "-": () => stage.zoomAt(stage.width / 2, stage.height / 2, 1 / 1.5),
   Escape: () => select([], ""), "?": () => $("help").showModal(),
@@ -233,7 +235,7 @@ function onKey(e) {
   act(e);
 }
 
-function wire() {
+function connectControls() {
   for (const name of LAYERS) {
     const button = Object.assign(document.createElement("button"), {type: "button", textContent: LAYER_NAMES[name]});
     button.dataset.layer = name;
@@ -261,27 +263,28 @@ function wire() {
   document.addEventListener("keydown", onKey);
 }
 
-function describe() {
+function showFacts() {
   const tracks = meta.blocks.reduce((sum, block) => sum + block.rows * block.columns, 0);
   $("facts").textContent = `${meta.count} frames, ${meta.width}×${meta.height}, ${tracks.toLocaleString("en")} tracks`;
   const every = meta.blocks.length > 1 ? meta.frames[meta.blocks[1].frame] - meta.frames[meta.blocks[0].frame] : 0;
-  const notes = [`Tracks start ${meta.interval === 1 ? "at every pixel" : `${meta.interval} px apart`}` +
-    `${every > 1 ? `, once every ${every} frames` : every ? ", in every frame" : ", in the first frame"}; positions are rounded to ` +
-    `${meta.quantum} px.`, ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
+  const where = meta.interval === 1 ? "at every pixel" : `${meta.interval} px apart`;
+  const when = every > 1 ? `once every ${every} frames` : every ? "in every frame" : "in the first frame";
+  const notes = [`Tracks start ${where}, ${when}; positions are rounded to ${meta.quantum} px.`,
+    ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
   $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
   document.documentElement.style.setProperty("--ratio", meta.height / meta.width);
   $("chart").setAttribute("aria-valuemax", meta.count - 1);
   $("counter").querySelector("span").textContent = `/ ${meta.frames[meta.count - 1]}`;
 }
 
-const events = {redraw, pick, bundle, hover, seek, pause};
+const events = {redraw, selectPoint, selectBox, hover, seek, pause};
 const stage = new Stage($("view"), state, events);
 const timeline = new Timeline($("chart"), state, events);
 if (typeof DecompressionStream === "undefined") {
-  $("message").textContent = "This browser is too old for the page: it needs one of 2023 or later.";
+  $("message").textContent = "This page needs a browser of 2023 or later.";
   $("message").hidden = false;
 } else {
-  wire();
-  describe();
+  connectControls();
+  showFacts();
   setLayer("video");
 }

@@ -1,16 +1,27 @@
 "use strict";
-// The video with its tracks, and what a pointer does to it.
+// The video with its tracks; pointers select tracks and move the view.
 
-const CLICK = 5;            // pixels that a pointer may move during a click
-const NEAR = 12;            // frames of a short path, to either side
+const CLICK_PX = 5;         // pixels that a pointer may move during a click
+const NEAR_FRAMES = 12;     // frames of a short path, to either side
+const MAX_ZOOM = 16;
 const SHADOW = "rgba(0, 0, 0, .6)";
+
+function fitToScreen(view) { // gives the canvas of a Stage or Timeline one pixel for each screen pixel
+  const {canvas} = view, ratio = window.devicePixelRatio || 1;
+  view.width = canvas.clientWidth;
+  view.height = canvas.clientHeight;
+  canvas.width = Math.round(view.width * ratio);
+  canvas.height = Math.round(view.height * ratio);
+  view.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  view.events.redraw();
+}
 
 class Stage {
   constructor(canvas, state, events) {
     Object.assign(this, {canvas, state, events, context: canvas.getContext("2d"), zoom: 1, box: null, hover: null});
     this.center = {x: meta.width / 2, y: meta.height / 2}; // of the view, in pixels from the video's upper left corner
     this.pointers = new Map();
-    new ResizeObserver(() => this.resize()).observe(canvas);
+    new ResizeObserver(() => fitToScreen(this)).observe(canvas);
     canvas.addEventListener("pointerdown", (e) => this.down(e));
     canvas.addEventListener("pointermove", (e) => this.move(e));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (e) => this.up(e));
@@ -19,16 +30,6 @@ class Stage {
       e.preventDefault();
       this.zoomAt(e.offsetX, e.offsetY, Math.exp(-e.deltaY * 0.002));
     }, {passive: false});
-  }
-
-  resize() {
-    const ratio = window.devicePixelRatio || 1;
-    this.width = this.canvas.clientWidth;
-    this.height = this.canvas.clientHeight;
-    this.canvas.width = Math.round(this.width * ratio);
-    this.canvas.height = Math.round(this.height * ratio);
-    this.ratio = ratio;
-    this.events.redraw();
   }
 
   get scale() { // screen pixels in a pixel of the video
@@ -51,7 +52,7 @@ class Stage {
 
   zoomAt(left, top, factor) {
     const [x, y] = this.toVideo(left, top);
-    this.zoom = Math.min(16, Math.max(1, this.zoom * factor));
+    this.zoom = Math.min(MAX_ZOOM, Math.max(1, this.zoom * factor));
     this.shift(left, top, x, y);
   }
 
@@ -70,7 +71,8 @@ class Stage {
     this.shift(this.width / 2, this.height / 2, meta.width / 2 - 0.5, meta.height / 2 - 0.5);
   }
 
-  // Pointers: a click picks, a drag draws a box; two fingers, the middle button or alt move and zoom the view.
+  // Pointers: a click selects the nearest track, a drag the tracks in a box; two fingers, the middle button or alt move
+  // and zoom the view.
 
   down(e) {
     this.canvas.setPointerCapture(e.pointerId);
@@ -91,7 +93,7 @@ class Stage {
       this.pinch(e.pointerId, here);
     } else if (this.start.pan) {
       this.shift(here.x, here.y, x, y);
-    } else if (this.box || Math.hypot(here.x - this.start.x, here.y - this.start.y) > CLICK) {
+    } else if (this.box || Math.hypot(here.x - this.start.x, here.y - this.start.y) > CLICK_PX) {
       this.box = {from: this.start, to: here};
       this.events.redraw();
     }
@@ -104,7 +106,7 @@ class Stage {
     const span = (a) => Math.max(10, Math.hypot(a.x - other.x, a.y - other.y));
     const middle = (a) => [(a.x + other.x) / 2, (a.y + other.y) / 2];
     const [x, y] = this.toVideo(...middle(before));
-    this.zoom = Math.min(16, Math.max(1, this.zoom * span(here) / span(before)));
+    this.zoom = Math.min(MAX_ZOOM, Math.max(1, this.zoom * span(here) / span(before)));
     this.shift(...middle(here), x, y);
   }
 
@@ -116,10 +118,10 @@ class Stage {
       const [left, top] = this.toVideo(Math.min(box.from.x, box.to.x), Math.min(box.from.y, box.to.y));
       const [right, bottom] = this.toVideo(Math.max(box.from.x, box.to.x), Math.max(box.from.y, box.to.y));
       this.box = null;
-      this.events.bundle({left, top, right, bottom});
+      this.events.selectBox({left, top, right, bottom});
     } else {
       const [x, y] = this.toVideo(e.offsetX, e.offsetY);
-      if (this.inside(x, y)) this.events.pick(x, y, e.shiftKey);
+      if (this.inside(x, y)) this.events.selectPoint(x, y, e.shiftKey);
     }
     this.events.redraw();
   }
@@ -134,7 +136,6 @@ class Stage {
 
   draw() {
     const {context: c, state} = this;
-    c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     c.clearRect(0, 0, this.width, this.height);
     this.image(`video-${state.frame}`, 1, true);
     if (state.layer !== "video") this.image(`${state.layer}-${state.frame}`, state.mix, state.smooth);
@@ -150,7 +151,7 @@ class Stage {
     if (!bitmap || !bitmap.width) return;
     const [left, top] = this.toScreen(-0.5, -0.5), c = this.context;
     c.globalAlpha = alpha;
-    c.imageSmoothingEnabled = smooth && this.scale < 6; // pixels can be seen when looked at closely
+    c.imageSmoothingEnabled = smooth && this.scale < 6; // enlarged further, pixels are drawn as squares
     c.drawImage(bitmap, left, top, meta.width * this.scale, meta.height * this.scale);
     c.globalAlpha = 1;
     this.last = {...this.last, [id.split("-")[0]]: bitmap};
@@ -160,7 +161,7 @@ class Stage {
     const {trail, frame} = this.state;
     if (trail === "none") return [frame, frame];
     if (trail === "near" || (trail === "auto" && many)) {
-      return [Math.max(0, frame - NEAR), Math.min(meta.count - 1, frame + NEAR)];
+      return [Math.max(0, frame - NEAR_FRAMES), Math.min(meta.count - 1, frame + NEAR_FRAMES)];
     }
     return [0, meta.count - 1];
   }

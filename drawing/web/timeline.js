@@ -1,15 +1,15 @@
 "use strict";
-// The time line: a ruler to scrub on, and below it when the selection is visible, its depth and its occlusion score.
+// The time line: a ruler of frames, and below it the visibility, depth and occlusion score of the selected tracks.
 
-const LEFT = 58, RIGHT = 16, RULER = 26, STRIP = 12, GAP = 10;
+const LEFT = 58, RIGHT = 16, RULER = 26, STRIP = 12, GAP = 10; // px: margins, and heights from top to bottom
 const INK = {text: "#9ba4b2", line: "#2b3038", playhead: "#ffb000", bright: "#e7eaef"};
 
 class Timeline {
   constructor(canvas, state, events) {
     Object.assign(this, {canvas, state, events, context: canvas.getContext("2d")});
-    new ResizeObserver(() => this.resize()).observe(canvas);
+    new ResizeObserver(() => fitToScreen(this)).observe(canvas);
     const scrub = (e) => {
-      const share = (e.offsetX - this.left) / (this.width - this.left - RIGHT);
+      const share = (e.offsetX - LEFT) / (this.width - LEFT - RIGHT);
       events.seek(Math.round(share * (meta.count - 1)));
     };
     canvas.addEventListener("pointerdown", (e) => {
@@ -22,22 +22,8 @@ class Timeline {
     });
   }
 
-  get left() {
-    return LEFT;
-  }
-
-  resize() {
-    const ratio = window.devicePixelRatio || 1;
-    this.width = this.canvas.clientWidth;
-    this.height = this.canvas.clientHeight;
-    this.canvas.width = Math.round(this.width * ratio);
-    this.canvas.height = Math.round(this.height * ratio);
-    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.events.redraw();
-  }
-
   at(t) { // screen position of frame t
-    return this.left + (this.width - this.left - RIGHT) * (meta.count > 1 ? t / (meta.count - 1) : 0);
+    return LEFT + (this.width - LEFT - RIGHT) * (meta.count > 1 ? t / (meta.count - 1) : 0);
   }
 
   draw() {
@@ -53,7 +39,8 @@ class Timeline {
     } else {
       c.fillStyle = INK.text;
       c.textAlign = "center";
-      c.fillText("Depth and occlusion score of the selected track", (this.left + this.width - RIGHT) / 2, this.height / 2 + 8);
+      const middle = (LEFT + this.width - RIGHT) / 2;
+      c.fillText("Depth and occlusion score of the selected track", middle, this.height / 2 + 8);
     }
     this.playhead();
   }
@@ -71,15 +58,15 @@ class Timeline {
     }
     c.textAlign = "right";
     c.fillStyle = INK.text;
-    c.fillText("frame", this.left - 12, 12);
+    c.fillText("frame", LEFT - 12, 12);
   }
 
   strip(top) { // how much of the selection is visible in each frame
     const c = this.context, {selection} = this.state, right = this.width - RIGHT;
     const share = (t) => selection.reduce((sum, track) => sum + track.visible[t], 0) / selection.length;
-    const edge = (t) => Math.round(Math.min(right, Math.max(this.left, this.at(t - 0.5))));
+    const edge = (t) => Math.round(Math.min(right, Math.max(LEFT, this.at(t - 0.5))));
     c.fillStyle = INK.line;
-    c.fillRect(this.left, top + STRIP / 2 - 1, right - this.left, 2);
+    c.fillRect(LEFT, top + STRIP / 2 - 1, right - LEFT, 2);
     c.fillStyle = selection.length === 1 ? selection[0].color : INK.bright;
     for (let t = 0; t < meta.count; t++) {
       c.globalAlpha = share(t);
@@ -88,34 +75,34 @@ class Timeline {
     c.globalAlpha = 1;
     c.fillStyle = INK.text;
     c.textAlign = "right";
-    c.fillText("visible", this.left - 6, top + STRIP - 2);
+    c.fillText("visible", LEFT - 6, top + STRIP - 2);
   }
 
   plot(top, height, name, [upper, lower], [high, low], values, threshold) {
     const c = this.context, {selection} = this.state, right = this.width - RIGHT;
     const y = (v) => top + height * Math.min(1, Math.max(0, (v - high) / (low - high || 1)));
     c.strokeStyle = INK.line;
-    c.strokeRect(this.left + 0.5, top + 0.5, right - this.left - 1, height - 1);
+    c.strokeRect(LEFT + 0.5, top + 0.5, right - LEFT - 1, height - 1);
     c.fillStyle = INK.text;
     c.textAlign = "right";
-    c.fillText(upper, this.left - 6, top + 9);
-    c.fillText(lower, this.left - 6, top + height - 1);
+    c.fillText(upper, LEFT - 6, top + 9);
+    c.fillText(lower, LEFT - 6, top + height - 1);
     c.fillStyle = INK.bright;
-    c.fillText(name, this.left - 6, top + height / 2 + 4);
+    c.fillText(name, LEFT - 6, top + height / 2 + 4);
     if (threshold !== undefined) {
       c.setLineDash([3, 3]);
       c.strokeStyle = INK.text;
       c.beginPath();
-      c.moveTo(this.left, y(threshold));
+      c.moveTo(LEFT, y(threshold));
       c.lineTo(right, y(threshold));
       c.stroke();
       c.setLineDash([]);
       c.fillStyle = INK.text;
-      c.fillText("hidden by the model above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
+      c.fillText("occluded above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
     }
     c.save();
     c.beginPath();
-    c.rect(this.left, top - 2, right - this.left, height + 4);
+    c.rect(LEFT, top - 2, right - LEFT, height + 4);
     c.clip();
     c.globalAlpha = selection.length > 12 ? 0.35 : 1;
     c.lineWidth = selection.length > 12 ? 1 : 1.8;

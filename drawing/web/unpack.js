@@ -2,7 +2,8 @@
 // The page's data: images and tracks, unpacked when they are first needed (pack.py says how tracks are packed).
 
 const meta = JSON.parse(document.getElementById("meta").textContent);
-const KEPT_BLOCKS = 6, KEPT_PIXELS = 4e7; // what stays unpacked in memory
+const MAX_BLOCKS = 6;   // blocks of tracks that stay unpacked in memory
+const MAX_PIXELS = 4e7; // pixels of images that stay unpacked in memory
 
 function bytesOf(id) {
   const text = atob(document.getElementById(id).textContent);
@@ -66,7 +67,7 @@ class Block {
   }
 }
 
-// Promises of what is unpacked, the most recently used last; the oldest is dropped when there are too many.
+// A least-recently-used cache of at most `most` promises of unpacked values.
 class Cache {
   constructor(most, make, drop = () => {}) {
     Object.assign(this, {most, make, drop, entries: new Map(), done: new Map()});
@@ -97,13 +98,13 @@ class Cache {
   }
 }
 
-const blocks = new Cache(KEPT_BLOCKS, async (b) => new Block(await inflate(bytesOf(`tracks-${b}`)), meta.blocks[b]));
+const blocks = new Cache(MAX_BLOCKS, async (b) => new Block(await inflate(bytesOf(`tracks-${b}`)), meta.blocks[b]));
 const images = new Cache(
-  Math.max(12, Math.round(KEPT_PIXELS / (meta.width * meta.height))),
+  Math.max(12, Math.round(MAX_PIXELS / (meta.width * meta.height))),
   (id) => createImageBitmap(new Blob([bytesOf(id)], {type: "image/webp"})),
   (bitmap) => bitmap.close());
 
-// Blocks in the order in which a point of this frame is looked for: by how near their query frames are.
+// Block numbers by the distance of their query frames from a frame, nearest first.
 function blocksNear(frame) {
   const distance = (b) => Math.abs(meta.blocks[b].frame - frame);
   return meta.blocks.map((_, b) => b).sort((a, b) => distance(a) - distance(b));
@@ -119,8 +120,8 @@ function nearestIn(block, frame, x, y, best) {
   }
 }
 
-// The stored track that is nearest to a point of a frame and visible there. Tracks of the query frames around it come
-// first: those of others are taken only where these have none within a cell of the grid.
+// The stored track that is nearest to a point of a frame and visible there. Blocks of the nearest query frames are
+// searched first, the others only if these have no visible track within the distance of grid points.
 async function nearestTrack(frame, x, y) {
   const order = blocksNear(frame), first = meta.blocks[order[0]].frame === frame ? 1 : 2;
   const best = {distance: Infinity, seen: false};
@@ -131,7 +132,7 @@ async function nearestTrack(frame, x, y) {
   return {...best.block.track(best.n), distance: best.distance};
 }
 
-// The same, of blocks that are unpacked already, for the pointer that hovers; null where there is none near.
+// The same among the blocks that are unpacked already, for the preview under the pointer; null if none is near.
 function nearestReady(frame, x, y) {
   const best = {distance: 1.5 * meta.interval, seen: false};
   for (const b of blocksNear(frame).slice(0, 2)) {
@@ -141,7 +142,8 @@ function nearestReady(frame, x, y) {
   return best.seen ? best.block.track(best.n) : null;
 }
 
-// Tracks that are visible inside a box of a frame, at most `most` of them: all, or those of every k-th row and column.
+// Tracks of one block that are visible inside a box of a frame. More than `most` are thinned to every k-th row and
+// column.
 async function tracksInBox(frame, box, most) {
   const q = meta.quantum;
   for (const b of blocksNear(frame)) {
