@@ -29,11 +29,11 @@ from benchmarks.experiments import (
     run_missing,
     values,
 )
-from benchmarks.tables import markdown, spread
+from benchmarks.tables import spread
 from common.cli import Parser, run
 from common.files import atomic_path
 from evaluation.plots import STYLE
-from evaluation.scoring import COLUMNS
+from evaluation.tables import COLUMNS, markdown
 
 PRESETS = Path("configs/ablation")
 BASE = PRESETS / "base.txt"

@@ -37,11 +37,12 @@ from benchmarks.experiments import (
     run_missing,
     values,
 )
-from benchmarks.tables import markdown, spread
+from benchmarks.tables import spread
 from common.cli import Parser, run
 from common.files import atomic_path
 from evaluation.plots import COLORS, STYLE
 from evaluation.scoring import baseline_tracks, score
+from evaluation.tables import markdown
 from loaders.sequence import open_sequence
 
 METRICS = ("average_pts_within_thresh", "average_jaccard")  # delta_avg and AJ

@@ -10,8 +10,8 @@ from itertools import product
 import torch
 from tqdm import tqdm
 
-from benchmarks.tables import markdown
 from common.cli import Parser
+from evaluation.tables import markdown
 from loaders.sequence import read_image
 from models.canonical_field import FALLOFF, GAMMA_SCALE, CanonicalField, initialize_for_code
 from models.gabor import GaborFilter

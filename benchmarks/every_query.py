@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from benchmarks.experiments import ground_truth
-from benchmarks.tables import markdown
 from common.cli import run
 from configs.options import parse
-from evaluation.scoring import COLUMNS, as_point_tracks, baseline_tracks, score
+from evaluation.scoring import as_point_tracks, baseline_tracks, score
+from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
 from loaders.track_files import Annotations
 

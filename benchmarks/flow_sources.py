@@ -29,11 +29,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.tables import markdown
 from common.cli import Parser
 from common.files import write_json
 from common.geometry import pixel_grid, sample
 from drawing.colors import flow_colors, full_saturation
+from evaluation.tables import markdown
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations

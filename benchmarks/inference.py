@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.tables import extent, markdown
+from benchmarks.tables import extent
 from benchmarks.timing import alternate
 from common.cli import Parser
 from common.files import write_json
 from configs.options import parse
+from evaluation.tables import markdown
 from inference.tracker import Tracker
 from models.factory import new_model, pick_device
 from models.omnimotion import OmniMotion

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
-from benchmarks.tables import markdown
 from common.cli import Parser
+from evaluation.tables import markdown
 from models.kernels import triton_coupling as coupling
 
 SHARED_LIMIT = {80: 163, 90: 227}  # KiB per block, by 10 x compute capability

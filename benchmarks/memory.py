@@ -6,9 +6,9 @@ equals that on a GPU but needs no GPU. The backward pass itself also needs memor
 
 import torch
 
-from benchmarks.tables import markdown
 from common.cli import Parser
 from configs.options import parse
+from evaluation.tables import markdown
 from models.factory import new_model, pick_device
 from models.kernels.backend import Products, set_products
 from training.optimizers import new_optimizers

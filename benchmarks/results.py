@@ -18,10 +18,10 @@ import logging
 import re
 from pathlib import Path
 
-from benchmarks.tables import markdown
 from common.cli import Parser, run
 from common.errors import UserError
 from common.files import read_json, write_text
+from evaluation.tables import markdown
 
 log = logging.getLogger("results")
 ROOT = Path(__file__).resolve().parents[1]

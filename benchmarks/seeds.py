@@ -13,11 +13,11 @@ import time
 
 import torch
 
-from benchmarks.tables import extent, markdown, spread
+from benchmarks.tables import extent, spread
 from common.cli import Parser
 from common.files import write_json
 from configs.options import parse, run_dir
-from evaluation.scoring import COLUMNS
+from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
 from models.coords import denormalize_pixels
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.tables import extent, markdown
+from benchmarks.tables import extent
 from benchmarks.timing import alternate
 from common.cli import Parser
 from common.files import write_json
 from configs.options import parse
+from evaluation.tables import markdown
 from loaders.sequence import open_sequence
 from models.factory import pick_device
 from models.kernels.backend import choose_products

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.flow_sources import NEAR, frame_pairs, names, stored_ends, within
-from benchmarks.tables import markdown
 from common.cli import Parser
+from evaluation.tables import markdown
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import load_annotations

@@ -1,13 +1,7 @@
-"""Markdown tables and their cells, shared by the benchmarks."""
+"""Cells of the benchmarks' tables."""
 
 import statistics
-from collections.abc import Iterable, Sequence
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. Each row has one text for each column."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
+from collections.abc import Sequence
 
 
 def spread(values: Sequence[float], format_: str = ".3f") -> str:

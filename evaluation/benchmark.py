@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import UserError
-from common.files import read_json, write_text
+from common.files import read_json, write_json
 from configs.options import OPTIONS
 from evaluation.plots import draw_plots
 from evaluation.report import collect, one_line, print_tables, write_reports
@@ -178,7 +178,7 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
     UserError if the folder has results (files that match `evidence`) that were made with other settings."""
     path, settings = folder / "settings.json", json.loads(json.dumps(settings))
     if not path.is_file() or not any(folder.glob(evidence)):
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        write_json(path, settings)
         return
     before = read_json(path, "remove it and what is beside it")
     table = {option.name: option for option in OPTIONS}

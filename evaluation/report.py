@@ -7,14 +7,13 @@ Notation
 
 import csv
 import io
-import json
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json, write_text
-from evaluation.scoring import COLUMNS, NAME_WIDTH, print_header, print_row
+from common.files import read_json, write_json, write_text
+from evaluation.tables import COLUMNS, NAME_WIDTH, markdown, print_header, print_row
 from evaluation.video_job import Job
 from training.run_metadata import versions
 
@@ -78,10 +77,12 @@ def _tables(results: Path, names: list[str]) -> list[Table]:
 def _record(path: Path) -> dict:
     """Content of a result file. UserError if a value that the reports need is missing."""
     record = read_json(path, ADVICE)
-    numbers = [record.get("metrics"), record.get("seconds"), record.get("error_since_query")]
-    if not (all(isinstance(record.get(name), int) for name in ("num_queries", "num_frames"))
-            and isinstance(numbers[0], dict) and isinstance(numbers[1], dict) and isinstance(record.get("machine"), str)
-            and all(isinstance(value, int | float) for table in numbers[:2] for value in table.values())):
+    counts = [record.get("num_queries"), record.get("num_frames")]
+    numbers = [record.get("metrics"), record.get("seconds")]
+    if not (all(isinstance(count, int) for count in counts)
+            and all(isinstance(table, dict) for table in numbers)
+            and all(isinstance(value, int | float) for table in numbers for value in table.values())
+            and isinstance(record.get("machine"), str)):
         raise UserError(f"{path} is damaged: {ADVICE}")
     return record
 
@@ -122,7 +123,7 @@ def write_reports(results: Path, benchmark: str, tables: list[Table], names: lis
     """Write results.csv, results.json and results.md to the results folder, from all available results."""
     own = [table for table in tables if table.own]
     write_text(results / "results.csv", _csv(own))
-    write_text(results / "results.json", json.dumps({
+    write_json(results / "results.json", {
         "benchmark": benchmark, "query_mode": options.query_mode, "num_videos": len(names),
         "trackers": {table.tracker: {
             "mean": table.mean(), "num_videos": len(table.videos), "seconds": table.seconds(),
@@ -130,7 +131,7 @@ def write_reports(results: Path, benchmark: str, tables: list[Table], names: lis
             "missing": [name for name in names if name not in table.videos and name not in table.failed],
             "settings": read_json(results / table.tracker / "settings.json", ADVICE),
         } for table in own},
-        "config": vars(options), "versions": versions(), "seed": options.seed}, indent=1) + "\n")
+        "config": vars(options), "versions": versions(), "seed": options.seed})
     write_text(results / "results.md", _markdown(results, benchmark, tables, names, options))
 
 
@@ -155,35 +156,38 @@ def _csv(tables: list[Table]) -> str:
 
 def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[str], options: Namespace) -> str:
     H = options.tapvid_size
+    own = [table for table in tables if table.own]
     lines = [f"# {benchmark}, query mode {options.query_mode}", "",
              "Percent, as papers write them, at 256x256; TC (temporal coherence) in pixels a frame squared, 0 is best. "
              f"Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
-             "| tracker | videos | AJ | delta_avg | OA | TC | hours |", "|---|---|---|---|---|---|---|"]
-    for table in tables:
-        hours = sum(table.seconds().values()) / 3600
-        lines.append(f"| {table.tracker} | {len(table.videos)} of {len(names)} | {_percents(table.mean())} | "
-                     f"{hours:.2f} |")
-    if any(table.own and len(table.videos) < len(names) for table in tables):
+             markdown(["tracker", "videos", *COLUMNS.values(), "hours"], [
+                 [table.tracker, f"{len(table.videos)} of {len(names)}", *_percents(table.mean()),
+                  f"{sum(table.seconds().values()) / 3600:.2f}"] for table in tables])]
+    if any(len(table.videos) < len(names) for table in own):
         lines += ["", "Not all videos are in every mean: such a mean is not the benchmark's, and cannot be compared "
                   "with those of papers."]
     lines += _paper_lines(benchmark, options)
-    for table in (table for table in tables if table.own):
-        lines += ["", f"## {table.tracker}, video by video", "",
-                  "| video | queries | AJ | delta_avg | OA | TC | " + " | ".join(f"{s} (s)" for s in STAGES) + " |",
-                  "|---|---|---|---|---|---|" + "---|" * len(STAGES)]
-        for name, record in table.videos.items():
-            seconds = " | ".join(f"{record['seconds'][s]:.0f}" if s in record["seconds"] else "" for s in STAGES)
-            lines.append(f"| {name} | {record['num_queries']} | {_percents(record['metrics'])} | {seconds} |")
-        lines += [f"| {name} | failed: {error.replace('|', '/')} |" for name, error in table.failed.items()]
+    for table in own:
+        lines += ["", f"## {table.tracker}, video by video", "", _video_table(table)]
     lines += ["", "## How", "", f"Seed {options.seed}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
               "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
               "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
-    for table in (table for table in tables if table.own):
+    for table in own:
         settings = read_json(results / table.tracker / "settings.json", ADVICE)
         given = (f"{name} {value}" for name, value in settings.items() if value not in (None, ""))
         lines += [f"{table.tracker}: " + ", ".join(given) + ".", ""]
     lines += ["![](curves.png)", "![](videos.png)", "![](since_query.png)", ""]
     return "\n".join(lines)
+
+
+def _video_table(table: Table) -> str:
+    """Markdown table of a tracker's metrics and times on every video; a failed video has its error instead."""
+    rows = []
+    for name, record in table.videos.items():
+        seconds = [f"{record['seconds'][stage]:.0f}" if stage in record["seconds"] else "" for stage in STAGES]
+        rows.append([name, str(record["num_queries"]), *_percents(record["metrics"]), *seconds])
+    rows += [[name, f"failed: {error.replace('|', '/')}"] for name, error in table.failed.items()]
+    return markdown(["video", "queries", *COLUMNS.values(), *(f"{stage} (s)" for stage in STAGES)], rows)
 
 
 def paper_rows(benchmark: str, query_mode: str) -> list[dict[str, str]]:
@@ -206,11 +210,18 @@ def _paper_lines(benchmark: str, options: Namespace) -> list[str]:
              "differ, both are here. Optimized: fitted to each video. Feed-forward: trained on other videos."]
     if options.tapvid_size != 256:
         lines += ["", "These are at TAP-Vid's 256x256; the means above are not."]
-    lines += ["", "| tracker | kind | AJ | delta_avg | OA | TC | source | note |", "|---|---|---|---|---|---|---|---|"]
-    keys = ("tracker", "kind", "AJ", "delta_avg", "OA", "TC", "source", "note")
-    return lines + ["| " + " | ".join(row[key] for key in keys) + " |" for row in rows]
+    columns = ("tracker", "kind", *COLUMNS.values(), "source", "note")
+    return [*lines, "", markdown(columns, [[row[column] for column in columns] for row in rows])]
 
 
-def _percents(metrics: dict[str, float]) -> str:
-    cells = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in list(COLUMNS)[:3]]
-    return " | ".join([*cells, f"{metrics['temporal_coherence']:.2f}" if "temporal_coherence" in metrics else "-"])
+def _percents(metrics: dict[str, float]) -> list[str]:
+    """Cells of a Markdown table: percent, but pixels for temporal coherence; "-" for a metric that is not defined."""
+    cells = []
+    for key in COLUMNS:
+        if key not in metrics:
+            cells.append("-")
+        elif key == "temporal_coherence":
+            cells.append(f"{metrics[key]:.2f}")
+        else:
+            cells.append(f"{100 * metrics[key]:.1f}")
+    return cells

@@ -12,10 +12,6 @@ from loaders.sequence import VideoSequence
 from loaders.track_files import Annotations, PointTracks, load_tracks, sample_queries
 
 BASELINES = ("static", "chain")
-COLUMNS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
-           "temporal_coherence": "TC"}
-UNITS = "fractions at 256x256; TC in pixels a frame squared, 0 is best"
-NAME_WIDTH = 28  # characters of the first column of a printed table, if no name is longer
 
 
 def chosen_baselines(text: str) -> list[str]:
@@ -65,15 +61,3 @@ def load_predictions(path: Path, truth: Annotations, query_mode: str,
         raise UserError(f"{path}: its `query_points` ({len(tracks.query_points)}) are not the {len(queries)} of "
                         f"{where} in the query mode '{query_mode}': track these, in this order")
     return tracks, truth, rows
-
-
-def print_header(title: str, first_column: str = "", more: tuple[str, ...] = ()) -> None:
-    """Print the title and the header of a table of metrics; `more` names columns after the metrics."""
-    print(f"{title}; {UNITS}")
-    print(f"{first_column + ' ':{NAME_WIDTH}}" + "".join(f"{column:>11}" for column in (*COLUMNS.values(), *more)))
-
-
-def print_row(name: str, metrics: dict[str, float], more: str = "") -> None:
-    """Print one row of a table of metrics, with "-" for a metric that is not defined."""
-    cells = (f"{metrics[key]:11.3f}" if key in metrics else f"{'-':>11}" for key in COLUMNS)
-    print(f"{name + ' ':{NAME_WIDTH}}" + "".join(cells) + more)

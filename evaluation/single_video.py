@@ -1,22 +1,20 @@
 """The modes of eval.py for one video: score a model, track query points, score or convert a file of tracks."""
 
-import json
 import logging
 from argparse import Namespace
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import write_text
+from common.files import write_json
 from configs.options import run_dir
 from evaluation.scoring import (
     as_point_tracks,
     baseline_tracks,
     chosen_baselines,
     load_predictions,
-    print_header,
-    print_row,
     score,
 )
+from evaluation.tables import print_header, print_row
 from inference.load_run import load_run
 from loaders.sequence import open_sequence
 from loaders.track_export import check_format, export_tracks
@@ -78,7 +76,7 @@ def score_predictions(options: Namespace) -> None:
 
 def write_metrics(path: Path, metrics: dict) -> None:
     """Write the metrics to a JSON file, and print them as a table with one row for each tracker."""
-    write_text(path, json.dumps(metrics, indent=1) + "\n")
+    write_json(path, metrics)
     print_header(f"query mode {metrics['query_mode']}")
     for name, row in metrics.get("baselines", {}).items():
         print_row(name, row)

@@ -10,7 +10,6 @@ Files
     RESULTS/NAME.running       current stage, process and host; removed at the end
 """
 
-import json
 import logging
 import os
 import platform
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.files import read_json, write_text
+from common.files import read_json, write_json
 from configs.options import run_dir
 from evaluation.baselines import static_tracks
 from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
@@ -108,7 +107,7 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
         for mode in QUERY_MODES:
             if _has_queries(truth, mode):
                 save_queries(partial / f"queries_{mode}.npz", sample_queries(truth, mode)[0], size)
-        write_text(partial / "source.json", json.dumps(source))
+        write_json(partial / "source.json", source)
         _add_seconds(partial, "frames", time.monotonic() - before)
         try:
             partial.replace(root)
@@ -143,7 +142,7 @@ def run_video(job: Job) -> None:
 def record_failure(job: Job, tracker: str, error: str, details: str = "") -> None:
     """Write the failure file of a tracker: the error, and its traceback in `details`."""
     failure = {"video": job.name, "error": " ".join(error.split()), "details": details}
-    write_text(job.failure(tracker), json.dumps(failure, indent=1) + "\n")
+    write_json(job.failure(tracker), failure)
 
 
 def running_file(job: Job) -> Path:
@@ -152,7 +151,9 @@ def running_file(job: Job) -> Path:
 
 
 def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
-    mode, run, seconds = job.options.query_mode, run_dir(job.options), {}
+    mode = job.options.query_mode
+    run = run_dir(job.options)
+    seconds = {}
     truth = load_annotations(job.sequence / "annotations.npz")
     queries, rows = sample_queries(truth, mode)
     standing = static_tracks(queries, truth.points.shape[1], truth.frame_size)
@@ -173,12 +174,12 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
             tracks = _track(job, tracker, queries)
         seconds["track"] = round(time.monotonic() - before, 2)
     save_tracks(job.result(tracker).with_suffix(".npz"), tracks)
-    write_text(job.result(tracker), json.dumps({
+    write_json(job.result(tracker), {
         "video": job.name, "query_mode": mode, "num_queries": len(tracks.tracks),
         "num_frames": tracks.tracks.shape[1], "frame_size": list(tracks.frame_size),
         "metrics": score(tracks, truth, rows, mode), "error_since_query": error_curve(tracks, truth, rows, mode),
         "seconds": seconds, "seed": job.options.seed, "threads": job.threads,
-        "machine": machine(job.options.device), "versions": versions()}, indent=1) + "\n")
+        "machine": machine(job.options.device), "versions": versions()})
 
 
 def _preprocess(job: Job) -> None:
@@ -208,7 +209,7 @@ def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
 def _stage(job: Job, stage: str, folder: Path | None = None) -> Iterator[None]:
     """Write the running file, and add the wall time of the stage to FOLDER/seconds.json, also if it is interrupted."""
     running = {"video": job.name, "stage": stage, "pid": os.getpid(), "host": socket.gethostname()}
-    write_text(running_file(job), json.dumps(running))
+    write_json(running_file(job), running)
     before = time.monotonic()
     try:
         yield
@@ -220,7 +221,7 @@ def _stage(job: Job, stage: str, folder: Path | None = None) -> Iterator[None]:
 def _add_seconds(folder: Path, stage: str, seconds: float) -> None:
     total = _seconds(folder)
     total[stage] = round(total.get(stage, 0.0) + seconds, 2)
-    write_text(folder / "seconds.json", json.dumps(total) + "\n")
+    write_json(folder / "seconds.json", total)
 
 
 def _seconds(folder: Path) -> dict[str, float]:
