@@ -61,6 +61,11 @@ class Launched:
         """As Popen's."""
         self.send_signal(signal.SIGKILL)
 
+    def wait(self, timeout: float = 240) -> int:
+        """Wait for the end, at most `timeout` seconds; returns the exit code."""
+        self.communicate(timeout)
+        return self.returncode
+
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """Wait for the end; returns stdout and stderr.
 
@@ -121,6 +126,12 @@ def _run_script(arguments: list[str]) -> None:
         runpy.run_path(script, run_name="__main__")
     else:
         runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+def start_command(command: list[str]) -> Launched:
+    """Start `[sys.executable, script, ...]` or `[sys.executable, "-m", module, ...]` in forked processes."""
+    assert command[0] == sys.executable
+    return Launched(*(command[2:] if command[1] == "-m" else command[1:]), prepare=fork_children)
 
 
 class _ForkedPopen:

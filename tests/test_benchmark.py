@@ -2,12 +2,9 @@
 
 import csv
 import json
-import os
 import pickle
 import shutil
-import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -23,7 +20,8 @@ from evaluation.report import PAPER_RESULTS, Table, paper_rows
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from loaders.track_files import load_tracks, save_tracks
 from preprocessing.synthetic.render import render_scene
-from tests.launch import Launched, fork_children, launch
+from tests.launch import start_command
+from tests.robustness import check_benchmark
 
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "
          "--affine_layers 3 --field_width 24 --i_img 0 --no_tensorboard --tapvid_size 64 --query_mode first").split()
@@ -127,22 +125,12 @@ def test_other_settings_need_another_name(done, tmp_path):
     assert "made from another video" in failed
 
 
-def test_killed_half_way_and_run_again(done, small_file, tmp_path):
-    """SIGKILL to all processes while the second video is under way; the same command gives the same numbers."""
-    arguments = ["--tapvid", str(small_file), "--save_dir", str(tmp_path), *QUICK]
-    process = Launched("eval.py", *arguments, prepare=fork_children)
+def test_a_benchmark_that_is_killed_and_run_again_gives_the_same_numbers(done, small_file, tmp_path, monkeypatch):
+    """SIGKILL to all processes while the second video is trained (tests/robustness/check_benchmark.py)."""
+    monkeypatch.setattr(check_benchmark, "start", start_command)
+    check_benchmark.killed(small_file, tmp_path, list(QUICK), done=1)
     results = tmp_path / "default_small_davis" / "first"
-    deadline = time.monotonic() + 600  # of a run that hangs
-    while not ((results / "model/easy.json").is_file() and (results / "demo.running").is_file()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (results / "model/demo.json").exists()
-    first = (results / "model/easy.json").read_bytes()
-    assert launch("eval.py", *arguments, prepare=fork_children).returncode == 0
-    assert (results / "model/easy.json").read_bytes() == first and not (results / "demo.running").exists()
-    assert metrics(results, "model") == metrics(done[2], "model")
+    assert not (results / "demo.running").exists() and metrics(results, "model") == metrics(done[2], "model")
 
 
 def test_predictions_of_any_tracker(done, tmp_path):

@@ -23,19 +23,20 @@ QUICK = ("--config configs/small.txt --num_iters 40 --num_pairs 4 --coupling_wid
 def main() -> None:
     """Run the benchmark in each way and compare the metrics; exit code 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="out/check_benchmark", help="where to work; emptied first")
-    parser.add_argument("--ray", action="store_true", help="also on Ray (pip install -r requirements-ray.txt)")
+    parser.add_argument("--folder", default="out/check_benchmark", help="working folder; emptied first")
+    parser.add_argument("--ray", action="store_true", help="also run on Ray (pip install -r requirements-ray.txt)")
     parser.add_argument("options", nargs="*", help="options of eval.py, after --")
     args = parser.parse_args()
     folder = Path(args.folder).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     file = folder / "synthetic.pkl"
+    options = [*QUICK, *args.options]
     run([sys.executable, "-m", "preprocessing", "tapvid", "--out", str(file)])
 
-    ways = {"in one go": lambda out: run(command(file, out, args.options)),
-            "killed, run again": lambda out: killed(file, out, args.options)}
+    ways = {"in one go": lambda out: run(command(file, out, options)),
+            "killed, run again": lambda out: killed(file, out, options)}
     if args.ray:
-        ways["Ray, a worker killed"] = lambda out: on_ray(file, out, args.options)
+        ways["Ray, a worker killed"] = lambda out: on_ray(file, out, options)
     metrics = {}
     for name, way in ways.items():
         print(f"== {name}", flush=True)
@@ -47,23 +48,32 @@ def main() -> None:
 
 def command(file: Path, out: Path, options: list[str]) -> list[str]:
     """The benchmark's command line."""
-    return [sys.executable, "eval.py", "--tapvid", str(file), "--save_dir", str(out), *QUICK, *options]
+    return [sys.executable, "eval.py", "--tapvid", str(file), "--save_dir", str(out), *options]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """Start a command in its own process group. The test suite replaces this function by one that forks."""
+    return subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
 
 
 def run(arguments: list[str]) -> None:
     """Run a command to its end; exit if it fails."""
-    if code := subprocess.run(arguments, cwd=ROOT).returncode:
+    if code := start(arguments).wait():
         sys.exit(f"exit code {code}: {' '.join(arguments)}")
 
 
-def killed(file: Path, out: Path, options: list[str]) -> None:
-    """Send SIGKILL to the process group while the third video is being trained, then run the same command again."""
-    process = subprocess.Popen(command(file, out, options), cwd=ROOT, start_new_session=True)
-    wait_for(lambda: len(results(out)) >= 2 and under_way(out, "train"), process)
+def killed(file: Path, out: Path, options: list[str], done: int = 2) -> None:
+    """Send SIGKILL to the process group while a video is being trained, with `done` videos finished; then run the same
+    command again. Results of finished videos must not be written again."""
+    process = start(command(file, out, options))
+    wait_for(lambda: len(results(out)) >= done and under_way(out, "train"), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    print(f"== killed with {len(results(out))} of 4 videos done; again", flush=True)
+    finished = {path: path.read_bytes() for path in results(out)}
+    print(f"== killed with {len(finished)} videos done; again", flush=True)
     run(command(file, out, options))
+    if rewritten := [path.stem for path, content in finished.items() if path.read_bytes() != content]:
+        sys.exit(f"results of finished videos changed: {', '.join(rewritten)}")
 
 
 def on_ray(file: Path, out: Path, options: list[str]) -> None:

@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     """Check every flow source; exit code 1 if the files differ for one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", required=True)
-    parser.add_argument("--weights_dir", help="also RAFT, with weights of this folder")
-    parser.add_argument("--folder", default="out/check_resume", help="where to work; emptied first")
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--side", type=int, default=96, help="of the square frames, in pixels")
+    parser.add_argument("--video", required=True, help="video or folder of images")
+    parser.add_argument("--weights_dir", help="also check RAFT, with the weights in this folder")
+    parser.add_argument("--folder", default="out/check_resume", help="working folder; emptied first")
+    parser.add_argument("--kills", type=int, default=5, help="number of kills per flow source")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the times of the kills")
+    parser.add_argument("--frames", type=int, default=12, help="number of frames")
+    parser.add_argument("--side", type=int, default=96, help="side of the square frames, in pixels")
     parser.add_argument("options", nargs="*", help="options of `python -m preprocessing`, after --")
     args = parser.parse_args()
     folder = Path(args.folder).resolve()
@@ -37,27 +37,40 @@ def main() -> None:
         sources["raft"] = ["--weights_dir", str(Path(args.weights_dir).resolve()), "--offline"]
     same = []
     for flow, options in sources.items():
-        def command(name: str, flow: str = flow, options: list[str] = options) -> list[str]:
-            return [sys.executable, "-m", "preprocessing", "--video", str(Path(args.video).resolve()), "--data_dir",
-                    str(folder / flow / name), "--max_frames", str(args.frames), "--resize", str(args.side),
-                    str(args.side), "--flow", flow, "--chain", "--resume", *options, *args.options]
-
-        process = start(command("whole"), folder / flow / "whole")
-        begin = time.monotonic()
-        finish(process)
-        working = time.monotonic() - begin
-        moments = kill(command("killed"), folder / flow / "killed", args.kills, random.Random(args.seed), working)
-        stores = [contents(folder / flow / name / "correspondences") for name in ("whole", "killed")]
-        same.append(stores[0] == stores[1])
-        print(f"{flow}: killed after {', '.join(moments)}; {len(stores[0])} files, "
-              f"{'all the same' if same[-1] else 'DIFFERENT'}", flush=True)
+        command = [sys.executable, "-m", "preprocessing", "--video", str(Path(args.video).resolve()), "--max_frames",
+                   str(args.frames), "--resize", str(args.side), str(args.side), "--flow", flow, "--chain", "--resume",
+                   *options, *args.options]
+        equal, line = check(command, folder / flow, args.kills, args.seed)
+        same.append(equal)
+        print(f"{flow}: {line}", flush=True)
     sys.exit(not all(same))
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+def check(command: list[str], folder: Path, kills: int, seed: int) -> tuple[bool, str]:
+    """Run preprocessing in FOLDER/whole without interruption, and in FOLDER/killed with `kills` kills.
+
+    command: the command line without --data_dir. Returns whether all files are equal, and a line of report."""
+    whole, killed = folder / "whole", folder / "killed"
+    process = start_and_wait([*command, "--data_dir", str(whole)], whole)
+    begin = time.monotonic()
+    finish(process)
+    working = time.monotonic() - begin
+    moments = kill([*command, "--data_dir", str(killed)], killed, kills, random.Random(seed), working)
+    stores = [contents(path / "correspondences") for path in (whole, killed)]
+    equal = stores[0] == stores[1]
+    verdict = "all the same" if equal else "DIFFERENT"
+    return equal, f"killed after {', '.join(moments)}; {len(stores[0])} files, {verdict}"
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """Start a command. The test suite replaces this function by one that forks, to save imports."""
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def start_and_wait(command: list[str], folder: Path) -> subprocess.Popen:
     """Start a run and wait until it has written a file of correspondences."""
     begin = time.time()
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = start(command)
     while process.poll() is None and newest(folder / "correspondences") < begin:
         time.sleep(0.01)
     return process
@@ -87,7 +100,7 @@ def kill(command: list[str], folder: Path, times: int, dice: random.Random, work
     cuts = sorted(dice.uniform(0, 0.7 * working) for _ in range(times))  # only the first 70%: this run may be faster
     moments = []
     for begin, end in zip([0.0, *cuts], cuts, strict=False):
-        process = start(command, folder)
+        process = start_and_wait(command, folder)
         time.sleep(end - begin)
         process.kill()
         if process.wait() == 0:
@@ -96,7 +109,7 @@ def kill(command: list[str], folder: Path, times: int, dice: random.Random, work
         flows, chains, rows = (len(list(store.glob(pattern))) for pattern in (
             "parts/0*/*.pair", "parts/0*/*.chained", "*.row"))
         moments.append(f"{flows} flows + {chains} chains + {rows} rows")
-    finish(start(command, folder))
+    finish(start_and_wait(command, folder))
     return moments
 
 

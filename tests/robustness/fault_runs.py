@@ -243,19 +243,21 @@ STAGES = [
 ]
 
 
-def make_inputs(folder: Path) -> None:
-    """Write the inputs of the stages: a clip, a sequence with correspondences, a trained run, and a small benchmark."""
+def make_inputs(folder: Path, needed: tuple[str, ...] = ("seq", "small.pkl", "out")) -> None:
+    """Write inputs of the stages: a sequence with correspondences (seq), a small benchmark (small.pkl), a run that is
+    trained on the sequence (out), and always a clip and query files. Does nothing if they exist."""
     if (folder / "done").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     train_argv = next(stage.argv for stage in STAGES if stage.name == "training")
-    for argv in (("preprocessing", "synthetic", "--data_dir", "seq", "--scene", "easy", "--size", "64", "64",
-                  "--num_frames", "8", "--num_points", "16"),
-                 ("preprocessing", "tapvid", "--out", "small.pkl", "--scenes", "easy,occlusion", "--size", "64", "64",
-                  "--num_frames", "6", "--num_points", "8"),
-                 ("preprocessing", "--data_dir", "seq"), train_argv):
-        if (outcome := run(argv, folder)).code:
+    for name, argv in (
+            ("seq", ("preprocessing", "synthetic", "--data_dir", "seq", "--scene", "easy", "--size", "64", "64",
+                     "--num_frames", "8", "--num_points", "16")),
+            ("small.pkl", ("preprocessing", "tapvid", "--out", "small.pkl", "--scenes", "easy,occlusion", "--size",
+                           "64", "64", "--num_frames", "6", "--num_points", "8")),
+            ("seq", ("preprocessing", "--data_dir", "seq")), ("out", train_argv)):
+        if name in needed and (outcome := run(argv, folder)).code:
             sys.exit(f"{' '.join(argv)} fails:\n{outcome.text}")
 
     def clip() -> None:

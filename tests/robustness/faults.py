@@ -1,17 +1,18 @@
 """Fault-injection tests (make faults): python -m tests.robustness.faults [--kills 200] [--inputs 20000] [--minutes M]
 
-1. Kills: SIGKILL at random times during preprocessing, training, checkpoint writing, evaluation and a benchmark. The
-   same command is run again, and possibly killed again, until it finishes. Its result must equal the result of an
-   uninterrupted run, byte for byte. After every kill, all files with a final name must be readable.
-2. Disk faults: a full disk (a small tmpfs where mounting is permitted, otherwise a limit on the file size), a read-only
-   disk, and a sequence folder that is renamed during the run. The command must print one clear error line, and files
-   saved earlier must be intact. After the disk is restored, the command must resume and give the same result.
-3. Damaged files: input files that are truncated or have flipped bits. The command must finish or print one clear error
-   line.
-4. Fuzz tests of the file readers (tests/robustness/fuzz.py).
+parts:
+  kills   SIGKILL at random times during preprocessing, training, checkpoint writing, evaluation, and a benchmark. The
+          same command is run again, and possibly killed again, until it finishes. Its result must equal the result of
+          an uninterrupted run, byte for byte. After every kill, all files with a final name must be readable.
+  disk    A full disk (a small tmpfs where mounting is permitted, otherwise a limit on the file size), and a read-only
+          disk. The command must print one clear error line, and files saved earlier must be intact. After the disk is
+          restored, the command must resume and give the same result.
+  vanish  The sequence folder is renamed during the run. The command must finish or print one clear error line.
+  files   Input files that are truncated or have flipped bits. The command must finish or print one clear error line.
+  fuzz    Fuzz tests of the file readers (tests/robustness/fuzz.py).
 
-An interrupted campaign resumes where it stopped; --fresh starts a new one. The report is OUT/faults.md; OUT/events has
-one JSON object for each test.
+The whole campaign takes hours. The same command resumes it where it stopped; --fresh starts a new one. The report is
+OUT/faults.md; OUT/events has one JSON object for each test. The exit code is 1 if a test failed.
 """
 
 import argparse
@@ -98,10 +99,11 @@ def kills(campaign: Campaign, stage: Stage, wanted: int, random: Random) -> None
 
     Each run is killed at most 6 times, then it finishes."""
     expected = reference(campaign, stage)
+    most = min(wanted, 6)
     while campaign.count("kill", stage.name) < wanted and not campaign.out_of_time():
         folder, killed, step = runs.fresh(stage, campaign.folder / "inputs", campaign.folder / "work"), 0, 0
         while True:
-            after = random.uniform(0.0, 0.8) * expected["seconds"] if killed < 6 else None
+            after = random.uniform(0.0, 0.8) * expected["seconds"] if killed < most else None
             outcome = runs.run(stage.argv, folder, after)
             if outcome.code != -9:
                 break
@@ -126,10 +128,10 @@ def finish(campaign: Campaign, fault: str, stage: Stage, folder: Path, outcome: 
     campaign.add(fault, stage.name, f"another result: {', '.join(other)}" if other else "")
 
 
-def full_disk(campaign: Campaign, stage: Stage) -> None:
-    """Run the stage on disks that are too small, one for each of ROOMS; then enlarge the disk and run it again."""
+def full_disk(campaign: Campaign, stage: Stage, rooms: tuple[float, ...] = ROOMS) -> None:
+    """Run the stage on disks that are too small, one for each of `rooms`; then enlarge the disk and run it again."""
     expected = reference(campaign, stage)
-    for share in ROOMS:
+    for share in rooms:
         what = f"{stage.name}, room for {share:.0%}"
         if campaign.count("full disk", what) or campaign.out_of_time():
             continue
@@ -179,10 +181,10 @@ def vanishing(campaign: Campaign, random: Random, count: int) -> None:
         judge(campaign, "vanishing sequence", stage.name, folder, outcome, must_fail=False)
 
 
-def damaged_files(campaign: Campaign, random: Random, each: int) -> None:
-    """Damage each of FILES in `each` random ways, and run the command that reads it."""
+def damaged_files(campaign: Campaign, random: Random, each: int, files: dict = FILES) -> None:
+    """Damage each of `files` in `each` random ways, and run the command that reads it."""
     stages = {stage.name: stage for stage in STAGES}
-    for name, reader in FILES.items():
+    for name, reader in files.items():
         while campaign.count("damaged file", name) < each and not campaign.out_of_time():
             stage = stages.get(reader) if isinstance(reader, str) else Stage(
                 name, ("seq", "out", name.partition("/")[0], "queries.csv"),
@@ -212,7 +214,7 @@ def judge(campaign: Campaign, fault: str, what: str, folder: Path, outcome: runs
     wrong = {name: why for name, why in runs.in_child(lambda: runs.saved_files(folder)).items() if why}
     unclear = "" if outcome.is_clear() or said(outcome) else tail(outcome)
     if must_fail and outcome.code == 0:
-        unclear = "it says that it went well"
+        unclear = "exit code 0 although the disk was read-only"
     campaign.add(fault, what, f"damaged: {wrong}" if wrong else "", unclear, code=outcome.code)
 
 
@@ -306,15 +308,17 @@ def report(campaign: Campaign) -> str:
 def main() -> None:
     """Start or resume the campaign; exit code 1 if any test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="how many, over all stages")
-    parser.add_argument("--inputs", type=int, default=20_000, help="of the fuzz, over all readers")
-    parser.add_argument("--files", type=int, default=8, help="damaged files of each kind")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next call goes on")
-    parser.add_argument("--parts", default="kills,disk,vanish,files,fuzz", help="comma-separated")
-    parser.add_argument("--stages", default=",".join(SHARES), help="comma-separated, of the first two parts")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="out/faults", help="where to work")
-    parser.add_argument("--fresh", action="store_true", help="forget the campaign that is there")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills over all stages (200)")
+    parser.add_argument("--inputs", type=int, default=20_000, help="number of fuzz inputs over all readers (20000)")
+    parser.add_argument("--files", type=int, default=8, help="number of times each file is damaged (8)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; the same command resumes")
+    parser.add_argument("--parts", default="kills,disk,vanish,files,fuzz",
+                        help="comma-separated parts to run (all)")
+    parser.add_argument("--stages", default=",".join(SHARES),
+                        help=f"comma-separated stages for kills and disk: {', '.join(SHARES)} (all)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", default="out/faults", help="folder of the campaign (out/faults)")
+    parser.add_argument("--fresh", action="store_true", help="delete an earlier campaign in OUT first")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, parts = Path(args.out).resolve(), args.parts.split(",")
@@ -322,14 +326,14 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if (code := folder / "code").exists() and code.read_text() != code_hash():
-        sys.exit(f"the campaign in {folder} was begun with other code: --fresh starts a new one")
+        sys.exit(f"the campaign in {folder} was started with other code: --fresh starts a new one")
     code.write_text(code_hash())
     campaign = Campaign(folder, time.monotonic() + 60 * args.minutes)
     alone = open(folder / "lock", "w")  # kept open, and so locked, until the process exits
     try:
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"another campaign works in {folder}: give another --out")
+        sys.exit(f"another campaign is running in {folder}: give another --out")
     if parts != ["fuzz"]:
         runs.make_inputs(folder / "inputs")
     random = Random(args.seed + len(campaign.events))
