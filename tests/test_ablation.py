@@ -18,7 +18,7 @@ def run(module, *arguments, prepare=fork_children):
 
 @pytest.fixture
 def base(tmp_path):
-    """A config file for networks as small as they get."""
+    """A config file with very small networks."""
     path = tmp_path / "tiny.txt"
     path.write_text("num_iters = 4\nnum_pairs = 2\nnum_pts = 8\nnum_samples_ray = 4\ncoupling_width = 32\n"
                     "affine_width = 16\naffine_layers = 3\nfield_width = 32\nstart_interval = 250\n")
@@ -52,7 +52,7 @@ def test_ablation_runs_what_is_missing_and_writes_the_tables(base, small_sequenc
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 5_000
     before = [path.stat().st_mtime_ns for path in cells]
     cells[1].unlink()
-    assert run("ablation", *arguments, prepare=None).returncode == 0  # starts the missing cell as a user's command does
+    assert run("ablation", *arguments, prepare=None).returncode == 0  # a fresh process for the missing cell
     after = [path.stat().st_mtime_ns for path in cells]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
 

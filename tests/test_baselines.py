@@ -1,4 +1,4 @@
-"""Baselines on flow that is known: a stand-in for the correspondence store gives it."""
+"""Baselines on known flow from a stand-in for the correspondence store."""
 
 from types import SimpleNamespace
 

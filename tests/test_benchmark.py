@@ -228,8 +228,8 @@ def test_legends_are_inside_the_picture(name):
     assert room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and len(legend.get_texts()) == 5
 
 
-def test_a_folder_goes_on_if_only_younger_options_are_new(tmp_path):
-    """What it was made without had the default's value."""
+def test_results_are_resumed_if_missing_settings_have_their_default(tmp_path):
+    """An option that is missing in settings.json had its default value."""
     (tmp_path / "a.npz").touch()
     settings = {"chain": False, "seed": 3, "deform_start": 0.0}
     (tmp_path / "settings.json").write_text(json.dumps({"chain": False, "seed": 3}))

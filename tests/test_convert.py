@@ -1,4 +1,4 @@
-"""Our store and OmniMotion's folders, one from the other."""
+"""Conversion between the store and OmniMotion's layout."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def same(a, b, pairs):
         assert all(np.array_equal(getattr(x, k), getattr(y, k)) for k in ("pixels", "flow_q", "cycle", "occlusion"))
 
 
-def test_there_and_back(folder):
+def test_a_store_converted_to_omnimotions_layout_and_back_is_the_same(folder):
     store = open_correspondences(open_sequence(folder))
     whole = {path.name: path.read_bytes() for path in store.root.glob("*.row")}
     main(["convert", "--data_dir", str(folder), "--to", "omnimotion"])

@@ -1,4 +1,4 @@
-"""Nothing is lost: killed runs, damaged and old checkpoints, full and read-only disks."""
+"""Killed runs, damaged checkpoints, full and read-only disks: no saved state is lost."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ SMALL = ("--num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --a
 
 
 def start(folder, out, *more, command=None, small=True, prepare=None):
-    """train.py, or what `command` says, in a process of its own, with one thread: tests run beside each other."""
+    """Start train.py, or `command`, with one thread."""
     more = ["--data_dir", str(folder), "--save_dir", str(out), *SMALL * small, *map(str, more)]
     if command is None:
         return Launched("train.py", *more, prepare=prepare)
@@ -35,7 +35,7 @@ def start(folder, out, *more, command=None, small=True, prepare=None):
 
 
 def finished(process, timeout=120):
-    """Exit code and what the process said, bars left out."""
+    """Exit code, and the lines on stderr without progress bars."""
     said = process.communicate(timeout=timeout)[1]
     return process.returncode, [line for line in said.replace("\r", "\n").splitlines() if "step/s" not in line]
 
@@ -113,18 +113,18 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(how, saved, caplog):
     assert len(caplog.messages) == 1 and "model_000003.pth" in caplog.text and "damaged" in caplog.text
 
 
-def test_any_reader_of_checkpoints_reads_ours(saved):
+def test_torch_load_reads_the_checkpoints(saved):
     assert torch.load(saved / "model_000003.pth", weights_only=True)["step"] == 3
 
 
-def test_where_all_are_damaged_nothing_starts_over(saved):
+def test_if_all_checkpoints_are_damaged_the_run_is_refused(saved):
     for path in checkpoints(saved):
         damage(path, "a bit of the sum")
     with pytest.raises(UserError, match="all 3 checkpoints"):
         newest_checkpoint(saved)
 
 
-def test_the_newest_is_the_one_with_the_most_steps_whatever_the_clock_says(saved):
+def test_the_newest_checkpoint_is_the_one_with_the_most_steps_not_the_latest_time(saved):
     for days, step in enumerate((3, 2, 1)):
         os.utime(saved / f"model_{step:06d}.pth", (86_400 * days, 86_400 * days))
     assert newest_checkpoint(saved)[0].name == "model_000003.pth"
@@ -185,8 +185,8 @@ def one_line_and_exit_2(code, said):
     return lines[0]
 
 
-def test_a_full_disk_stops_the_run_and_spoils_nothing(small_sequence, small_disk):
-    """The disk holds the first checkpoints; the run goes on when there is room."""
+def test_a_full_disk_stops_the_run_and_damages_no_file(small_sequence, small_disk):
+    """The disk has room for the first checkpoints; the run resumes when space is freed."""
     disk = small_disk("size=48m")
     arguments = ["--num_iters", 40, "--i_weight", 1, "--keep", 0]
     line = one_line_and_exit_2(*finished(start(small_sequence, disk, *arguments)))
@@ -213,8 +213,8 @@ def test_a_read_only_output_is_a_clear_line(small_sequence, small_disk):
     assert "Read-only file system" in line and str(disk) in line
 
 
-def test_a_sequence_folder_that_vanishes_ends_in_a_line_or_a_finished_run(published_sequence, tmp_path):
-    """OmniMotion's layout is read as it is needed: the run stops; what it saved is sound."""
+def test_a_sequence_folder_that_disappears_is_one_error_line(published_sequence, tmp_path):
+    """OmniMotion's layout is read during training: the run stops, and its checkpoints can be read."""
     process = start(published_sequence, tmp_path, "--num_iters", 100_000, "--i_weight", 2)
     folder = tmp_path / "default_published"
     wait_until(lambda: checkpoints(folder), process)

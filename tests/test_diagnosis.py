@@ -94,7 +94,7 @@ def test_an_object_behind_what_it_hides_is_found():
     assert "wrong surface order" in Shares(0, 0, found["hidden"], found["twice"], 1).warnings()[0]
 
 
-def test_an_object_that_is_there_twice_is_found():
+def test_a_doubled_object_is_found():
     """One copy is followed in frames 0 and 1, at a depth that then stands still; the other, elsewhere, from frame 3 on:
     in adjacent frames of either kind all is well."""
     class TwoCopies(Slides):
@@ -114,13 +114,13 @@ def test_an_object_that_is_there_twice_is_found():
     assert "twice" in Shares(near["missed"], far["missed"], 0, far["twice"], 1).warnings()[0]
 
 
-def test_a_model_that_is_merely_not_fitted_is_not_called_doubled():
+def test_an_untrained_model_is_not_reported_as_doubled():
     assert Shares(0.6, 0.9, 0.0, 0.9, 20).warnings() == []
     assert Shares(0.0, WARNING_SHARE, WARNING_SHARE, WARNING_SHARE, 1).warnings() == []
 
 
-def test_a_run_examines_itself(small_sequence, tmp_path):
-    """On a real store: no alarm for a model at its start, whose shares are shares."""
+def test_examining_a_new_run_is_repeatable(small_sequence, tmp_path):
+    """On a rendered sequence; shares are between 0 and 1."""
     from tests.test_training import options
     from training.trainer import Trainer
 

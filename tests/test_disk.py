@@ -1,4 +1,4 @@
-"""A disk without room, in the middle of preprocessing. `make faults` has more of it."""
+"""A full disk during preprocessing, and interrupted writes. `make faults` runs longer tests."""
 
 import resource
 from functools import partial
@@ -29,7 +29,7 @@ def preprocess(folder, prepare=None):
     return launch("preprocessing", "--data_dir", folder, "--resume", "--num_workers", "1", prepare=prepare)
 
 
-def test_no_room_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_full_disk_is_one_error_line_and_the_same_command_resumes(tmp_path):
     made = sequence(tmp_path / "seq")
     result = preprocess(made.root, partial(resource.setrlimit, resource.RLIMIT_FSIZE, (6_000, 6_000)))
     last = result.stderr.strip().splitlines()[-1]
@@ -40,7 +40,7 @@ def test_no_room_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert len(open_correspondences(made).pairs) == 6
 
 
-def test_parts_that_a_dead_machine_left_short_are_made_again(tmp_path):
+def test_truncated_parts_are_computed_again(tmp_path):
     made = sequence(tmp_path / "seq")
     writer, good = StoreWriter(made, {}), np.ones((48, 48), bool)
     writer.write(0, 1, np.zeros((48, 48, 2), np.float32), good, ~good)
@@ -55,7 +55,7 @@ def test_parts_that_a_dead_machine_left_short_are_made_again(tmp_path):
     assert FrameCache(lambda t: (np.full(9, t),), 0, tmp_path / "cache")[3][0].tolist() == [3] * 9
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     try:
         with atomic_path(tmp_path / "a.txt") as path:

@@ -1,4 +1,4 @@
-"""What drawings say: where, which color, and visible or occluded."""
+"""Drawings: positions, colors, and marks of visible and occluded points."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_every_frame_is_a_picture_and_frames_stay_as_they_were():
         assert picture[place, place].tolist() == [255, 0, 0]
 
 
-def test_colors_tell_places_directions_and_depths_apart():
+def test_colors_distinguish_positions_directions_and_depths():
     corners = position_colors(np.array([[0, 0], [99, 0], [0, 99], [99, 99]], np.float32), (100, 100)).astype(int)
     assert min(abs(a - b).sum() for i, a in enumerate(corners) for b in corners[:i]) > 150
     flow = np.array([[[0, 0], [5, 0], [-5, 0], [0, 5]]], np.float32)
@@ -105,7 +105,7 @@ def scene(T=20):
     return np.stack([x, y], -1) + rng.normal(0, 0.1, (190, T, 2)), moving
 
 
-def test_what_moves_apart_from_the_background_is_foreground():
+def test_points_that_move_against_the_background_are_foreground():
     tracks, moving = scene()
     found = foreground_tracks(tracks, np.ones(tracks.shape[:2], bool), (150, 200))
     # the labels are smoothed over neighbors in the image, and wall points lie between those of the block

@@ -1,4 +1,4 @@
-"""train.py, eval.py and viz.py in processes of their own, and what they say about bad input."""
+"""train.py, eval.py and viz.py in separate processes, and their error messages."""
 
 import json
 import shutil

@@ -99,7 +99,7 @@ def test_chain_in_bf16_by_kernels_and_by_pytorch(shape):
     assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
-def test_a_code_keeps_its_digits(bf16):
+def test_encoded_inputs_keep_more_digits_than_bf16(bf16):
     """Coordinates that bf16 cannot tell apart have different codes and different results."""
     a = torch.tensor([[0.5], [0.5 + 2.0**-14]])
     layers = [(torch.ones(32, 1), torch.zeros(32)), (torch.ones(2, 32) / 32, torch.zeros(2))]
@@ -196,7 +196,7 @@ def test_precision_and_backend_are_chosen_or_refused(caplog, monkeypatch):
     assert choose_products("auto", "auto", CPU) == Products()
 
 
-def test_a_failed_build_is_told_and_pytorch_goes_on(caplog, monkeypatch, tmp_path):
+def test_a_failed_build_is_logged_and_pytorch_is_used(caplog, monkeypatch, tmp_path):
     if not native.matrix_unit():
         pytest.skip("no CPU with AMX here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

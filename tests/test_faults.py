@@ -24,7 +24,7 @@ def parameters(trainer):
 
 
 def with_a_broken_frame(trainer, frame=3):
-    """Colors of one frame that are not numbers: every pair that starts in it has a faulty loss."""
+    """Set the colors of one frame to NaN: every pair that starts in it has a loss that is not finite."""
     frames = trainer.sampler.frames.float()
     frames[frame] = torch.nan
     trainer.sampler.frames = frames
@@ -62,7 +62,7 @@ def test_the_pair_whose_prediction_is_not_finite_is_named(small_sequence, tmp_pa
     assert "loss term flow" in caplog.messages[0] and pairs and all("5" in pair.split("-") for pair in pairs)
 
 
-def test_steps_that_are_finite_again_go_on(small_sequence, tmp_path):
+def test_finite_steps_between_skipped_ones_train_the_model(small_sequence, tmp_path):
     """Half of the pairs start in a broken frame: the others train, and the run does not stop."""
     trainer = with_a_broken_frame(Trainer(options(small_sequence, tmp_path)))
     start = parameters(trainer)
@@ -115,7 +115,7 @@ def test_the_count_of_skipped_steps_goes_on_in_a_resumed_run(small_sequence, tmp
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])
-def test_a_masked_step_is_the_step_or_nothing(kind):
+def test_a_masked_step_equals_the_plain_step_or_changes_nothing(kind):
     def make():
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(6, 8))

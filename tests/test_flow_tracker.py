@@ -1,4 +1,4 @@
-"""--follow_flow: tracks that go with the flow, and with the model where it breaks."""
+"""--follow_flow: tracks follow the flow, and the model where the forward-backward check fails."""
 
 import shutil
 
@@ -25,9 +25,11 @@ ONES, BLACK = np.ones(H * W, bool), np.zeros((T, H, W, 3), np.uint8)
 
 
 class Moving:
-    """Everything moves by SPEED a frame. Flow from frame c - 1 to c, for every c of `cut`, does not lead back, by `gap`
-    pixels. `confirmed`: ordered pairs that are stored beside those of adjacent frames; their flow is `off` by so much
-    in x, and they have pixels where `stored`, `(H, W)`, with a flag where `flagged`."""
+    """A stand-in for the correspondence store in which every point moves by SPEED per frame.
+
+    cut: frames c for which the flow from c - 1 to c has a forward-backward error of `gap` pixels. confirmed: ordered
+    pairs that are stored in addition to those of adjacent frames. Their flow has an error of `off` pixels in x; they
+    have correspondences at the pixels `stored`, which are valid where `flagged`."""
 
     def __init__(self, cut: int | tuple = (), confirmed: tuple = (), off: float = 0.0, gap: float = 5.0,
                  stored: np.ndarray = ONES, flagged: np.ndarray = ONES, keep: str = "all"):
@@ -71,18 +73,18 @@ def blobs(speed: np.ndarray) -> np.ndarray:
     return (np.stack(frames) * 100 + 120).astype(np.uint8)
 
 
-def test_tracks_go_with_flow_that_closes():
-    """However far off the model is, if nothing speaks for it."""
+def test_tracks_follow_flow_that_passes_the_forward_backward_check():
+    """Also if the model is far from the flow and its patch does not match better."""
     found = run(QUERIES, straight(QUERIES) + 7, Moving())
     assert np.allclose(found.tracks, straight(QUERIES), atol=1e-4) and found.followed.all()
 
 
 @pytest.mark.parametrize("gap,breaks", [(0.9, False), (1.1, True)])
-def test_flow_breaks_from_a_pixel_on(gap, breaks):
+def test_the_forward_backward_check_fails_above_one_pixel(gap, breaks):
     assert run(QUERIES, straight(QUERIES), Moving(5, gap=gap)).followed.all() != breaks
 
 
-def test_where_flow_breaks_tracks_are_those_of_a_near_model_until_a_correspondence_confirms_them():
+def test_after_a_failed_check_tracks_are_the_models_until_a_correspondence_confirms_them():
     """The break is between frames 4 and 5; frames 6 (from 2 and 4) and 3 (from 7) are confirmed."""
     model = straight(QUERIES) + 0.1
     found = run(QUERIES, model, Moving(5, ((2, 6), (4, 6), (7, 3))))
@@ -95,16 +97,16 @@ def test_where_flow_breaks_tracks_are_those_of_a_near_model_until_a_corresponden
 
 
 @pytest.mark.parametrize("off,trusted", [(0.0, True), (0.4, True), (0.5, False), (7.0, False)])
-def test_a_model_that_was_near_is_trusted_where_flow_breaks(off, trusted):
-    """From there on; within 2/256 of 60 px, 0.47."""
+def test_a_model_near_the_flow_is_trusted_after_a_failed_check(off, trusted):
+    """The limit is 2/256 of the width of 60 px: 0.47 px."""
     queries = QUERIES[1:2]
     found = run(queries, straight(queries) + np.array([off, 0], np.float32), Moving(5))
     assert (found.trusted[0, 5:] == trusted).all() and (found.visible[0, 5:] == trusted).all()
 
 
 @pytest.mark.parametrize("query,broken", [([2, 10, 12], (5, 6, 7, 8)), ([8, 25.25, 40], (4, 3, 2, 1, 0))])
-def test_flow_that_breaks_where_the_model_is_elsewhere_goes_on(query, broken):
-    """7 px away. It is hidden, and the position is what the flow says, though it does not lead back."""
+def test_a_track_drifts_after_a_failed_check_if_the_model_is_elsewhere(query, broken):
+    """The model is 7 px away. The point is hidden, and its position is that of the flow."""
     queries, broken = np.array([query], np.float32), list(broken)
     found = run(queries, straight(queries) + 7, Moving(5, gap=5))
     beyond = straight(queries) + np.array([5, 0]) * (query[0] < 5)
@@ -113,8 +115,8 @@ def test_flow_that_breaks_where_the_model_is_elsewhere_goes_on(query, broken):
 
 
 @pytest.mark.parametrize("gap,off,to", [(1.5, 1.5, "flow"), (5, 7, "model"), (5, 20, None)])
-def test_what_goes_on_is_confirmed_where_a_correspondence_ends(gap, off, to):
-    """At the flow's position, or at the model's; from there on with the flow, and visible."""
+def test_a_drifting_track_is_confirmed_where_a_correspondence_ends(gap, off, to):
+    """At the position of the flow or of the model. From there the track follows the flow and is visible."""
     queries = np.array([[2, 10, 12]], np.float32)
     model = straight(queries) + np.array([7, 0])
     found = run(queries, model, Moving(5, ((2, 6),), gap=gap, off=off))
@@ -124,8 +126,8 @@ def test_what_goes_on_is_confirmed_where_a_correspondence_ends(gap, off, to):
     assert (found.visible[0] == found.followed[0]).all()
 
 
-def test_flow_is_confirmed_where_a_trusted_model_has_gone_elsewhere():
-    """It breaks between 4 and 5 by 1.5 px; from 6 on the model stands still, and a correspondence ends at the flow."""
+def test_lost_flow_is_confirmed_although_a_trusted_model_has_moved_away():
+    """The check fails between frames 4 and 5; from 6 the model stands still; a correspondence ends at the flow."""
     queries = np.array([[2, 10, 12]], np.float32)
     model = straight(queries)
     model[:, 6:] = model[:, 5:6]
@@ -136,9 +138,9 @@ def test_flow_is_confirmed_where_a_trusted_model_has_gone_elsewhere():
 
 
 @pytest.mark.parametrize("again", [5, 6])
-def test_what_goes_on_is_left_for_a_model_that_looks_better(again):
-    """The model finds the point again where flow breaks, or in the frame after that: then it is hidden, since nothing
-    has confirmed it."""
+def test_a_drifting_track_switches_to_a_model_whose_patch_matches_better(again):
+    """The model is right from the frame of the failed check, or from the next one; then the point is hidden, because
+    no correspondence has confirmed it."""
     queries = np.array([[2, 10, 12]], np.float32)
     model = straight(queries)
     model[:, :again] += 7
@@ -149,8 +151,8 @@ def test_what_goes_on_is_left_for_a_model_that_looks_better(again):
     assert (found.visible[0, 5:] == (again == 5)).all()
 
 
-def test_flow_that_breaks_again_goes_back_to_the_model():
-    """It breaks at 5 with the model elsewhere, is confirmed at the model in 6, and breaks at 7, with the model near."""
+def test_after_a_second_failed_check_the_track_is_the_models():
+    """Failed check at 5 with the model elsewhere, confirmed at the model in 6, failed check at 7 near the model."""
     queries = np.array([[2, 10, 12]], np.float32)
     model = straight(queries)
     model[:, :6] += 7
@@ -160,7 +162,7 @@ def test_flow_that_breaks_again_goes_back_to_the_model():
 
 
 @pytest.mark.parametrize("change,visible", [(0, True), (2, False), (60, False)])
-def test_what_looks_as_before_is_visible_though_the_model_hides_it(change, visible):
+def test_a_followed_point_with_a_matching_patch_is_visible_although_the_model_hides_it(change, visible):
     """Colors change by one a frame while the model shows the point, and by `change` after that."""
     queries, shown = np.array([[1, 10, 12]], np.float32), np.ones((1, T), bool)
     shown[0, 4:6] = False
@@ -170,8 +172,8 @@ def test_what_looks_as_before_is_visible_though_the_model_hides_it(change, visib
     assert found.followed.all() and found.visible[0].tolist() == [True] * 4 + [visible] * 2 + [True] * 3
 
 
-def test_what_the_model_never_shows_is_hidden():
-    """There is nothing to compare with."""
+def test_a_point_that_the_model_never_shows_is_hidden():
+    """There is no patch of a visible frame to compare with."""
     assert not run(QUERIES, straight(QUERIES), Moving(), shown=False).visible.any()
 
 
@@ -180,10 +182,10 @@ EVERY_OTHER = tuple((a, a + 2 * step) for step in (1, -1) for a in range(T) if 0
 
 @pytest.mark.parametrize("query", [[0, 12, 20], [8, 25.25, 40]])
 @pytest.mark.parametrize("confirmed", [(), EVERY_OTHER])
-def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query, confirmed):
-    """What is seen moves by 0.3 px a frame more than the flow says: the model is 2/256 of 60 px apart in the second
-    frame, and looks better for good from the third at the latest. Longer correspondences of that flow do not bring it
-    back."""
+def test_a_track_leaves_drifting_flow_for_a_model_whose_patch_matches_better(query, confirmed):
+    """The picture moves by 0.3 px per frame more than the flow. The model, which is right, is 2/256 of the width away
+    from the flow in the second frame. From the third frame at the latest the track is the model's, also if
+    correspondences of that flow confirm it."""
     queries, drift = np.array([query], np.float32), np.array([0.3, 0], np.float32)
     away = np.abs(np.arange(T) - query[0])
     model = straight(queries) + drift * (np.arange(T)[:, None] - query[0])
@@ -193,14 +195,14 @@ def test_flow_that_slides_off_is_left_for_a_model_that_looks_better(query, confi
 
 
 @pytest.mark.parametrize("off", [0.3, 3.0, 12.0])
-def test_a_model_that_looks_worse_is_not_believed(off):
-    """Flow is right; the model is apart from it, or hardly."""
+def test_a_model_whose_patch_matches_worse_is_ignored(off):
+    """The flow is right; the model is far from it or near it."""
     found = run(QUERIES, straight(QUERIES) + np.array([off, 0]), Moving(), blobs(SPEED))
     assert found.followed.all() and np.allclose(found.tracks, straight(QUERIES), atol=1e-4)
 
 
 NOWHERE = np.zeros(H * W, bool)
-ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --density half leaves of a pair of frames
+ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # pixels of a pair that --density half stores
 
 
 @pytest.mark.parametrize("options,model_off,confirms", [
@@ -214,7 +216,7 @@ ODD = np.indices((H, W)).sum(0).ravel() % 2 == 1  # what --density half leaves o
     ({"confirmed": ((5, 7), (5, 8))}, 0.0, False),            # from a frame in which the point was lost
     ({"confirmed": ((0, 6),)}, 0.0, False),                   # from before the query
 ])
-def test_what_confirms_the_model(options, model_off, confirms):
+def test_which_correspondences_confirm_the_model(options, model_off, confirms):
     query = np.array([[2, 10, 12]], np.float32)
     model = straight(query) + np.array([model_off, 0], np.float32)
     found = run(query, model, Moving(**{"cut": 5, "confirmed": ((2, 6),)} | options))
@@ -223,7 +225,7 @@ def test_what_confirms_the_model(options, model_off, confirms):
 
 
 @pytest.mark.parametrize("off", [0.1, 7.0])
-def test_some_frames_are_those_of_all(off):
+def test_tracks_in_some_frames_equal_those_in_all_frames(off):
     model, store, frames = straight(QUERIES[:2]) + off, Moving(5, ((2, 6), (3, 7))), blobs(SPEED + 0.1)
     queries = np.array([[2, 10, 12], [4, 20, 30.5]], np.float32)
     shown = np.random.default_rng(0).random((2, T)) < 0.5
@@ -233,23 +235,23 @@ def test_some_frames_are_those_of_all(off):
 
 
 @pytest.mark.parametrize("pair", [(4, 5), (5, 4)])
-def test_where_a_pair_is_missing_flow_breaks(pair):
+def test_a_missing_pair_is_a_failed_check(pair):
     store = Moving()
     store.pairs = np.array([p for p in store.pairs.tolist() if tuple(p) != pair])
     found = run(QUERIES, straight(QUERIES) + 7, store, blobs(SPEED))
     assert (found.followed[0] == (np.arange(T) < 5)).all() and (found.visible[0] == (np.arange(T) < 5)).all()
-    assert np.allclose(found.tracks[0, 5:], straight(QUERIES)[0, 5:] + 7)  # there is no flow to go on with
+    assert np.allclose(found.tracks[0, 5:], straight(QUERIES)[0, 5:] + 7)  # there is no flow to follow
 
 
-def test_what_is_outside_the_frame_is_not_confirmed():
-    """60 px wide; flow near the border may close outside it."""
+def test_points_outside_the_frame_are_not_confirmed():
+    """The frame is 60 px wide. Extrapolated flow at the border can pass the check."""
     queries = np.array([[0, 10, 50]], np.float32)
     found = run(queries, straight(queries), Moving(confirmed=((3, 5), (4, 6))))
     assert not found.followed[0, 5:].any()
 
 
-def test_what_leaves_the_frame_goes_with_the_model():
-    """Where there is no flow, the border's would be gone on with."""
+def test_tracks_that_leave_the_frame_are_the_models():
+    """Outside the frame there is no flow, and the flow of the border must not be used."""
     queries = np.array([[0, 10, 50]], np.float32)
     model = straight(queries) + 1
     found = run(queries, model, Moving())
@@ -263,7 +265,7 @@ def test_outside_the_frame_flow_is_not_followed():
     assert np.allclose(found.tracks[0, 5:], straight(queries)[0, 5:] + 0.1)
 
 
-def test_flow_between_pixels_is_that_of_the_chain():
+def test_flow_between_pixels_is_interpolated_as_for_chains():
     from inference.flow_guided_tracker import _flow
 
     flow = np.random.default_rng(0).integers(-40, 40, (H * W, 2)).astype(np.int16)
@@ -288,9 +290,9 @@ def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
         new_tracker(model, sequence, options)
 
 
-def test_the_tracker_of_a_run(small_sequence, tmp_path):
-    """On a rendered clip with a model that is still: tracks move, what the model hides is hidden, and some frames are
-    those of all."""
+def test_the_tracker_of_a_run_with_follow_flow(small_sequence, tmp_path):
+    """On a rendered clip, with a model in which nothing moves: tracks move, depths are the model's, and tracks in some
+    frames equal those in all frames."""
     options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Frames of every kind: images of several depths and channels, phones' videos, clips that are not whole."""
+"""Frames: images of several bit depths and channels, videos of phones, truncated clips."""
 
 import struct
 from fractions import Fraction
@@ -87,7 +87,7 @@ def test_frames_of_a_variable_rate_come_one_after_the_other(picture, tmp_path):
         assert np.abs(frame.astype(int) - np.roll(picture, 12 * k, axis=1)).mean() < 8
 
 
-def test_what_is_no_video_is_one_line(picture, tmp_path):
+def test_a_file_that_is_not_a_video_is_one_line(picture, tmp_path):
     write_video(tmp_path / "one.mp4", [picture])
     write_video(tmp_path / "whole.mp4", [picture] * 5)
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:900])

@@ -1,4 +1,4 @@
-"""Damaged and invented files for every reader: a success or a UserError of one line. `make faults` feeds it more."""
+"""Fuzz tests of every reader: it reads the file or raises a UserError of one line. `make faults` has more inputs."""
 
 import pytest
 

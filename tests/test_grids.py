@@ -75,7 +75,7 @@ def test_the_inverse_of_training_is_near_enough():
 
 
 @pytest.mark.parametrize("spread", [2.0, 20.0])
-def test_folds_and_broken_points_do_no_harm(spread):
+def test_folds_and_nonfinite_points_give_finite_results(spread):
     """Where volumes overlap there is no inverse: what comes out is finite and in reach, as are its gradients."""
     network = random_network(4, spread)
     for p in network.thetas.parameters():
@@ -131,7 +131,7 @@ def test_a_new_network_is_the_identity():
 
 @pytest.mark.parametrize("jittered", [False, True])
 @pytest.mark.parametrize(("num_rays", "num_samples", "num_layers"), [(1, 2, 2), (40, 16, 2), (7, 5, 3), (6, 4, 1)])
-def test_rays_are_points(num_rays, num_samples, num_layers, jittered):
+def test_rays_and_points_are_mapped_alike(num_rays, num_samples, num_layers, jittered):
     """Values and gradients of what is computed once a ray or a depth against those of points one by one."""
     torch.manual_seed(0)
     model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=num_samples, deform="grid", field="grid", grid_levels=2,
@@ -218,7 +218,7 @@ def test_points_of_the_field_do_not_depend_on_their_number():
     assert [out.shape for out in field(torch.zeros(2, 3, 5, 3))] == [(2, 3, 5, 3), (2, 3, 5)]
 
 
-def test_the_field_holds_far_away():
+def test_the_field_is_defined_far_outside_its_grid():
     rgb, sigma = GridField()(torch.tensor([[1e6, -1e6, 1e6], [-1e9, 0.0, 0.0]]))
     assert rgb.isfinite().all() and sigma.isfinite().all()
     v = torch.linspace(-50, 50, 1001)
@@ -257,7 +257,7 @@ def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
 
 
 @pytest.mark.parametrize("deform", ["grid", "mlp"])
-def test_a_checkpoint_of_the_former_grids_is_refused_by_name(deform):
+def test_a_checkpoint_of_unsupported_grids_is_refused(deform):
     config = ModelConfig(5, 20, 30, deform=deform, field="grid", grid_levels=2)
     state, config = OmniMotion(config).state_dict(), asdict(config)
     del config["grid_layers"]
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_the_former_grids_is_refused_by_name(deform):
         checkpoint_num_frames(Checkpoint(config, state), Path("old.pth"))
 
 
-def test_a_checkpoint_from_before_there_were_grids_is_opened():
+def test_a_checkpoint_without_grid_settings_is_read():
     config = ModelConfig(5, 20, 30, coupling_width=16, affine_width=16, affine_layers=2, field_width=16)
     old = {k: v for k, v in asdict(config).items() if k not in ("deform", "grid_levels", "grid_layers", "field")}
     model = OmniMotion(config)

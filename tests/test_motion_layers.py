@@ -1,4 +1,4 @@
-"""The start from layers of motion: of a background, of what moves against it, and of what crosses the picture."""
+"""Initialization from motion layers: background, moving foreground, and a rigid motion that crosses the picture."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ class Moving:
         self.counts, self.stored = 1 - np.eye(num_frames, dtype=int), "all"
 
     def place(self, t, p):
-        """Where background points, and the square's, of the frame before all motion are in frame t."""
+        """Positions in frame t of points of the background and of the square, given before any motion."""
         a, s, shift = (value * t for value in self.background)
         R = (1 + s) * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
         return p @ R.T + shift, p + np.asarray(self.square) * t
@@ -48,7 +48,7 @@ class Moving:
         return DensePair((to - p).astype(np.float32), believed, believed, ~believed)
 
     def index(self, i, j):
-        """The same; what is not believed points anywhere, and a thinned store keeps half of it."""
+        """As in the store. Invalid flow is random, and a store with `half` density has every other pixel."""
         pair, noise = self.dense(i, j), np.random.default_rng(i)
         flow = np.where(pair.cycle[..., None], pair.flow, noise.uniform(-20, 20, pair.flow.shape))
         kept = (np.indices(self.size).sum(0) + i + j) % 2 == 0 if self.stored == "half" else np.ones(self.size, bool)
@@ -75,7 +75,7 @@ def test_the_background_of_frames_larger_than_the_raster(size, num_frames):
         assert np.abs(far[t] - (scene.place(m, scene.back(t, p))[0] - p)).max() < 0.5, t
 
 
-def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
+def test_motion_layers_of_a_background_and_a_moving_square(scene):
     p = vertices()
     near, far = layers_of_motion(scene, p).swapaxes(0, 1)
     for t in range(T):
@@ -89,7 +89,7 @@ def test_the_background_is_found_everywhere_and_what_moves_where_it_is(scene):
     assert np.allclose(near[T // 2], 0) and np.allclose(far[T // 2], 0)
 
 
-def test_what_crosses_the_picture_has_a_layer_in_front():
+def test_a_square_that_crosses_the_picture_has_a_layer_in_front():
     scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], center=(10, 50)), vertices()
     M = crossing_motion(scene)
     assert M.shape == (T - 1, 3, 3)
@@ -106,11 +106,11 @@ def test_what_crosses_the_picture_has_a_layer_in_front():
     ([-2.0, 1.0], (60, 50)),  # too slow
     ([13.0, -1.0], (90, 50)),  # gone too soon
 ])
-def test_what_does_not_cross_the_picture_has_none(square, center):
+def test_a_square_that_does_not_cross_the_picture_has_no_layer_in_front(square, center):
     assert crossing_motion(Moving((0.004, 0.003, np.array([1.5, -0.5])), square, center=center)) is None
 
 
-def test_where_nothing_is_seen_of_it_it_goes_on():
+def test_the_crossing_motion_is_extrapolated_where_it_is_not_visible():
     scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, center=(150, 50))  # is seen from frame 2 on
     M = crossing_motion(scene)
     assert np.allclose(M[:, :2, 2], [-13, 0], atol=0.3)
@@ -119,7 +119,7 @@ def test_where_nothing_is_seen_of_it_it_goes_on():
     assert np.allclose(crossing_motion(scene)[:, :2, 2], [-13, 0], atol=0.3)
 
 
-def test_what_comes_back_does_not_cross_the_picture():
+def test_a_circling_square_does_not_cross_the_picture():
     """A square that circles: as fast as one that crosses it, and always nearly where it was."""
     class Circling(Moving):
         def dense(self, i, j):
@@ -133,7 +133,7 @@ def test_what_comes_back_does_not_cross_the_picture():
     assert crossing_motion(Circling((0.0, 0.0, np.zeros(2)), [0.0, 0.0], num_frames=17)) is None
 
 
-def test_what_is_not_rigid_does_not_cross_the_picture():
+def test_a_nonrigid_motion_does_not_cross_the_picture():
     class Boiling(Moving):
         def dense(self, i, j):
             pair = super().dense(i, j)
@@ -145,7 +145,7 @@ def test_what_is_not_rigid_does_not_cross_the_picture():
     assert crossing_motion(Boiling((0.0, 0.0, np.zeros(2)), [0.0, 0.0])) is None
 
 
-def test_the_layer_in_front_adds_up_motions_that_change():
+def test_the_layer_in_front_composes_the_crossing_motion():
     """Against the composition of the similarities one by one; rotations, whose order matters."""
     generator, p = np.random.default_rng(0), vertices(5)
     M = np.tile(np.eye(3), (T - 1, 1, 1))
@@ -167,8 +167,8 @@ def test_frames_of_a_row_or_a_column(size):
     assert np.isfinite(layers_of_motion(scene, vertices(5, size))).all() and crossing_motion(scene) is None
 
 
-def test_no_layer_starts_with_folds():
-    """Two neighbors that change places: a displacement that is only averaged nearby folds."""
+def test_initial_displacements_do_not_fold():
+    """Two neighbors exchange places: displacements that are only averaged locally would fold."""
     scene, p = Moving((0.0, 0.0, np.zeros(2)), [-9.0, 0.0], center=(70, 50)), vertices(65)
     near = layers_of_motion(scene, p)[:, 0]
     x, y = np.diff(p + near, axis=2)[:, :-1], np.diff(p + near, axis=1)[:, :, :-1]
@@ -186,7 +186,7 @@ def test_frames_without_adjacent_flow_take_the_background_of_the_next(scene):
     assert np.isfinite(near).all() and np.allclose(far[1], far[2]) and np.allclose(near[0], far[0])
 
 
-def test_a_network_starts_at_the_displacements(scene):
+def test_a_network_is_initialized_at_given_displacements(scene):
     network = GridNetwork(T, num_levels=3)
     layers = torch.randn(T, 2, 9, 9, 2) * 0.02
     network.start_at(layers)
@@ -198,7 +198,7 @@ def test_a_network_starts_at_the_displacements(scene):
                               atol=1e-5)
 
 
-def test_a_run_starts_so_and_mlps_refuse(small_sequence, tmp_path):
+def test_init_layers_initializes_grids_and_is_refused_for_mlps(small_sequence, tmp_path):
     arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), "--num_pairs", "2", "--num_pts", "8",
                  "--num_samples_ray", "4", "--no_reload", "--device", "cpu", "--init_layers", "1"]
     trainer = Trainer(parse("train", [*arguments, "--deform", "grid", "--field", "grid", "--grid_levels", "3"]))
@@ -224,8 +224,8 @@ def start(small_sequence, tmp_path):
     return options
 
 
-def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
-    """Two, as nothing crosses it; three where something does, also when the run goes on."""
+def test_the_number_of_layers_depends_on_the_video(start, monkeypatch):
+    """Two; three if a motion crosses the picture. A resumed run keeps its number."""
     assert Trainer(start()).model.config.grid_layers == 2
     M = np.tile(np.eye(3), (len(Trainer(start()).sequence) - 1, 1, 1))
     M[:, 0, 2] = 9
@@ -252,7 +252,7 @@ def test_the_video_says_how_many_layers_there_are(start, monkeypatch):
 
 @pytest.mark.parametrize("layers,message", [
     ("3", "nothing crosses the frame"), ("4", "initializes 2 or 3 motion layers")])
-def test_layers_that_have_no_start_are_refused(start, layers, message):
+def test_numbers_of_layers_that_cannot_be_initialized_are_refused(start, layers, message):
     with pytest.raises(UserError, match=message):
         Trainer(start("--grid_layers", layers))
 
@@ -290,7 +290,7 @@ def in_and_around(scene, t, margin):
 
 @pytest.mark.parametrize("size,stored,samples", [
     ((H, W), "all", 16), ((H, W), "half", 32), ((260, 130), "half", 16), ((140, 220), "all", 8)])
-def test_before_the_first_step_what_moves_is_in_front_in_every_frame(size, stored, samples):
+def test_the_initial_depth_has_the_moving_square_in_front_in_every_frame(size, stored, samples):
     """Also of frames larger than the raster, and of stores that keep half of the pixels."""
     scene = Moving((0.004, 0.003, np.array([1.5, -0.5])), [-3.0, 1.0], size)
     scene.stored = stored
@@ -303,7 +303,7 @@ def test_before_the_first_step_what_moves_is_in_front_in_every_frame(size, store
         assert (found[inside] < 0.6).mean() > 0.9 and (found[outside] > 0.8).mean() > 0.9, t
 
 
-def test_what_crosses_the_picture_is_in_front_of_all_else_before_the_first_step():
+def test_the_initial_depth_has_the_crossing_square_in_front_of_all():
     scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], center=(10, 50))
     model, votes = started(scene, crossing_motion(scene))
     model.field.start_at(torch.from_numpy(votes))
@@ -313,7 +313,7 @@ def test_what_crosses_the_picture_is_in_front_of_all_else_before_the_first_step(
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])
-def test_a_layer_is_voted_for_by_what_moves_with_it(layers):
+def test_votes_equal_their_definition(layers):
     """Against the definition, one correspondence and layer after the other."""
     e = np.random.default_rng(layers).exponential(1.0, (4, layers, 50))
     e[0] = 0.3  # all layers move alike
@@ -350,8 +350,8 @@ def test_only_frames_with_correspondences_vote(scene):
 
 
 @pytest.mark.parametrize("S", [2, 3])
-def test_the_field_keeps_to_its_ranges_of_depth(S):
-    """What is shown and what is empty takes turns; of what is between two ranges' vertices nothing is asked."""
+def test_initial_votes_change_the_density_in_the_depth_range_of_their_layer(S):
+    """Dense and empty depth ranges alternate. Depths between the vertices of two ranges are not checked."""
     torch.manual_seed(0)
     field = GridField((0.0, 2.0))
     vertices = (torch.linspace(-1, 1, field.levels[-1].shape[2]) * 1.2 + 1)  # depths
@@ -366,7 +366,7 @@ def test_the_field_keeps_to_its_ranges_of_depth(S):
 
 
 @pytest.mark.parametrize("more,start", [([], True), (["--grid_layers", "2"], True), (["--field", "gabor"], False)])
-def test_the_trainer_lets_correspondences_vote(more, start, small_sequence, tmp_path):
+def test_the_trainer_initializes_the_grid_field_from_votes(more, start, small_sequence, tmp_path):
     trainer = Trainer(parse("train", ["--config", "configs/fast.txt", "--data_dir", str(small_sequence), "--save_dir",
                                       str(tmp_path), "--device", "cpu", "--field_width", "16", *more]))
     if start:
@@ -380,7 +380,7 @@ def test_the_trainer_lets_correspondences_vote(more, start, small_sequence, tmp_
         assert not hasattr(trainer.model.field, "start_at")
 
 
-def test_published_data_vote_as_the_store_of_the_same(small_sequence, published_sequence, tmp_path):
+def test_omnimotions_layout_gives_the_same_votes_as_the_store(small_sequence, published_sequence, tmp_path):
     densities = [Trainer(parse("train", ["--config", "configs/fast.txt", "--data_dir", str(folder), "--save_dir",
                                          str(tmp_path), "--device", "cpu"])).model.field.levels[-1].detach()
                  for folder in (small_sequence, published_sequence)]

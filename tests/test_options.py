@@ -89,7 +89,7 @@ def test_help_lists_what_the_driver_reads(driver):
         assert option.name in vars(parse(driver, []))  # accepted all the same
 
 
-def test_names_are_said_once():
+def test_option_names_are_unique():
     names = [name for option in OPTIONS for name in (option.name, *option.old_names, *option.old_negations)]
     assert len(names) == len(set(names))
 
@@ -99,7 +99,7 @@ def test_the_model_has_the_options_defaults():
     shared = [field for field in fields(ModelConfig) if field.name in defaults]
     assert len(shared) > 15
     for field in shared:
-        if field.name != "grid_layers":  # an option of 0 lets the video decide; a model has a number
+        if field.name != "grid_layers":  # option value 0: chosen from the video; the model has a number
             assert field.default == defaults[field.name], field.name
 
 

@@ -1,4 +1,4 @@
-"""The page, in a real browser: what a person clicks is what the model says."""
+"""The interactive page in a real browser: a click shows the model's track."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def grid_tracks(rng, shape=(4, 5), T=6, step=1.0, frame=0):
 
 
 def unpacked(data, shape, T, quantum):
-    """The slow way back, as pack.py describes it: x, y `(n, T)`, visible, depth and score in [0, 1]."""
+    """Unpack tracks as pack.py describes: x, y `(n, T)`, visible, depth and score in [0, 1]."""
     n = shape[0] * shape[1]
     total, data = n * T, np.frombuffer(zlib.decompress(data), np.uint8).astype(int)
     out = []
@@ -201,7 +201,7 @@ def test_a_click_shows_the_track_that_eval_writes(open_page, run, tmp_path):
     assert pixel == [255, 176, 0, 255]
 
 
-def test_a_box_follows_what_is_in_it_and_escape_lets_go(open_page):
+def test_a_box_selects_tracks_and_escape_clears_them(open_page):
     page = open_page(viewport={"width": 1200, "height": 800})
     (left, top), (right, bottom) = screen(page, 10, 10), screen(page, 30, 24)
     page.mouse.move(left, top)

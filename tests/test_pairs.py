@@ -1,4 +1,4 @@
-"""Choice of pairs, what it costs, memory, and what a store keeps."""
+"""Selection of pairs, estimated cost, memory, and density of the store."""
 
 import shutil
 from types import SimpleNamespace

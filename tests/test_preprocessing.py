@@ -314,7 +314,7 @@ def test_bilinear_is_exact_on_a_plane():
 
 # The command
 
-def test_images_to_store_and_again(small_sequence, tmp_path):
+def test_a_second_run_of_preprocessing_changes_nothing(small_sequence, tmp_path):
     folder = tmp_path / "seq"
     first = command("--video", small_sequence / "color", "--data_dir", folder, "--max_frames", 4, "--resize", 48, 64)
     assert first.returncode == 0, first.stderr
@@ -386,7 +386,7 @@ def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
     subprocess.run([sys.executable, "-m", "preprocessing", *run, folders[0]], cwd=ROOT, check=True,
                    capture_output=True, timeout=120)
     for pattern, count in (("parts/0*/*.pair", 17), ("parts/0*/*.chained", 9)):
-        process = Launched("preprocessing", *run, folders[1], prepare=partial(os.nice, 10))  # this is to be quicker
+        process = Launched("preprocessing", *run, folders[1], prepare=partial(os.nice, 10))  # killed in time
         while len(list((folders[1] / "correspondences").glob(pattern))) < count and process.poll() is None:
             time.sleep(0.002)
         process.kill()

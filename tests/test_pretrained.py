@@ -77,7 +77,7 @@ def test_features_of_a_translated_image_translate(models):
         assert right > similarity(a, b, p, p - torch.tensor(wrong), (96, 128)).mean() + 0.1
 
 
-def test_a_model_that_cannot_be_had_is_one_line(models, tmp_path):
+def test_a_model_that_is_not_available_is_one_line(models, tmp_path):
     from third_party.dino import DinoFeatures
 
     with pytest.raises(UserError, match=r"--offline, and the model facebook/dino-vits16 cannot .*--weights_dir"):
@@ -100,7 +100,7 @@ def sequence(tmp_path):
     return open_sequence(tmp_path / "seq")
 
 
-def test_the_command_takes_them(sequence, models):
+def test_the_command_computes_dino_features(sequence, models):
     main(["--data_dir", str(sequence.root), "--features", "dino", "--feature_model", str(models[0] / "dino"),
           "--feature_side", "64", "--depth", "depth_anything", "--depth_model", str(models[0] / "depth_anything")])
     assert open_correspondences(sequence).meta["method"]["feature_model"] == "dino"
@@ -133,7 +133,7 @@ def test_one_scale_and_shift_serve_the_video():
 
 
 @pytest.mark.parametrize("disparity", [False, True])
-def test_maps_of_the_users_own(disparity, sequence, tmp_path):
+def test_depth_maps_of_the_user(disparity, sequence, tmp_path):
     maps = np.random.default_rng(0).uniform(3, 7, (4, 48, 64)).astype(np.float32)
     (tmp_path / "maps").mkdir()
     for t, d in enumerate(maps):

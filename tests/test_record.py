@@ -1,4 +1,4 @@
-"""A run's args.txt and versions.json: what reproduces it."""
+"""args.txt and versions.json, which reproduce a run."""
 
 import json
 

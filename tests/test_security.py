@@ -1,4 +1,4 @@
-"""Files of somebody who means harm: nothing in them runs, leads out of its folder, or takes more memory than it has.
+"""Hostile files: no code in them runs, no path leads out of its folder, and memory is limited by the file's size.
 
 Each test makes the attack file. `Command` is what a pickle needs to run a shell command when it is read."""
 
@@ -284,7 +284,7 @@ def test_arrays_that_claim_more_than_the_file_has(shape):
     refused(load_queries, "a.npz")
 
 
-def test_an_archive_that_unpacks_to_gigabytes():
+def test_an_archive_that_decompresses_to_gigabytes():
     with zipfile.ZipFile("a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("query_points.npy", claiming("(536870000,)"))
     data = bytearray(Path("a.npz").read_bytes())
@@ -295,7 +295,7 @@ def test_an_archive_that_unpacks_to_gigabytes():
     assert "query_points" in ArrayFile("a.npz", ".")
 
 
-def test_texts_without_end(tmp_path):
+def test_text_files_that_are_too_large(tmp_path):
     Path("meta.json").write_text("[" * 1_000_000)
     refused(lambda path: read_json(path, "."), "meta.json", "damaged")
     with open("huge.csv", "wb") as file:

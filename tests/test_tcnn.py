@@ -184,7 +184,7 @@ def test_kind_and_initialization_of_coupling_mlps(stand_in, width, kind):
     assert torch.equal(tcnn.TcnnMlp(width, width, 2, 2).network.params, net.network.params)
 
 
-def test_one_line_says_how_to_get_it(monkeypatch):
+def test_a_missing_tinycudann_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device"):
         tcnn.require_tcnn()

@@ -55,7 +55,7 @@ def tracks_of(queries, velocity=(3, -1), T=5, size=(32, 40)):
     return PointTracks(tracks, visible, queries.astype(np.float32), size)
 
 
-def test_the_nearest_track_speaks_for_a_pixel():
+def test_a_pixel_takes_the_nearest_track():
     tracks = np.array([[[4.4, 5], [6.4, 5]], [[4.1, 5], [9.1, 6]], [[7, 2], [0, 0]], [[-3, 1], [1, 1]]], np.float32)
     visible = np.array([[1, 1], [1, 1], [1, 0], [1, 1]], bool)
     flow, valid = correspondences(tracks, visible, 0, 1, (8, 10))

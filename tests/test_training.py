@@ -152,7 +152,7 @@ def test_pixels_are_drawn_by_the_count_map_and_then_by_the_error_map(sampler):
 
 
 @pytest.mark.parametrize("i, j, by_errors", [(2, 5, False), (2, 5, True), (3, 4, False)])
-def test_drawing_by_rejection_is_drawing_by_the_sum_of_weights(sampler, i, j, by_errors):
+def test_drawing_by_rejection_has_the_same_distribution(sampler, i, j, by_errors):
     if by_errors:
         error_map = ErrorMap(8, (64, 64), 8)
         add(error_map, 2, [[20.0, 30], [50, 50]], [50.0, 1], "add_evaluation")
@@ -166,7 +166,7 @@ def test_drawing_by_rejection_is_drawing_by_the_sum_of_weights(sampler, i, j, by
     assert np.array_equal(flow.numpy(), stored.flow(rows)) and np.array_equal(cycle.numpy(), stored.cycle[rows])
 
 
-def test_too_few_stored_candidates_are_drawn_the_exact_way(sampler, monkeypatch):
+def test_with_too_few_candidates_points_are_drawn_by_the_weights(sampler, monkeypatch):
     from loaders import pair_sampler as module
     monkeypatch.setattr(module, "CANDIDATES", 1)  # not all of them are stored, so they are fewer than the points
     assert sampler.draw_stored(2, 5, sampler.candidates(1)[0]) is None

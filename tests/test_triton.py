@@ -158,7 +158,7 @@ def test_kernels_fit_an_a100():
     assert run.returncode == 0, run.stderr
 
 
-def test_reasons_against_the_kernels(monkeypatch):
+def test_when_the_kernels_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "--mlp_backend torch" in unsupported(torch.device("cpu"), 256)
     with pytest.raises(ValueError, match="--mlp_backend torch"):
