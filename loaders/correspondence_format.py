@@ -13,7 +13,6 @@ padded to ALIGN bytes | blocks in the order of j | count map (H, W) uint16. The 
 the header; there is no separate index.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +42,6 @@ class StoredPair:
         """Number of stored pixels."""
         return len(self.pixels)
 
-    @property
-    def valid(self) -> int:
-        """Number of pixels with a flag."""
-        return np.count_nonzero(self.cycle | self.occlusion)
-
     def find(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Same as `PairIndex.find`."""
         rows = np.searchsorted(self.pixels, pixels).clip(max=max(self.count - 1, 0))
@@ -59,18 +53,20 @@ class StoredPair:
 
 
 class PairIndex:
-    """Lookup of single pixels of an ordered pair without decoding the whole block.
+    """The block with `stored` pixels at `offset` of a uint8 buffer; single pixels are found without decoding all.
 
-    It has the methods `find`, `cycle_at` and `flow` of StoredPair. ValueError as in `decode`."""
+    It has the methods `find`, `cycle_at` and `flow` of StoredPair. ValueError if the flags do not match `stored`."""
 
     def __init__(self, buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]):
         plane = plane_bytes(size)
-        self._cycle, occlusion = buffer[offset: offset + 2 * plane].reshape(2, plane)
-        self._flags = self._cycle | occlusion
+        self._cycle, self._occlusion = buffer[offset: offset + 2 * plane].reshape(2, plane)
+        self._flags = self._cycle | self._occlusion
         in_byte = np.bitwise_count(self._flags)
         self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # number of flags in all bytes before each byte
-        self.count, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == size[0] * size[1]
-        if self.valid != stored and not self._all:
+        self._pixels = size[0] * size[1]
+        self.count, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == self._pixels
+        beyond = np.unpackbits(self._flags[self._pixels // 8:])[self._pixels % 8:]  # padding of the plane
+        if not self._all and (self.valid != stored or beyond.any()):
             raise ValueError(f"{self.valid} flags for {stored} stored pixels")
         start = offset + 2 * plane
         self._flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
@@ -91,6 +87,18 @@ class PairIndex:
         """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
         return self._flow_q[rows].astype(np.float32) / STEPS
 
+    def decode(self) -> StoredPair:
+        """All stored pixels; the flow is a view of the buffer."""
+        pixels = np.arange(self._pixels) if self._all else np.flatnonzero(self.flagged())
+        return StoredPair(pixels, self._flow_q, self._image(self._cycle)[pixels], self._image(self._occlusion)[pixels])
+
+    def flagged(self) -> np.ndarray:
+        """Whether each pixel of the frame has a flag `(H * W,)` bool."""
+        return self._image(self._flags)
+
+    def _image(self, plane: np.ndarray) -> np.ndarray:
+        return np.unpackbits(plane, count=self._pixels).view(bool)
+
 
 @dataclass
 class DensePair:
@@ -99,29 +107,6 @@ class DensePair:
     stored: np.ndarray     # (H, W) bool
     cycle: np.ndarray      # (H, W) bool
     occlusion: np.ndarray  # (H, W) bool
-
-
-def decode(buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]) -> StoredPair:
-    """Decode the block with `stored` pixels at `offset` of a uint8 buffer; the flow is a view of the buffer.
-
-    ValueError if the number of flags does not match `stored`."""
-    cycle, occlusion = flags(buffer, offset, size)
-    start = offset + 2 * plane_bytes(size)
-    flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
-    pixels = np.flatnonzero(cycle | occlusion)
-    if len(pixels) != stored:
-        if stored != size[0] * size[1]:
-            raise ValueError(f"{len(pixels)} flags for {stored} stored pixels")
-        pixels = np.arange(size[0] * size[1])
-    return StoredPair(pixels, flow_q, cycle[pixels], occlusion[pixels])
-
-
-def flags(buffer: np.ndarray, offset: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cycle and occlusion flags `(H * W,)` bool of a block."""
-    count, plane = size[0] * size[1], plane_bytes(size)
-    planes = buffer[offset: offset + 2 * plane].reshape(2, plane)
-    cycle, occlusion = (np.unpackbits(bits, count=count).view(bool) for bits in planes)
-    return cycle, occlusion
 
 
 def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
@@ -177,23 +162,20 @@ class Row:
 
     def pair(self, j: int) -> StoredPair:
         """Correspondences to frame j. KeyError if the file has none, UserError if they do not match the header."""
-        return self._read(j, decode)
+        return self.index(j).decode()
 
     def index(self, j: int) -> PairIndex:
         """Correspondences to frame j for lookup of single pixels. Errors as in `pair`."""
-        return self._read(j, PairIndex)
-
-    def count_map(self) -> np.ndarray:
-        """Number of valid correspondences of each pixel over all target frames `(H, W)` uint16."""
-        H, W = self.size
-        return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)
-
-    def _read(self, j: int, reader: Callable):
         k = self.place[j]
         try:
-            out = reader(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
+            out = PairIndex(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
         except ValueError as error:
             raise UserError(self.damaged) from error
         if out.valid != self.valid[k]:
             raise UserError(self.damaged)
         return out
+
+    def count_map(self) -> np.ndarray:
+        """Number of valid correspondences of each pixel over all target frames `(H, W)` uint16."""
+        H, W = self.size
+        return self.data[self.offsets[-1]:].view(np.uint16).reshape(H, W)

@@ -59,7 +59,10 @@ def open_correspondences(sequence: VideoSequence):
     """The sequence's CorrespondenceStore, or else its correspondences in OmniMotion's layout (same interface).
 
     UserError if there is neither, if the store is incomplete, or if it was made for other frames."""
-    from loaders.omnimotion_layout import PublishedFolder, is_published  # imported here: only this layout needs it
+    from loaders.omnimotion_layout import (  # imported here: only this layout needs it
+        OmniMotionFolder,
+        has_omnimotion_layout,
+    )
 
     root = sequence.root / FOLDER
     if (root / "meta.json").is_file():
@@ -68,8 +71,8 @@ def open_correspondences(sequence: VideoSequence):
         return CorrespondenceStore(root, meta, len(sequence))
     if (root / "unfinished.json").is_file():
         raise UserError(f"{root} is unfinished: run the same `python -m preprocessing` command with --resume")
-    if is_published(sequence.root):
-        return PublishedFolder(sequence)
+    if has_omnimotion_layout(sequence.root):
+        return OmniMotionFolder(sequence)
     raise UserError(f"no correspondences in {sequence.root}: run `python -m preprocessing --data_dir {sequence.root}`")
 
 

@@ -21,12 +21,12 @@ from loaders.sequence import VideoSequence
 AGAIN = "process the sequence again"
 
 
-def is_published(root: Path) -> bool:
+def has_omnimotion_layout(root: Path) -> bool:
     """Whether the sequence folder has correspondences in OmniMotion's layout."""
     return (root / "flow_stats.json").is_file() and (root / "raft_exhaustive").is_dir()
 
 
-class PublishedFolder:
+class OmniMotionFolder:
     """Correspondences of a sequence folder in OmniMotion's layout; the interface of CorrespondenceStore.
 
     UserError if flow_stats.json does not match the frames. When a pair is read, UserError if a file is missing, damaged

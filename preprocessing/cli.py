@@ -17,7 +17,7 @@ from common.files import MAX_PIXELS
 from loaders.correspondences import CorrespondenceStore
 from loaders.images import read_image
 from loaders.npy import save_npy
-from loaders.omnimotion_layout import is_published
+from loaders.omnimotion_layout import has_omnimotion_layout
 from loaders.sequence import VideoSequence, open_sequence
 from preprocessing.chaining import RULES, chain_rule
 from preprocessing.convert import convert
@@ -182,7 +182,7 @@ def preprocess(args: argparse.Namespace) -> None:
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
                         args.depth_model, args.depth_is_disparity)
-        if args.layout == "omnimotion" and is_published(sequence.root):
+        if args.layout == "omnimotion" and has_omnimotion_layout(sequence.root):
             log.info("%s has OmniMotion's folders already: left as they are", sequence.root)
             return
         store = _correspondences(args, sequence, models)

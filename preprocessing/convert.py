@@ -16,7 +16,7 @@ from common.files import write_text
 from loaders.correspondences import FOLDER, CorrespondenceStore, open_correspondences
 from loaders.images import write_png
 from loaders.npy import save_npy
-from loaders.omnimotion_layout import PublishedFolder, is_published
+from loaders.omnimotion_layout import OmniMotionFolder, has_omnimotion_layout
 from loaders.sequence import VideoSequence
 from preprocessing.correspondence_writer import StoreWriter
 from preprocessing.pair_selection import check_disk
@@ -31,7 +31,7 @@ def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
     unless `resume`)."""
     has_store = (sequence.root / FOLDER / "meta.json").is_file()
     if layout == "omnimotion":
-        if is_published(sequence.root) and not resume:
+        if has_omnimotion_layout(sequence.root) and not resume:
             raise UserError(f"{sequence.root} has OmniMotion's folders already: remove flow_stats.json to write them "
                             "again")
         if not has_store:
@@ -40,10 +40,10 @@ def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
     else:
         if has_store:
             raise UserError(f"{sequence.root / FOLDER} exists already: remove it to convert again")
-        if not is_published(sequence.root):
+        if not has_omnimotion_layout(sequence.root):
             raise UserError(f"{sequence.root} does not have OmniMotion's layout: it needs flow_stats.json and "
                             "raft_exhaustive/")
-        to_store(sequence, PublishedFolder(sequence), resume)
+        to_store(sequence, OmniMotionFolder(sequence), resume)
 
 
 def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) -> None:
@@ -71,7 +71,7 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
     write_text(root / "flow_stats.json", json.dumps(stats))
 
 
-def to_store(sequence: VideoSequence, source: PublishedFolder, resume: bool = False) -> None:
+def to_store(sequence: VideoSequence, source: OmniMotionFolder, resume: bool = False) -> None:
     """Write a store from OmniMotion's layout."""
     writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume)
     for i, j in tqdm(source.pairs.tolist(), desc="store"):

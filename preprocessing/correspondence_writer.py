@@ -23,10 +23,9 @@ from loaders.correspondence_format import (
     MAX_FLOW,
     STEPS,
     DensePair,
+    PairIndex,
     as_images,
     block_bytes,
-    decode,
-    flags,
     padded,
 )
 from loaders.correspondences import FOLDER, FORMAT, CorrespondenceStore, read_meta, row_path
@@ -89,7 +88,7 @@ class StoreWriter:
         """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet. The flow of
         adjacent frames has no round-off."""
         stored, data, exact = self._read(self._part(i, j))
-        pair = as_images(decode(data, 0, stored, self.size), self.size)
+        pair = as_images(PairIndex(data, 0, stored, self.size).decode(), self.size)
         if len(exact):
             pair.flow = exact.view(np.float32).reshape(*self.size, 2)
         return pair
@@ -131,11 +130,11 @@ class StoreWriter:
             for k, path in enumerate(chosen):
                 j, stored, data = int(path.stem), *self._read(path)[:2]
                 if self.half and abs(i - j) > 1:
-                    block = thinned(as_images(decode(data, 0, stored, self.size), self.size), i + j)
+                    block = thinned(as_images(PairIndex(data, 0, stored, self.size).decode(), self.size), i + j)
                     stored, data = block.stored, np.frombuffer(block.data, np.uint8)
-                valid = np.logical_or(*flags(data, 0, self.size))
-                count_map += valid
-                heads[k] = (j, stored, int(valid.sum()))
+                index = PairIndex(data, 0, stored, self.size)
+                count_map += index.flagged()
+                heads[k] = (j, stored, index.valid)
                 file.write(data)
             file.write(count_map)
             file.seek(0)

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from loaders.correspondences import CorrespondenceStore, open_correspondences
-from loaders.omnimotion_layout import PublishedFolder
+from loaders.omnimotion_layout import OmniMotionFolder
 from loaders.sequence import open_sequence
 from preprocessing.cli import main
 
@@ -43,7 +43,7 @@ def test_a_store_converted_to_omnimotions_layout_and_back_is_the_same(folder):
 
     shutil.move(folder / "correspondences", folder / "before")
     published = open_correspondences(open_sequence(folder))
-    assert isinstance(published, PublishedFolder)
+    assert isinstance(published, OmniMotionFolder)
     before = CorrespondenceStore(folder / "before", store.meta, 8)
     same(before, published, store.pairs.tolist())
     main(["convert", "--data_dir", str(folder), "--to", "store"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.geometry import bilinear, pixel_grid, similarity
-from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex, decode
+from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from preprocessing.chaining import RULES, chain_row
@@ -56,7 +56,7 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     cycle = rng.random((9, 13)) < 0.5
     occlusion = ~cycle & (rng.random((9, 13)) < 0.2)
     block = encode(flow, cycle, occlusion, every_pixel=adjacent)
-    pair = decode(np.frombuffer(block.data, np.uint8), 0, block.stored, (9, 13))
+    pair = PairIndex(np.frombuffer(block.data, np.uint8), 0, block.stored, (9, 13)).decode()
     expected = np.arange(117) if adjacent else np.flatnonzero(cycle | occlusion)
     assert np.array_equal(pair.pixels, expected) and block.valid == (cycle | occlusion).sum()
     assert np.abs(pair.flow(slice(None)) - flow.reshape(-1, 2)[expected]).max(initial=0) <= 1 / 32 + 1e-6
@@ -77,7 +77,7 @@ def test_flow_beyond_16_bits_loses_its_flags():
     flow = np.zeros((8, 8, 2), np.float32)
     flow[0, 0], flow[1, 1] = MAX_FLOW + 1, np.nan
     block = encode(flow, np.ones((8, 8), bool), np.zeros((8, 8), bool), every_pixel=True)
-    pair = decode(np.frombuffer(block.data, np.uint8), 0, block.stored, (8, 8))
+    pair = PairIndex(np.frombuffer(block.data, np.uint8), 0, block.stored, (8, 8)).decode()
     assert block.valid == 62 and not pair.cycle[0] and not pair.cycle[9] and len(pair.pixels) == 64
 
 

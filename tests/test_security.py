@@ -31,7 +31,7 @@ from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels
 from loaders.npy import ArrayFile, map_npy, read_npy
-from loaders.omnimotion_layout import PublishedFolder
+from loaders.omnimotion_layout import OmniMotionFolder
 from loaders.sequence import open_sequence
 from loaders.tapvid import TapVideo, save_tapvid
 from loaders.tapvid_pickle import read_pickle
@@ -185,7 +185,7 @@ def test_a_store_and_depths_whose_frames_have_names_that_lead_out(tmp_path):
     (tmp_path / "seq/depth/meta.json").write_text(json.dumps({"hashes": dict.fromkeys(away, "0")}))
     refused(lambda path: load_depth(sequence), tmp_path / "seq/depth")
     (tmp_path / "seq/flow_stats.json").write_text(json.dumps({a: dict.fromkeys(away, 5) for a in away[:2]}))
-    refused(lambda path: PublishedFolder(sequence), tmp_path / "seq/flow_stats.json", "no pair")
+    refused(lambda path: OmniMotionFolder(sequence), tmp_path / "seq/flow_stats.json", "no pair")
 
 
 def test_benchmark_videos_whose_names_lead_out(tmp_path):

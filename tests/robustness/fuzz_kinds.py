@@ -21,7 +21,7 @@ from loaders.checkpoint import read_checkpoint
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
-from loaders.omnimotion_layout import PublishedFolder
+from loaders.omnimotion_layout import OmniMotionFolder
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
 from loaders.track_files import (
@@ -361,11 +361,11 @@ KINDS = [
     Kind("row", store_file("00001.row"), lambda path: everything(open_correspondences(
         open_sequence(path.parents[1]))), share=6),
     Kind("unfinished.pair", part, read_part),
-    Kind("flow_stats.json", published_file("flow_stats.json"), lambda path: everything(PublishedFolder(
+    Kind("flow_stats.json", published_file("flow_stats.json"), lambda path: everything(OmniMotionFolder(
         open_sequence(path.parent))), JSON_BYTES),
-    Kind("flow.npy", published_file("raft_exhaustive/*.npy"), lambda path: everything(PublishedFolder(
+    Kind("flow.npy", published_file("raft_exhaustive/*.npy"), lambda path: everything(OmniMotionFolder(
         open_sequence(path.parents[1]))), ARRAY),
-    Kind("flow_mask.png", published_file("raft_masks/*.png"), lambda path: everything(PublishedFolder(
+    Kind("flow_mask.png", published_file("raft_masks/*.png"), lambda path: everything(OmniMotionFolder(
         open_sequence(path.parents[1])))),
     Kind("depth.npy", depth_file("00001.npy"), lambda path: load_depth(open_sequence(path.parents[1])), ARRAY),
     Kind("depth_meta.json", depth_file("meta.json"), lambda path: load_depth(open_sequence(path.parents[1])),
