@@ -5,7 +5,9 @@ a GPU only in `report`.
 """
 
 import logging
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +27,19 @@ class SkippedStep:
     pairs_finite: bool
 
     def __str__(self) -> str:
-        broken = [name for name, value in self.terms.items() if not torch.isfinite(torch.tensor(value))]
+        broken = [name for name, value in self.terms.items() if not math.isfinite(value)]
         what = f"loss term {', '.join(broken)}" if broken else "gradient"
         pairs = ", ".join(f"{i}-{j}" for i, j in self.pairs)
         where = "one of the frame pairs" if self.pairs_finite else "frame pair"
         return f"step {self.step} skipped: the {what} is not finite; {where} {pairs}"
+
+
+class Record(NamedTuple):
+    """A skipped step, on the device."""
+    step: Tensor       # ()
+    terms: Tensor      # (len(TERMS),)
+    ids: Tensor        # frames of the pairs  (2, B)
+    pair_sums: Tensor  # not finite for a pair with a value that is not finite  (B,)
 
 
 class NonfiniteGuard:
@@ -39,22 +49,21 @@ class NonfiniteGuard:
         """reports: whether this process logs. The first process does, because all processes skip the same steps."""
         self.reports = reports
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # skipped in a row, skipped since the report
-        self.record: Tensor | None = None  # of the first step that was skipped since the last report
+        self.record: Record | None = None  # of the first step that was skipped since the last report
         self.latest: SkippedStep | None = None  # the one that was reported last
 
     def check(self, step: int, total: Tensor, terms: dict[str, Tensor], norm: Tensor, ids: Tensor,
               pair_sums: Tensor) -> Tensor:
         """Whether a step may be taken (0-d bool); if not, it is counted and recorded.
 
-        total, norm: loss and norm of the gradient, 0-d; terms: loss terms, 0-d; ids `(2, B)`: frames of the pairs;
-        pair_sums `(B,)`: not finite for a pair with a value that is not finite."""
+        total, norm: loss and norm of the gradient, 0-d; terms: loss terms, 0-d; ids, pair_sums: see Record."""
         finite = torch.isfinite(total) & torch.isfinite(norm)
         values = [terms.get(name, torch.zeros_like(total)) for name in TERMS]
-        step_number = torch.full((1,), step, dtype=torch.float64, device=total.device)
-        record = torch.cat([torch.stack(values).double(), ids.flatten().double(), pair_sums.double(), step_number])
+        record = Record(torch.full((), step, device=total.device), torch.stack(values), ids, pair_sums)
         in_a_row, unreported = self.counts.unbind()
-        if self.record is not None and len(self.record) == len(record):
-            record = torch.where((unreported == 0) & ~finite, record, self.record)
+        if self.record is not None:
+            first = (unreported == 0) & ~finite
+            record = Record(*(torch.where(first, new, old) for new, old in zip(record, self.record, strict=True)))
         self.record = record
         skipped = (~finite).long()
         self.counts = torch.stack([torch.where(finite, 0, in_a_row + 1), unreported + skipped])
@@ -76,12 +85,8 @@ class NonfiniteGuard:
         self.counts[0] = in_a_row
 
     def _recorded(self) -> SkippedStep:
-        values = self.record.tolist()
-        terms = dict(zip(TERMS, values, strict=False))
-        *rest, step = values[len(TERMS):]
-        B = len(rest) // 3
-        pairs = [(int(i), int(j)) for i, j in zip(rest[:B], rest[B:2 * B], strict=True)]
-        finite = torch.isfinite(torch.tensor(rest[2 * B:])).tolist()
-        broken = [pair for pair, ok in zip(pairs, finite, strict=True) if not ok]
-        present = {name: value for name, value in terms.items() if value != 0}
-        return SkippedStep(int(step), present, broken or pairs, not broken)
+        step, terms, ids, pair_sums = (values.tolist() for values in self.record)
+        pairs = list(zip(*ids, strict=True))
+        broken = [pair for pair, value in zip(pairs, pair_sums, strict=True) if not math.isfinite(value)]
+        present = {name: value for name, value in zip(TERMS, terms, strict=True) if value != 0}
+        return SkippedStep(step, present, broken or pairs, not broken)
