@@ -29,8 +29,8 @@ log = logging.getLogger("train")
 
 
 def find_start(trainer) -> tuple[Path | None, Checkpoint | None, bool]:
-    """What a run begins with: path and content of a checkpoint, and whether the run is resumed from it (the newest of
-    its folder) or takes only its model (`--ckpt_path`). (None, None, False): a new model.
+    """Path and content of the checkpoint that a run starts from, and whether the run is resumed from it (the newest of
+    its folder) or takes only its model (`--ckpt_path`); (None, None, False) for a new model.
 
     UserError if the checkpoint does not fit the sequence or the options."""
     options = trainer.options
@@ -51,7 +51,7 @@ def find_start(trainer) -> tuple[Path | None, Checkpoint | None, bool]:
 
 
 def _check_config(trainer, checkpoint: Checkpoint, path: Path) -> None:
-    """UserError if the options describe another model than the checkpoint's."""
+    """UserError if the options describe a model that differs from the checkpoint's."""
     saved = ModelConfig(**checkpoint.config)  # settings that an older format lacks have their defaults
     wanted = asdict(config_from_options(trainer.options, saved.num_frames, trainer.sequence.size, saved.grid_layers))
     for name, value in asdict(saved).items():
@@ -90,7 +90,7 @@ def checkpoint_of(trainer) -> Checkpoint:
 
 
 def resume(trainer, checkpoint: Checkpoint, path: Path) -> None:
-    """Take over everything but the model from a checkpoint of this run. UserError if it does not fit the options."""
+    """Load everything but the model from a checkpoint of this run. UserError if it does not fit the options."""
     trainer.step = checkpoint.step
     _resume_optimizers(trainer, checkpoint, path)
     if checkpoint.error_map["sums"].shape != trainer.error_map.sums.shape:

@@ -1,7 +1,7 @@
 """Accumulated hard mining: flow errors are added to an error map over the whole run, and the sampler draws by it.
 
-Each step adds the errors of its points. Full evaluations (`--i_cache`) add one random pixel a cell of every frame; the
-first one completes the map, so that the sampler can use it. `--error_map last` keeps the latest evaluation only, as
+Each step adds the errors of its points. Full evaluations (`--i_cache`) add one random pixel per cell of every frame;
+the sampler uses the map from the first evaluation on. `--error_map last` keeps only the latest evaluation, as
 OmniMotion does.
 """
 
@@ -53,7 +53,7 @@ class HardMining:
 
     @torch.no_grad()
     def _evaluate(self, model: OmniMotion) -> None:
-        """Add the flow errors of every frame at one random pixel a cell, against one partner frame."""
+        """Add the flow errors of every frame at one random pixel per cell, against one other frame."""
         tracker = Tracker(model, use_max_loc=False, chunk_size=self.options.chunk_size)
 
         def errors() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

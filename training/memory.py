@@ -1,11 +1,7 @@
 """Memory planner: estimates the peak memory of training and enables activation checkpointing to stay below a limit.
 
-Notation
-    n        samples of a step: pairs x points x samples per ray
-    base     bytes in use before the first step: the process with the frames, or the memory allocated on the GPU
-    state    bytes of gradients and the optimizer's moments
-    peak(n)  peak bytes of a forward and a backward pass. It is nearly linear in n, so it is extrapolated from two small
-             passes of the actual objective, which include the effect of the backend and of all settings
+The peak of a forward and a backward pass is nearly linear in the number of points. It is extrapolated from two small
+passes of the actual objective, which include the effects of the backend and of all settings.
 """
 
 import logging
@@ -30,9 +26,9 @@ PIECES = (0, 16_384, 4_096, 1_024)  # sizes of a recomputed piece in points, tri
 @dataclass
 class Estimate:
     """Estimated memory in bytes."""
-    base: int
-    state: int
-    step: int
+    base: int   # in use before the first step: the process with the frames, or the memory allocated on the GPU
+    state: int  # gradients and the optimizer's moments
+    step: int   # peak of a forward and a backward pass
 
     @property
     def total(self) -> int:

@@ -60,11 +60,13 @@ class Monitor:
     def _scalars(self, terms: dict[str, Tensor], error: Tensor) -> dict[str, float]:
         """One value for each of TensorBoard's curves."""
         trainer = self.trainer
+        options = trainer.options
         losses = {f"loss/{name}": float(value) for name, value in terms.items()}
         rates = {f"lr/{name}": group["lr"] for name, group in parameter_groups(trainer.optimizers).items()}
-        speed = self.bar.format_dict["rate"] or 0.0
-        return {**losses, **rates, "flow_error_px": float(error), "steps_per_second": speed,
-                "gradient_norm": float(trainer.gradient_norm), "samples_per_second": speed * trainer.samples_per_step}
+        steps_per_second = self.bar.format_dict["rate"] or 0.0
+        samples_per_step = options.num_pairs * options.num_pts * options.num_samples_ray
+        return {**losses, **rates, "flow_error_px": float(error), "gradient_norm": float(trainer.gradient_norm),
+                "steps_per_second": steps_per_second, "samples_per_second": steps_per_second * samples_per_step}
 
     def diagnose(self) -> None:
         """Compare the model with the correspondences (training/failure_modes.py)."""

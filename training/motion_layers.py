@@ -1,14 +1,14 @@
 """Motion layers, from correspondences: the motion that each layer starts with, and where each layer is empty.
 
-A volume in which everything starts at one depth remains a sheet: occluding surfaces are squeezed together in it instead
-of lying behind each other. Therefore the deformation starts from segmented motion: the background in the farthest part
-of each ray, the foreground in front of it, and, if there is one, a fast occluder in front of both. Which layer shows a
-place of the canonical volume is decided by votes of the correspondences before the first step; densities alone would be
-decided by the few samples of the first steps, and differ from seed to seed.
+If everything starts at one depth, occluding surfaces stay at the same depth instead of separating. Therefore the
+deformation is initialized from segmented motion: the background in the farthest part of each ray, the foreground in
+front of it, and, if there is one, a fast occluder in front of both. At each position of the canonical volume, votes of
+the correspondences decide before the first step which layers are empty. Without them, the few samples of the first
+steps would decide, and results would differ between seeds.
 
 Notation (motion)
     T, H, W  frames, height, width
-    S, R     layers, vertices a side
+    S, R     layers, vertices per side
     m        middle frame, in which all maps start as the identity
     p, q     positions of a coarse grid, every `stride` pixels, and where adjacent flow takes them    (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
@@ -197,10 +197,10 @@ def _extend_by_a_frame(store, t: int, n: int, nearer: ToMiddle) -> ToMiddle:
 
 
 def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None) -> np.ndarray | None:
-    """The similarity `(2, 3)` that takes most of the positions `(n, 2)` p near q; None for fewer than MIN_POINTS.
+    """Robust fit of the similarity `(2, 3)` that maps positions p to q, both `(n, 2)`; None for fewer than MIN_POINTS.
 
-    Iteratively reweighted least squares with Geman and McClure's weights, from `start`, or from the fit of the least
-    mean distance; `scale` is the distance in pixels at which a point's weight is a quarter."""
+    Iteratively reweighted least squares with Geman-McClure weights, from `start`, or from the fit of the smallest mean
+    distance; `scale` is the distance in pixels at which the weight of a point is 1/4."""
     if len(p) < MIN_POINTS:
         return None
     center = p.mean(axis=0, dtype=np.float64)
@@ -276,7 +276,7 @@ def layer_votes(model: OmniMotion, store) -> np.ndarray:
         for t, targets in enumerate(_voting_targets(store.counts)):
             if not len(targets):
                 continue
-            q, consistent = map(np.stack, zip(*(_ends(store.index(t, j), p, W) for j in targets), strict=True))
+            q, consistent = map(np.stack, zip(*(_flow_ends(store.index(t, j), p, W) for j in targets), strict=True))
             u = _canonical(model, [t], p[None])  # (1, S, n, 3)
             from_p = denormalize_pixels(u[..., :2], store.size)
             from_q = denormalize_pixels(_canonical(model, targets, q)[..., :2], store.size)
@@ -287,22 +287,22 @@ def layer_votes(model: OmniMotion, store) -> np.ndarray:
             places = model.field.vertices_of(u[0]).cpu().numpy()  # (S, n, 2)
             for total, values in zip(sums, (votes, np.abs(votes), counts), strict=True):
                 for s in range(S - 1):
-                    _add(total[s], places[s], values[:, s].sum(axis=0))
+                    _add_to_vertices(total[s], places[s], values[:, s].sum(axis=0))
     votes, sizes, counts = (np.stack([cv2.GaussianBlur(x, (0, 0), VOTE_BLUR) for x in total]) for total in sums)
     v = np.divide(votes, sizes + PRIOR_VOTE * counts, out=np.zeros_like(votes), where=counts > 0)
     return v.astype(np.float32)
 
 
 def _voting_pixels(size: tuple[int, int]) -> np.ndarray:
-    """Pixels `(n, 2)` int64 of a coarse grid. Its stride is odd, so that half of them lie on either color of a
-    checkerboard: some stores keep one color only."""
+    """Pixels `(n, 2)` int64 of a coarse grid. Its stride is odd, so that half of them lie on each color of a
+    checkerboard, because some stores keep only the pixels of one color."""
     stride = -(-max(size) // GRID_SIDE) | 1
     y, x = (np.arange(min(stride // 2, (n - 1) // 2), n, stride) for n in size)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
 def _voting_targets(counts: np.ndarray) -> list[np.ndarray]:
-    """For each frame up to TARGETS frames with which it has correspondences, evenly among these."""
+    """For each frame, up to TARGETS of the frames with which it has correspondences, evenly spaced among these."""
     targets = []
     for row in counts:
         js = np.flatnonzero(row)
@@ -311,7 +311,7 @@ def _voting_targets(counts: np.ndarray) -> list[np.ndarray]:
     return targets
 
 
-def _ends(pair, p: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _flow_ends(pair, p: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where a pair's flow takes pixels p `(n, 2)` of a frame of `width`, and whether it is cycle-consistent there
     `(n,)`."""
     flat = p @ (1, width)
@@ -345,7 +345,7 @@ def _votes(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(best_behind[..., 1:, :] - e[..., :-1, :], -1, 1) * votes_at, votes_at
 
 
-def _add(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
+def _add_to_vertices(total: np.ndarray, place: np.ndarray, values: np.ndarray) -> None:
     """Add values `(n,)` at places `(n, 2)`, in vertices, to the four vertices of `total` `(R, R)` around them."""
     vertices, shares = corners(place, total.shape)
     total += np.bincount(vertices.ravel(), (shares * values[:, None]).ravel(), total.size).reshape(total.shape)

@@ -19,8 +19,7 @@ from common.files import write_text
 from configs.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]  # folder of this checkout
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia")
-OPTIONAL_PACKAGES = ("triton", "tinycudann")  # recorded if installed
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia", "triton", "tinycudann")  # recorded if installed
 
 
 def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
@@ -81,8 +80,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages, and the commit of this code if it is a git checkout."""
     out = {"python": platform.python_version()}
     for package in PACKAGES:
-        out[package] = metadata.version(package)
-    for package in OPTIONAL_PACKAGES:
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -104,11 +104,6 @@ class Trainer:
         self.optimizers = optimizers
         self.base_lr = {name: group["lr"] for name, group in parameter_groups(optimizers).items()}
 
-    @property
-    def samples_per_step(self) -> int:
-        """Ray samples of a step."""
-        return self.options.num_pairs * self.options.num_pts * self.options.num_samples_ray
-
     def train_step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One optimization step; the loss terms (0-d) and the mean flow error in pixels (0-d), over all processes.
 
