@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from common.geometry import regular_grid
+from common.geometry import inside, regular_grid
 from drawing.legend import point_legend, with_strip
 
 PICTURE_SIDE = 480   # pixels: smallest shorter side of a picture
@@ -49,14 +49,13 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
 
     Points outside the frame are not drawn. Discs cover rings. If the points are a grid too dense for discs (`spacing`
     pixels of the frame apart), visible points are translucent squares and occluded points are not drawn."""
-    H, W = picture.shape[0] / zoom, picture.shape[1] / zoom
-    inside = ((points >= -0.5) & (points <= np.array([W, H]) - 0.5)).all(axis=-1)
+    drawn = inside(points, (picture.shape[0] / zoom, picture.shape[1] / zoom))
     radius = min(max(3.5, min(picture.shape[:2]) / 130), max(2.5, 0.16 * spacing * zoom))
     centers = on_picture(points, zoom)
     if too_dense(spacing, zoom):
-        _draw_squares(picture, centers[inside & visible], colors[inside & visible], max(1, round(spacing * zoom)))
+        _draw_squares(picture, centers[drawn & visible], colors[drawn & visible], max(1, round(spacing * zoom)))
         return
-    for n in sorted(np.flatnonzero(inside), key=lambda n: bool(visible[n])):
+    for n in sorted(np.flatnonzero(drawn), key=lambda n: bool(visible[n])):
         color = colors[n].tolist()
         if visible[n]:
             _circle(picture, centers[n], radius + 1, DARK, cv2.FILLED)

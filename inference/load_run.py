@@ -35,7 +35,7 @@ def load_run(options: Namespace) -> Run:
     path, checkpoint = find_checkpoint(folder, options.ckpt_path)
     sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
     check_length(checkpoint_num_frames(checkpoint, path), len(sequence), path)
-    check_frames(checkpoint, sequence.size, sequence.hashes(), path)
+    check_frames(checkpoint, sequence.size, sequence.hashes, path)
     model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()
     log.info("model: %s", path)
     return Run(folder, sequence, checkpoint, new_tracker(model, sequence, options))

@@ -20,7 +20,7 @@ from loaders.sequence import VideoSequence
 
 FOLDER = "correspondences"
 FORMAT = 1  # version of the file format
-AGAIN = "delete its folder and run `python -m preprocessing` again"
+ADVICE = "delete its folder and run `python -m preprocessing` again"
 MAX_FB = 1.0  # pixels; chains of adjacent flow end where the forward-backward error is larger
 
 
@@ -88,14 +88,14 @@ def check_adjacent_flow(store) -> None:
 
 def read_meta(path: Path) -> dict:
     """Read the meta.json of a store. UserError if it is damaged or has another format version."""
-    meta = read_json(path, AGAIN)
+    meta = read_json(path, ADVICE)
     if meta.get("format") != FORMAT:
         raise UserError(f"{path} is of another format than {FORMAT}: delete its folder and run preprocessing again")
     size, texts = meta.get("size"), [meta.get("names"), meta.get("hashes")]
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
             and all(isinstance(text, list) and text and all(isinstance(x, str) for x in text) for text in texts)
             and len(texts[0]) == len(texts[1]) and isinstance(meta.get("method"), dict)):
-        raise UserError(f"{path} is damaged: {AGAIN}")
+        raise UserError(f"{path} is damaged: {ADVICE}")
     return meta
 
 
@@ -108,7 +108,7 @@ def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
     if meta["names"][:T] != list(sequence.names):
         raise UserError(f"{path} was made for other frames ({len(meta['names'])}, {meta['names'][0]} to "
                         f"{meta['names'][-1]}; here {T}, {sequence.names[0]} to {sequence.names[-1]}): {again}")
-    changed = [name for name, a, b in zip(sequence.names, meta["hashes"], sequence.hashes(), strict=False) if a != b]
+    changed = [name for name, a, b in zip(sequence.names, meta["hashes"], sequence.hashes, strict=False) if a != b]
     if changed:
         raise UserError(f"{path} was made for other frames: {len(changed)} changed since, first {changed[0]}: {again}")
 

@@ -14,7 +14,7 @@ from common.files import read_json
 from loaders.npy import read_npy
 from loaders.sequence import VideoSequence
 
-AGAIN = "run `python -m preprocessing --depth ...` again"
+ADVICE = "run `python -m preprocessing --depth ...` again"
 
 
 def depth_path(sequence: VideoSequence, name: str) -> Path:
@@ -29,18 +29,19 @@ def load_depth(sequence: VideoSequence) -> np.ndarray:
     meta = sequence.root / "depth" / "meta.json"
     if not meta.is_file():
         raise UserError(f"no depth priors in {meta.parent}: run `python -m preprocessing --depth ...` first")
-    hashes = read_json(meta, AGAIN).get("hashes")
+    hashes = read_json(meta, ADVICE).get("hashes")
     if not isinstance(hashes, dict):
-        raise UserError(f"{meta} is damaged: {AGAIN}")
-    changed = [name for name, now in zip(sequence.names, sequence.hashes(), strict=True) if hashes.get(name) != now]
+        raise UserError(f"{meta} is damaged: {ADVICE}")
+    changed = [name for name, now in zip(sequence.names, sequence.hashes, strict=True) if hashes.get(name) != now]
     if changed:
-        raise UserError(f"{meta.parent} was made for other frames: {len(changed)} changed, first {changed[0]}: {AGAIN}")
+        raise UserError(f"{meta.parent} was made for other frames: {len(changed)} changed, first {changed[0]}: "
+                        f"{ADVICE}")
     out = np.empty((len(sequence), *sequence.size), np.float16)
     for t, name in enumerate(sequence.names):
         path = depth_path(sequence, name)
-        prior = read_npy(path, AGAIN)
+        prior = read_npy(path, ADVICE)
         if prior.shape != sequence.size or not ((prior >= 0) & (prior <= 2)).all():  # NaN fails both comparisons
-            raise UserError(f"{path} is not a map of depths from 0 to 2 of the frames' size: {AGAIN}")
+            raise UserError(f"{path} is not a map of depths from 0 to 2 of the frames' size: {ADVICE}")
         out[t] = prior
     return out
 

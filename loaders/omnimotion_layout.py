@@ -18,7 +18,7 @@ from loaders.images import read_image, read_levels
 from loaders.npy import map_npy
 from loaders.sequence import VideoSequence
 
-AGAIN = "process the sequence again"
+ADVICE = "process the sequence again"
 
 
 def has_omnimotion_layout(root: Path) -> bool:
@@ -37,17 +37,17 @@ class OmniMotionFolder:
         self.max_pixels = sequence.max_pixels
         self.names, self.meta = sequence.names, {"layout": "omnimotion", "size": list(sequence.size)}
         path = self.root / "flow_stats.json"
-        stats = read_json(path, AGAIN)
+        stats = read_json(path, ADVICE)
         try:
             counts = [[int(stats.get(a, {}).get(b, 0)) for b in self.names] for a in self.names]
             self.counts = np.array(counts, np.int64)  # (T, T)
         except (ValueError, AttributeError, TypeError, OverflowError) as error:
-            raise UserError(f"{path} is damaged: {AGAIN}") from error
+            raise UserError(f"{path} is damaged: {ADVICE}") from error
         if self.counts.min() < 0 or self.counts.max() > np.prod(self.size):
             raise UserError(f"{path} counts {self.counts.min()} to {self.counts.max()} correspondences in frames of "
-                            f"{np.prod(self.size)} pixels: {AGAIN}")
+                            f"{np.prod(self.size)} pixels: {ADVICE}")
         if not self.counts.any():
-            raise UserError(f"{path} has no pair of the frames in {self.root / 'color'}: {AGAIN}")
+            raise UserError(f"{path} has no pair of the frames in {self.root / 'color'}: {ADVICE}")
         known = [(i, j) for i, a in enumerate(self.names) for j, b in enumerate(self.names) if b in stats.get(a, {})]
         self.pairs = np.array(known, np.int64)  # (P, 2)
 
@@ -57,15 +57,15 @@ class OmniMotionFolder:
         Pixels whose flow is not finite are not valid."""
         name = f"{self.names[i]}_{self.names[j]}"
         masks = read_image(self.root / "raft_masks" / f"{name}.png", self.max_pixels) > 0  # (H, W, 3)
-        flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", AGAIN)
+        flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", ADVICE)
         if masks.shape[:2] != self.size or flow.shape != (*self.size, 2):
-            raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: {AGAIN}")
+            raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: {ADVICE}")
         finite = np.isfinite(flow).all(axis=-1).ravel()
         cycle, occlusion = masks[..., 0].ravel() & finite, masks[..., 1].ravel() & finite
         pixels = np.arange(cycle.size) if abs(i - j) == 1 else np.flatnonzero(cycle | occlusion)
         if self.counts[i, j] and not len(pixels):
             raise UserError(f"{name} in {self.root / 'raft_masks'} has no valid pixel, flow_stats.json says otherwise: "
-                            f"{AGAIN}")
+                            f"{ADVICE}")
         flow = np.nan_to_num(flow.reshape(-1, 2)[pixels]).clip(-MAX_FLOW, MAX_FLOW)
         return StoredPair(pixels, np.rint(flow * STEPS).astype(np.int16), cycle[pixels], occlusion[pixels])
 
@@ -82,5 +82,5 @@ class OmniMotionFolder:
         path = self.root / "count_maps" / Path(self.names[i]).with_suffix(".png")
         levels = read_levels(path, self.max_pixels)
         if levels.shape != self.size:
-            raise UserError(f"{path} is not of the frames' size: {AGAIN}")
+            raise UserError(f"{path} is not of the frames' size: {ADVICE}")
         return levels

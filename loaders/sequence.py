@@ -63,13 +63,10 @@ class VideoSequence:
                             f"{size_text(self.size)}: resize the masks")
         return out
 
-    def hashes(self) -> list[str]:
-        """Content hash of each frame's file; computed at the first call and cached."""
-        return list(self._hashes)
-
     @cached_property
-    def _hashes(self) -> list[str]:
-        return [file_hash(self.root / "color" / name) for name in self.names]
+    def hashes(self) -> list[str]:
+        """Content hash of each frame's file."""
+        return [data_hash((self.root / "color" / name).read_bytes()) for name in self.names]
 
 
 def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
@@ -98,11 +95,6 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
         if frames is not None:
             frames[i] = frame
     return VideoSequence(root, tuple(path.name for path in paths), size, max_pixels, frames)
-
-
-def file_hash(path: Path) -> str:
-    """Hash of the content of a file, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
-    return data_hash(path.read_bytes())
 
 
 def data_hash(*parts) -> str:

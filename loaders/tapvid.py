@@ -13,6 +13,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,12 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVi
             except UserError as error:
                 if len(shards) == 1:
                     raise
-                yield shard.stem, _raises(error)  # continue with the other shards
+                yield shard.stem, partial(_raise, error)  # continue with the other shards
     else:
         folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
         for folder in folders:
             if (folder / "annotations.npz").is_file():
-                yield folder.resolve().name, lambda folder=folder: read_folder(folder, max_pixels)
+                yield folder.resolve().name, partial(read_folder, folder, max_pixels)
 
 
 def _open_pickle(path: Path, prefix: str, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
@@ -105,14 +106,11 @@ def _open_pickle(path: Path, prefix: str, max_pixels: int) -> Iterator[tuple[str
     else:
         raise UserError(f"{path} holds a {type(data).__name__}: a TAP-Vid file holds a dict or a list of videos")
     for name, example in examples:
-        yield name, lambda name=name, example=example: read_example(example, f"{path}, video {name}", max_pixels)
+        yield name, partial(read_example, example, f"{path}, video {name}", max_pixels)
 
 
-def _raises(error: UserError) -> Callable[[], TapVideo]:
-    """A reader that raises `error`: it defers the error of a shard until its videos are read."""
-    def read() -> TapVideo:
-        raise error
-    return read
+def _raise(error: UserError) -> TapVideo:
+    raise error
 
 
 def read_example(example: object, where: str, max_pixels: int = MAX_PIXELS) -> TapVideo:

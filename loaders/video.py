@@ -45,16 +45,13 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
     """Write frames `(H, W, 3)` uint8 of equal size as MP4: H.264 in yuv420p at the default quality, for most players.
 
     Odd widths or heights are padded by a copy of the last column or row. UserError if there is no frame."""
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise UserError(f"no frames to write to {path}")
-    H, W = first.shape[:2]
+    frames = _at_least_one(frames, path)
     encoded = io.BytesIO()  # a file on a full disk would make imageio print tracebacks besides the error
     with iio.imopen(encoded, "w", plugin="pyav", extension=".mp4") as file:
         file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-        for image in chain([first], frames):
-            file.write_frame(np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge"))
+        for frame in frames:
+            H, W = frame.shape[:2]
+            file.write_frame(np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge"))
     write_bytes(path, encoded.getvalue())
 
 
@@ -62,17 +59,22 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10, l
     """Write frames `(H, W, 3)` uint8 as a looping GIF, downscaled to at most `longest_side` pixels on the longest side.
 
     UserError if there is no frame."""
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise UserError(f"no frames to write to {path}")
+    frames = _at_least_one(frames, path)
     encoded = io.BytesIO()
     with iio.imopen(encoded, "w", plugin="pillow", extension=".gif") as file:
-        for frame in chain([first], frames):
+        for frame in frames:
             image = Image.fromarray(frame)
             image.thumbnail((longest_side, longest_side))
             file.write(np.asarray(image), is_batch=False, bits=8, duration=round(1000 / fps), loop=0)
     write_bytes(path, encoded.getvalue())
+
+
+def _at_least_one(frames: Iterable[np.ndarray], path: str | Path) -> Iterator[np.ndarray]:
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"no frames to write to {path}")
+    return chain([first], frames)
 
 
 def _decode(path: Path, max_pixels: int) -> Iterator[np.ndarray]:

@@ -189,7 +189,7 @@ def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore
 def describe(sequence: VideoSequence, method: dict) -> dict:
     """The content of meta.json: the frames, and the `method` (names and thresholds)."""
     return json.loads(json.dumps({  # tuples become lists, as when the file is read
-        "format": FORMAT, "size": sequence.size, "names": sequence.names, "hashes": sequence.hashes(),
+        "format": FORMAT, "size": sequence.size, "names": sequence.names, "hashes": sequence.hashes,
         "method": method}))
 
 

@@ -69,7 +69,7 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
             save_npy(depth_path(sequence, frame), normalized(sign * maps[t][0], low, high))
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    hashes = dict(zip(sequence.names, sequence.hashes(), strict=True))
+    hashes = dict(zip(sequence.names, sequence.hashes, strict=True))
     write_text(folder / "meta.json", json.dumps({**method, "low": low, "high": high, "hashes": hashes}))
     log.info("%s: depth priors of %d frames", folder, len(sequence))
 

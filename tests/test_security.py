@@ -178,7 +178,7 @@ def test_a_store_and_depths_whose_frames_have_names_that_lead_out(tmp_path):
     sequence, away = open_sequence(tmp_path / "seq"), ["../../../a.png", "/etc/passwd", "00002.png"]
     (tmp_path / "seq/correspondences").mkdir()
     meta = tmp_path / "seq/correspondences/meta.json"
-    meta.write_text(json.dumps({"format": 1, "size": [24, 32], "names": away, "hashes": sequence.hashes(),
+    meta.write_text(json.dumps({"format": 1, "size": [24, 32], "names": away, "hashes": sequence.hashes,
                                 "method": {}}))
     refused(lambda path: open_correspondences(sequence), meta, "other frames")
     (tmp_path / "seq/depth").mkdir()

@@ -47,7 +47,7 @@ class Trainer:
         self.pair_slice = self.processes.slice_of(options.num_pairs)  # this process's pairs of a batch
         check_model_options(options)
         self.sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
-        self.hashes = self.sequence.hashes()
+        self.hashes = self.sequence.hashes
         store = open_correspondences(self.sequence)
         self._make_generators()
         self._make_sampler(store)

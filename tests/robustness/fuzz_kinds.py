@@ -158,7 +158,7 @@ def depth_file(name: str) -> Callable[[Path], Path]:
         (folder / "depth").mkdir()
         for frame in made.names:
             np.save(folder / "depth" / frame.replace(".png", ".npy"), np.ones(SIZE, np.float16))
-        hashes = dict(zip(made.names, made.hashes(), strict=True))
+        hashes = dict(zip(made.names, made.hashes, strict=True))
         (folder / "depth" / "meta.json").write_text(json.dumps({"kind": "npz", "low": 0, "high": 1, "hashes": hashes}))
         return folder / "depth" / name
     return make
