@@ -16,7 +16,7 @@ from common.cli import run
 from configs.options import parse, run_dir
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import diagnosis_due
-from training.memory import GIB, plan
+from training.memory import plan
 from training.monitoring import Monitor
 from training.run_metadata import write_run_metadata
 from training.signals import record_signals
@@ -30,7 +30,7 @@ def train(options: Namespace, processes: Processes) -> None:
     with record_signals() as received:
         trainer = Trainer(options, processes)
         if trainer.step < options.num_iters:
-            log.info("estimated peak memory: %s", plan(trainer, int(options.max_memory * GIB)))
+            log.info("estimated peak memory: %s", plan(trainer))
         if processes.first:
             write_run_metadata(trainer.dir, options, trainer.step)
         with closing(Monitor(trainer)) as monitor:
@@ -64,8 +64,11 @@ def main() -> None:
     torch.set_flush_denormal(True)  # denormal numbers are common in vanishing filters and moments, and slow on a CPU
     options = parse("train")
     run_dir(options)  # refuses missing --data_dir before anything else is started
+    processes = join_processes(options)
+    if not processes.first:
+        logging.getLogger().setLevel(logging.WARNING)
     with logging_redirect_tqdm():
-        train(options, join_processes(options))
+        train(options, processes)
     leave_processes()
 
 

@@ -7,7 +7,6 @@ parameters changes when the time latents are frozen; and losses are divided by t
 so that the gradient of the whole batch is the sum of the processes' gradients and not their mean.
 """
 
-import logging
 import os
 from argparse import Namespace
 from datetime import timedelta
@@ -17,8 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import UserError
-
-log = logging.getLogger("train")
 
 
 class Processes:
@@ -62,9 +59,10 @@ class Processes:
 
     def agree(self, value: int, what: str) -> None:
         """UserError if `value` is not the same in all processes."""
-        largest, smallest = self.max(torch.tensor([value, -value])).tolist()
-        if largest != -smallest:
-            raise UserError(f"the processes of this run differ in {what} ({-smallest} to {largest}): all machines must "
+        largest, negated_smallest = self.max(torch.tensor([value, -value])).tolist()
+        smallest = -negated_smallest
+        if largest != smallest:
+            raise UserError(f"the processes of this run differ in {what} ({smallest} to {largest}): all machines must "
                             "see the same --save_dir and --data_dir")
 
     def wait(self) -> None:
@@ -86,7 +84,7 @@ class Processes:
 def join_processes(options: Namespace) -> Processes:
     """Join the process group that torchrun's environment variables describe; a single process without torchrun.
 
-    Processes other than rank 0 log only warnings. UserError if there are more processes than GPUs on this machine."""
+    Each process takes the GPU of its local rank. UserError if there are more processes than GPUs on this machine."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
     if count == 1:
@@ -98,11 +96,8 @@ def join_processes(options: Namespace) -> Processes:
             raise UserError(f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: give "
                             "torchrun as many --nproc_per_node as there are GPUs")
         torch.cuda.set_device(local)
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo",
-                                timeout=timedelta(minutes=options.process_timeout))
-    if rank:
-        logging.getLogger().setLevel(logging.WARNING)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo",
+                            timeout=timedelta(minutes=options.process_timeout))
     return Processes(rank, count)
 
 

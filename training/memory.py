@@ -40,13 +40,14 @@ class Estimate:
                 f"gradients and moments, {self.step / GIB:.2f} for a step")
 
 
-def plan(trainer, limit: int) -> Estimate:
-    """Estimate the peak memory of a run. If it exceeds `limit` bytes (0: no limit), set the model to recompute
-    activations in the backward pass, in the largest pieces that fit.
+def plan(trainer) -> Estimate:
+    """Estimate the peak memory of a run. If it exceeds `--max_memory`, set the model to recompute activations in the
+    backward pass, in the largest pieces that fit, and lower `options.chunk_size` accordingly.
 
     Results change only by rounding. If no piece size fits, the smallest is used and a warning is logged."""
     model = trainer.model
     options = trainer.options
+    limit = int(options.max_memory * GIB)  # bytes; 0: no limit
     first = measure(trainer)
     if not limit or first.total <= limit:
         return first
@@ -59,9 +60,9 @@ def plan(trainer, limit: int) -> Estimate:
         if estimate.total <= limit:
             break
     log.info("--max_memory %g: activations are recomputed in the backward pass, %s points at a time; without it %s",
-             limit / GIB, model.piece or "all", first)
+             options.max_memory, model.piece or "all", first)
     if estimate.total > limit:
-        log.warning("--max_memory %g cannot be kept: the least is %s", limit / GIB, estimate)
+        log.warning("--max_memory %g cannot be kept: the least is %s", options.max_memory, estimate)
     return estimate
 
 

@@ -27,9 +27,9 @@ from training.nonfinite import MAX_SKIPPED, NonfiniteGuard
 from training.optimizers import copy_moments, new_optimizers, parameter_groups, step_where
 
 log = logging.getLogger("train")
-CHECK_EVERY = 50    # steps between reports of skipped steps on a GPU, which has to be waited for
-NEAR_SHARE = 0.2    # --mask_near: share of the samples that is hidden
-NEAR_STEPS = 4_000  # --mask_near: reference steps for which it is hidden
+CHECK_EVERY = 50    # on a GPU: steps between the points at which the CPU waits for results
+NEAR_SHARE = 0.2    # --mask_near: share of the samples of a ray whose alpha is set to 0
+NEAR_STEPS = 4_000  # --mask_near: number of reference steps, from the first on
 
 
 class Trainer:
@@ -38,7 +38,7 @@ class Trainer:
     Several processes share each step (training/distributed.py)."""
 
     def __init__(self, options: Namespace, processes: Processes | None = None):
-        """A new run, or one that goes on from the newest checkpoint of its folder. UserError for options, files or
+        """A new run, or one that is resumed from the newest checkpoint of its folder. UserError for options, files or
         checkpoints that do not fit each other."""
         self.options = options
         self.device = pick_device(options.device)
@@ -66,6 +66,7 @@ class Trainer:
         self.saved_at = time.monotonic()  # seconds
 
     def _make_generators(self) -> None:
+        """Seed PyTorch's global generator, which draws the new model's parameters, and make those of the run."""
         seed = self.options.seed
         torch.manual_seed(seed)
         self.generators = {"sampler": torch.Generator().manual_seed(seed),  # pairs and pixels
