@@ -111,7 +111,8 @@ def main() -> None:
         parser.error(f"no preset '{min(unknown)}' in {PRESETS}: choose among {', '.join(known)}")
     presets = [args.base, *(known[name] for name in names)]
     steps = 0 if args.seconds else args.steps or int(file_options(args.base)["num_iters"])
-    clips, out = clips_of(args), Path(args.out)
+    clips = clips_of(args)
+    out = Path(args.out)
     cells = [Cell(preset, args.base, clip, seed, steps, args.seconds)
              for seed in range(1, args.seeds + 1) for clip in clips for preset in presets]
     records, failed = run_missing(cells, out)

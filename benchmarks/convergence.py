@@ -147,16 +147,17 @@ def main() -> None:
     parser.add_argument("--out", default="out/convergence", help="folder of the results")
     add_clip_arguments(parser)
     args = parser.parse_args()
-    lengths = {name: [int(n) for n in steps.split(",")] for name, steps in (item.split("=") for item in args.steps)}
-    clips, cells = clips_of(args), {}
+    lengths = dict(item.split("=") for item in args.steps)
+    clips = clips_of(args)
+    cells = {}
     for preset in args.presets:
-        own = lengths.get(Path(preset).stem, [int(file_options(preset).get("num_iters", 100_000))])
-        for k, steps in enumerate(own):
+        own = lengths.get(Path(preset).stem) or file_options(preset).get("num_iters", "100000")
+        for k, steps in enumerate(map(int, own.split(","))):
             cells[Path(preset).stem, k] = [Cell(preset, preset, clip, seed, steps, 0.0, args.looks)
                                            for seed in range(1, args.seeds + 1) for clip in clips]
     records, failed = run_missing([cell for group in cells.values() for cell in group], Path(args.out))
-    by_name = {Cell(**record["cell"]): record for record in records}
-    runs = {key: [by_name[cell] for cell in group if cell in by_name] for key, group in cells.items()}
+    by_cell = {Cell(**record["cell"]): record for record in records}
+    runs = {key: [by_cell[cell] for cell in group if cell in by_cell] for key, group in cells.items()}
     runs = {key: found for key, found in runs.items() if found}
     if not runs:
         parser.exit(1, "no run has finished\n")

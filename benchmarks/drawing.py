@@ -68,9 +68,11 @@ def timed(name: str) -> Iterator[None]:
 
 def video_times(folder: Path) -> None:
     """Write the two videos to `folder` and print their times."""
-    frames, rng = clip(82), np.random.default_rng(0)
+    frames = clip(82)
+    rng = np.random.default_rng(0)
     points = rng.uniform([0, 0], [854, 480], (2_000, 2)).astype(np.float32)
-    tracks, visible = motion(points, 82, 0, 0.05), rng.random((2_000, 82)) > 0.1
+    tracks = motion(points, 82, 0, 0.05)
+    visible = rng.random((2_000, 82)) > 0.1
     colors = position_colors(points, SIZE)
     with timed("tracks, 82 frames of 854x480, 2000 points"):
         write_video(folder / "tracks.mp4", track_pictures(frames, tracks, visible, colors, 0))
@@ -81,7 +83,8 @@ def video_times(folder: Path) -> None:
 
 def write_page(path: Path, noise: float) -> None:
     """Write the page and print its time and file size."""
-    rng, T = np.random.default_rng(0), 60
+    T = 60  # frames
+    rng = np.random.default_rng(0)
     smooth = np.stack([cv2.resize(rng.random((4, 6)).astype(np.float32), (107, 60)) for _ in range(T)])
     data = PageData("benchmark", 10, clip(T), list(range(T)), [block(t, T, noise) for t in range(0, T, 5)], 4, 0.99,
                     smooth, np.stack([smooth[1:], smooth[:-1]], -1), smooth)

@@ -41,7 +41,8 @@ from training.run_metadata import versions
 from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-WARM_UP, PROBE = 3, 8  # untimed and timed steps for estimating how many steps fit into a given time
+WARM_UP = 3  # steps that are not timed, before those that are
+TIMED = 8  # steps that are timed to estimate how many fit into a given time
 FOLLOWED = "followed_"  # prefix of metrics of tracks that follow optical flow (--follow_flow 1)
 POINTS = 128  # number of ground-truth points of a rendered clip
 
@@ -61,20 +62,6 @@ class Cell:
     def name(self) -> str:
         length = f"{self.steps}steps" if self.steps else f"{self.seconds:g}s"
         return f"{Path(self.preset).stem}-{Path(self.clip).name}-{self.seed}-{length}"
-
-
-def rendered_clips(names: list[str], folder: Path, size: int, num_frames: int, chain: str = "trusted") -> list[str]:
-    """Folders of rendered scenes (keys of RECIPES) with correspondences; whatever is missing is made.
-
-    size: side in pixels. chain: as in preprocessing. UserError if existing correspondences have other settings."""
-    out = []
-    for name in names:
-        root = folder / f"{name}_{size}x{num_frames}"
-        if not (root / "annotations.npz").is_file():
-            write_scene(root, name, (size, size), num_frames, 0, POINTS)
-        build_store(open_sequence(root), Method(chain=chain))
-        out.append(str(root))
-    return out
 
 
 def cell_options(cell: Cell) -> Namespace:
@@ -114,9 +101,9 @@ def run_cell(cell: Cell) -> dict:
 
 
 def steps_within(options: Namespace, seconds: float) -> int:
-    """Number of training steps that fit into `seconds`, from the median time of PROBE steps; at least 1."""
+    """Number of training steps that fit into `seconds`, from the median time of TIMED steps; at least 1."""
     trainer = Trainer(options)
-    times = [seconds_of(trainer.train_step, trainer.device) for _ in range(WARM_UP + PROBE)]
+    times = [seconds_of(trainer.train_step, trainer.device) for _ in range(WARM_UP + TIMED)]
     return max(round(seconds / statistics.median(times[WARM_UP:])), 1)
 
 
@@ -203,9 +190,17 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def clips_of(args: argparse.Namespace) -> list[str]:
-    """Folders of all clips that the arguments name."""
-    scenes = [name for name in args.scenes.split(",") if name]
-    return rendered_clips(scenes, Path(args.out) / "sequences", args.size, args.num_frames, args.chain) + args.clips
+    """Folders of all clips that the arguments name. Rendered clips and correspondences that are missing are made.
+
+    UserError if existing correspondences have other settings."""
+    out = []
+    for name in filter(None, args.scenes.split(",")):
+        root = Path(args.out) / "sequences" / f"{name}_{args.size}x{args.num_frames}"
+        if not (root / "annotations.npz").is_file():
+            write_scene(root, name, (args.size, args.size), args.num_frames, 0, POINTS)
+        build_store(open_sequence(root), Method(chain=args.chain))
+        out.append(str(root))
+    return out + args.clips
 
 
 def finish(parser: argparse.ArgumentParser, tables: list[str], path: Path, failed: list[str]) -> None:

@@ -50,7 +50,8 @@ def preprocess(folder: Path, arguments: list[str]) -> dict:
     cost = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "cpu": 0.0, "bytes": 0}
     if (folder / "correspondences" / "meta.json").is_file():
         return cost
-    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = subprocess.Popen([sys.executable, "-m", "preprocessing", "--data_dir", str(folder), "--resume", *arguments])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the child saves and exits, and its cost is written
     code = child.wait()
@@ -173,7 +174,8 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
     figure = Figure((2 * (2 + 3 * len(folders)), height), dpi=90, layout="constrained")
     grid = figure.subplots(len(targets), 2 + 3 * len(folders))
     for row, j in zip(grid, targets, strict=True):
-        cells, longest = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}, None
+        cells = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}
+        longest = None
         for name, folder in folders.items():
             store = open_correspondences(open_sequence(folder, None))
             model = flow_model(name, weights_dir, store.size)

@@ -28,7 +28,8 @@ from models.omnimotion import OmniMotion
 @torch.no_grad()
 def track_per_frame(model: OmniMotion, pixels: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positions `(N, T, 2)`, depths and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t, unshared."""
-    results, frame = [], torch.tensor([t], device=pixels.device)
+    frame = torch.tensor([t], device=pixels.device)
+    results = []
     for j in torch.arange(model.config.num_frames, device=pixels.device).split(1):
         p2, depth = model.correspond(pixels[None], frame, j, use_max_loc=True)
         results.append((p2[0], depth[0], model.occlusion_score(p2, depth, j)[0]))
@@ -45,7 +46,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", default="out/bench/inference.json", help="file for the medians, seconds")
     args = parser.parse_args()
-    device, size = pick_device(args.device), (256, 256)
+    device = pick_device(args.device)
+    size = (256, 256)  # (H, W) pixels
     torch.manual_seed(0)
     plain, fast = (new_model(parse("eval", words), args.frames, size, device).eval() for words in (
         ["--precision", "fp32", "--mlp_backend", "torch"], []))

@@ -21,8 +21,13 @@ from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
 from models.coords import denormalize_pixels
 
-DIAGNOSIS = {"error": "flow error, px", "near_missed": "missed, adjacent", "far_missed": "missed, distant",
-             "hidden": "hidden", "twice": "twice"}
+DIAGNOSIS = {  # entries of diagnosis.json (see training/failure_modes.py) and titles of their columns
+    "error": "flow error, px",
+    "near_missed": "missed, adjacent frames",
+    "far_missed": "missed, distant frames",
+    "hidden": "behind another surface",
+    "twice": "in the volume twice",
+}
 
 
 def train_and_score(arguments: list[str], annotations: str = "") -> dict:

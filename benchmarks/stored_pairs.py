@@ -27,7 +27,9 @@ def errors(root: str) -> np.ndarray:
     sequence = open_sequence(root, None)
     store = open_correspondences(sequence)
     annotations = load_annotations(Path(root) / "annotations.npz", len(sequence)).resized(sequence.size)
-    stored, scale, out = set(map(tuple, store.pairs.tolist())), 256 / np.array(store.size[::-1]), [np.empty((0, 2))]
+    stored = set(map(tuple, store.pairs.tolist()))
+    scale = 256 / np.array(store.size[::-1])
+    out = [np.empty((0, 2))]
     for i, j, points in frame_pairs(annotations):
         if (i, j) in stored and abs(i - j) > 1:
             ends = stored_ends(store, i, j, annotations.points[points, i])

@@ -36,9 +36,8 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
         for a in frames:
             b = a + step
             rows = np.flatnonzero(start <= a if step > 0 else start >= a)
-            there, back = store.dense(a, b).flow, store.dense(b, a).flow
-            move = sample(there, tracks[rows, a])
+            move = sample(store.dense(a, b).flow, tracks[rows, a])
             tracks[rows, b] = tracks[rows, a] + move
-            fb = np.linalg.norm(move + sample(back, tracks[rows, b]), axis=-1)
+            fb = np.linalg.norm(move + sample(store.dense(b, a).flow, tracks[rows, b]), axis=-1)
             lost[rows, b] = lost[rows, a] | (fb > MAX_FB)
     return PointTracks(tracks, ~lost & inside(tracks, store.size), query_points, store.size)

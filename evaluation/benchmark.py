@@ -25,11 +25,12 @@ from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimization")  # groups of options on which a trained model depends
-NO_MATTER = {"num_imgs"}  # options of these groups that do not change the results
-# options of `python -m preprocessing` that select frames, and those that do not affect the correspondences
+UNCHECKED_OPTIONS = {"num_imgs"}  # options of these groups that may differ: the benchmark defines the frames
+# options of `python -m preprocessing` that select frames
 FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
-NO_METHOD = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
-             "batch"}
+# options of `python -m preprocessing` that do not affect the correspondences
+RESOURCE_OPTIONS = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
+                    "batch"}
 
 
 def run_benchmark(options: Namespace) -> None:
@@ -103,8 +104,11 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
     Returns the names of all videos of the benchmark, the jobs of the selected videos, and the names of those that
     cannot be read; these get a failure file with the reason. UserError if the benchmark lacks a name of --videos."""
     folder = sequences_folder(options)
-    wanted, (index, count) = set(filter(None, options.videos.split(","))), shard_of(options.shard)
-    names, jobs, unreadable = [], [], set()
+    wanted = set(filter(None, options.videos.split(",")))
+    index, count = shard_of(options.shard)
+    names = []
+    jobs = []
+    unreadable = set()
     with logging_redirect_tqdm():
         for name, read in tqdm(open_benchmark(options.tapvid, options.max_pixels), desc="frames", unit="video"):
             names.append(name)
@@ -142,7 +146,7 @@ def training_settings(options: Namespace) -> dict:
     """All settings on which a trained model depends."""
     names = [option.name for option in OPTIONS if option.group in TRAINING]
     return {"seed": options.seed, "num_iters": options.num_iters, **preprocessing_settings(options),
-            **{name: getattr(options, name) for name in names if name not in NO_MATTER}}
+            **{name: getattr(options, name) for name in names if name not in UNCHECKED_OPTIONS}}
 
 
 def tracker_settings(options: Namespace, tracker: str) -> dict:
@@ -169,14 +173,15 @@ def preprocessing_settings(options: Namespace) -> dict:
                         f"--{changed[0]}")
     method |= chain_settings(method["chain"])
     return {"tapvid_size": options.tapvid_size,
-            **{k: v for k, v in method.items() if k not in NO_METHOD and k not in FRAME_OPTIONS}}
+            **{name: value for name, value in method.items() if name not in {*RESOURCE_OPTIONS, *FRAME_OPTIONS}}}
 
 
 def check_settings(folder: Path, evidence: str, settings: dict) -> None:
     """Write the settings of the results in `folder` to settings.json, or compare them with it.
 
     UserError if the folder has results (files that match `evidence`) that were made with other settings."""
-    path, settings = folder / "settings.json", json.loads(json.dumps(settings))
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not path.is_file() or not any(folder.glob(evidence)):
         write_json(path, settings)
         return

@@ -42,7 +42,8 @@ def tapvid_metrics(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks:
     counted = counted_frames(query_points, gt_occluded.shape[1], query_mode)
     if evaluated is not None:
         counted &= evaluated
-    visible, pred_visible = ~gt_occluded & counted, ~pred_occluded & counted  # (M, T)
+    visible = ~gt_occluded & counted  # (M, T)
+    pred_visible = ~pred_occluded & counted
     if not visible.any():
         raise UserError(f"nothing to score: no point is visible in a frame that the query mode '{query_mode}' counts")
     scale = _scale(frame_size)
@@ -78,7 +79,7 @@ def temporal_coherence(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tra
 
     None where there is no such triple, for instance with annotations of every fifth frame.
     UserError if the arrays do not fit each other or the mode is unknown."""
-    _check_shapes(query_points, gt_occluded, gt_tracks, gt_occluded, pred_tracks, evaluated)
+    _check_shapes(query_points, gt_occluded, gt_tracks, None, pred_tracks, evaluated)
     used = ~gt_occluded
     if evaluated is not None:
         used &= evaluated
@@ -101,7 +102,7 @@ def error_since_query(query_points: np.ndarray, gt_occluded: np.ndarray, gt_trac
 
     `frames` lists the distances, before or after the query, that have counted frames with a truly visible point. For
     each, `count` is the number of these positions, and `median` is their median error in scaled pixels."""
-    _check_shapes(query_points, gt_occluded, gt_tracks, gt_occluded, pred_tracks, evaluated)
+    _check_shapes(query_points, gt_occluded, gt_tracks, None, pred_tracks, evaluated)
     used = counted_frames(query_points, gt_occluded.shape[1], query_mode) & ~gt_occluded
     if evaluated is not None:
         used &= evaluated

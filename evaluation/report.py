@@ -64,7 +64,8 @@ def _tables(results: Path, names: list[str]) -> list[Table]:
     for folder in sorted(folders, key=lambda path: (order.get(path.name, 1), path.name)):
         table = Table(folder.name)
         for name in names:
-            failure, result = folder / f"{name}.failed.json", folder / f"{name}.json"
+            failure = folder / f"{name}.failed.json"
+            result = folder / f"{name}.json"
             if failure.is_file():
                 table.failed[name] = _failure(failure)
             elif result.is_file():

@@ -43,7 +43,7 @@ def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
             if process.exitcode == 130:
                 raise KeyboardInterrupt
             if process.exitcode:
-                _record_death(job, f"its process ended with {exit_name(process.exitcode)}")
+                _record_crash(job, f"its process ended with {exit_name(process.exitcode)}")
             finished(job)
     except KeyboardInterrupt:
         log.info("stopped: the same command goes on from here")
@@ -66,10 +66,10 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
     if num_gpus < 0:
         num_gpus = 1 if jobs[0].options.device != "cpu" and torch.cuda.is_available() else 0
     _check_reachable(address)
-    here = {"include_dashboard": False} if address == "local" else {}
+    local = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR,
-                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **here)
+                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **local)
     except Exception as error:  # Ray also raises plain exceptions, for example if starting takes too long
         why = " ".join(str(error).split())[:200]
         if address == "local":
@@ -89,7 +89,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
                     try:
                         ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        _record_death(job, f"its Ray worker was lost: {str(error).splitlines()[0]}")
+                        _record_crash(job, f"its Ray worker was lost: {str(error).splitlines()[0]}")
                     bar.update()
                     finished(job)
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _record_death(job: Job, why: str) -> None:
+def _record_crash(job: Job, why: str) -> None:
     for tracker in job.trackers:
         if not job.result(tracker).is_file() and not job.failure(tracker).is_file():
             record_failure(job, tracker, f"{why}; the same command tries again")

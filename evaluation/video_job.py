@@ -156,12 +156,12 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
     seconds = {}
     truth = load_annotations(job.sequence / "annotations.npz")
     queries, rows = sample_queries(truth, mode)
-    standing = static_tracks(queries, truth.points.shape[1], truth.frame_size)
-    score(standing, truth, rows, mode)  # raises UserError if there is nothing to score, before hours of training
+    static = static_tracks(queries, truth.points.shape[1], truth.frame_size)
+    score(static, truth, rows, mode)  # raises UserError if there is nothing to score, before hours of training
     if job.options.predictions:
         tracks, truth, rows = _predictions(job, truth)
     elif tracker == "static":
-        tracks = standing
+        tracks = static
     else:
         prepare()
         seconds |= _seconds(job.sequence)
