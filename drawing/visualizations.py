@@ -32,10 +32,7 @@ MATCH_LINES = 12         # lines drawn between matches of a frame pair
 
 def tracks(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Tracks of the query frame's points, drawn over all frames."""
-    found = views.tracks
-    colors = position_colors(views.points, views.size)
-    pictures = track_pictures(views.frames, found.tracks, found.visible, colors, views.query_frame, views.spacing)
-    return _write(_with_query_frame(path, views), pictures, views, formats)
+    return _write_tracks(path, views, formats, position_colors(views.points, views.size))
 
 
 def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:
@@ -53,10 +50,7 @@ def trails(views: Views, path: Path, formats: list[str]) -> list[Path]:
 
 def occlusion(views: Views, path: Path, formats: list[str]) -> list[Path]:
     """Tracks colored by their occlusion scores."""
-    found = views.tracks
-    colors = score_colors(found.occlusion_score)
-    pictures = track_pictures(views.frames, found.tracks, found.visible, colors, views.query_frame, views.spacing)
-    return _write(_with_query_frame(path, views), pictures, views, formats)
+    return _write_tracks(path, views, formats, score_colors(views.tracks.occlusion_score))
 
 
 def depth(views: Views, path: Path, formats: list[str]) -> list[Path]:
@@ -128,6 +122,12 @@ VISUALIZATIONS = {function.__name__: function for function in
 def _write(path: Path, pictures: Iterable[np.ndarray], views: Views, formats: list[str], count: int = 0) -> list[Path]:
     """Write `count` pictures, by default one for each frame of the video."""
     return write_pictures(path, pictures, formats, views.options.fps, count or views.T)
+
+
+def _write_tracks(path: Path, views: Views, formats: list[str], colors: np.ndarray) -> list[Path]:
+    found = views.tracks
+    pictures = track_pictures(views.frames, found.tracks, found.visible, colors, views.query_frame, views.spacing)
+    return _write(_with_query_frame(path, views), pictures, views, formats)
 
 
 def _with_query_frame(path: Path, views: Views) -> Path:

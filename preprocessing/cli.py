@@ -26,10 +26,13 @@ from preprocessing.extract_frames import extract_frames
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, ModelOptions
 from preprocessing.pipeline import Method, build_store, summary
+from preprocessing.synthetic import render, tapvid
 from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("store", "omnimotion")
+SYNTHETIC = {"synthetic": (render, "Render a sequence with exact ground truth."),
+             "tapvid": (tapvid, "Render a synthetic benchmark as a TAP-Vid file.")}
 
 
 def main_parser() -> Parser:
@@ -151,18 +154,11 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
 def main(argv: list[str]) -> None:
     """Run `python -m preprocessing ARGV`. UserError for a user's mistake; SystemExit 2 for wrong options."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if argv[:1] == ["synthetic"]:
-        from preprocessing.synthetic import render
-
-        parser = Parser(prog="python -m preprocessing synthetic", description="A sequence with exact ground truth.")
-        render.add_arguments(parser)
-        render.main(parser.parse_args(argv[1:]))
-    elif argv[:1] == ["tapvid"]:
-        from preprocessing.synthetic import tapvid
-
-        parser = Parser(prog="python -m preprocessing tapvid", description="A synthetic benchmark as a TAP-Vid file.")
-        tapvid.add_arguments(parser)
-        tapvid.main(parser.parse_args(argv[1:]))
+    if argv[:1] and argv[0] in SYNTHETIC:
+        module, description = SYNTHETIC[argv[0]]
+        parser = Parser(prog=f"python -m preprocessing {argv[0]}", description=description)
+        module.add_arguments(parser)
+        module.main(parser.parse_args(argv[1:]))
     elif argv[:1] == ["flow"]:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
     elif argv[:1] == ["convert"]:

@@ -1,6 +1,7 @@
 """Appearance features, selected by name (`--features`)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -25,14 +26,12 @@ def _sift(options: ModelOptions) -> FeatureExtractor:
     return DenseSift()
 
 
-def _dino(kind: str) -> Callable[[ModelOptions], FeatureExtractor]:
-    def load(options: ModelOptions) -> FeatureExtractor:
-        from third_party.dino import MODELS, DinoFeatures
+def _dino(kind: str, options: ModelOptions) -> FeatureExtractor:
+    from third_party.dino import MODELS, DinoFeatures
 
-        return DinoFeatures(options.feature_model or MODELS[kind], options.weights_dir, options.offline,
-                            options.feature_side, options.device)
-    return load
+    return DinoFeatures(options.feature_model or MODELS[kind], options.weights_dir, options.offline,
+                        options.feature_side, options.device)
 
 
 FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {
-    "sift": _sift, "dino": _dino("dino"), "dinov2": _dino("dinov2")}
+    "sift": _sift, "dino": partial(_dino, "dino"), "dinov2": partial(_dino, "dinov2")}

@@ -74,10 +74,6 @@ class _Dis:
         return [(self.estimators[close](image_a, image_b), None) for (image_a,), (image_b,) in zip(a, b, strict=True)]
 
 
-def _dis(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowModel:
-    return _Dis()
-
-
 def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowModel:
     from preprocessing.pretrained import RAFT_FILES, find_weights
     from third_party.raft_flow import RaftFlow, RaftOptions
@@ -98,4 +94,5 @@ def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowMode
 
 
 # name -> function of (options, frame size (H, W), bytes of memory for one call) that loads the model
-FLOW_MODELS: dict[str, Callable[[ModelOptions, tuple[int, int], int], FlowModel]] = {"dis": _dis, "raft": _raft}
+FLOW_MODELS: dict[str, Callable[[ModelOptions, tuple[int, int], int], FlowModel]] = {
+    "dis": lambda options, size, memory: _Dis(), "raft": _raft}

@@ -45,23 +45,19 @@ class FrameCache:
         return arrays
 
     def _fetch(self, t: int) -> Arrays:
-        if self.folder is None:
-            return self._compute(t)
-        path = self.folder / f"{t:05d}.npz"
-        if path.is_file():
+        path = self.folder / f"{t:05d}.npz" if self.folder else None
+        if path and path.is_file():
             try:  # read, not memory-mapped: mapped pages would count as memory of the process
                 file = ArrayFile(path, "it is computed again")
                 return tuple(file[name] for name in file.names)
             except UserError as error:  # the file is incomplete if the machine crashed while it was written
                 log.warning("%s", error)
-        arrays = self._compute(t)
-        with atomic_path(path, sync=False) as temporary, open(temporary, "wb") as file:
-            np.savez(file, *arrays)
+        # In C order, as when read from a file: rounding of sums depends on the memory layout.
+        arrays = tuple(np.ascontiguousarray(array) for array in self.compute(t))
+        if path:
+            with atomic_path(path, sync=False) as temporary, open(temporary, "wb") as file:
+                np.savez(file, *arrays)
         return arrays
-
-    def _compute(self, t: int) -> Arrays:
-        """The arrays in C order, as they are when read from a file: rounding of sums depends on the memory layout."""
-        return tuple(np.ascontiguousarray(array) for array in self.compute(t))
 
 
 def _size(arrays: Arrays) -> int:

@@ -114,24 +114,26 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     return open_correspondences(sequence)
 
 
+@dataclass
 class _StoreBuilder:
     """The stages of one run of `build_store` and what they share."""
 
-    def __init__(self, sequence: VideoSequence, writer: StoreWriter, method: Method, chosen: list[int],
-                 model: FlowModel, extract: FeatureExtractor, workers: int, device: str, cache_bytes: int):
-        self.sequence = sequence
-        self.writer = writer
-        self.method = method
-        self.model = model
-        self.extract = extract
-        self.workers = workers
-        self.device = device
-        self.intervals = chosen
-        self.frames = FrameCache(lambda t: (sequence.frame(t),), cache_bytes // 3)
-        self.features = FrameCache(lambda t: (extract(sequence.frame(t)),), cache_bytes // 3,
-                                   writer.scratch("features"))
-        self.encodings = FrameCache(lambda t: model.encode(sequence.frame(t)), cache_bytes // 3,
-                                    writer.scratch("encodings") if model.spill else None)
+    sequence: VideoSequence
+    writer: StoreWriter
+    method: Method
+    intervals: list[int]
+    model: FlowModel
+    extract: FeatureExtractor
+    workers: int
+    device: str
+    cache_bytes: int
+
+    def __post_init__(self):
+        frame, budget, writer = self.sequence.frame, self.cache_bytes // 3, self.writer
+        encodings = writer.scratch("encodings") if self.model.spill else None
+        self.frames = FrameCache(lambda t: (frame(t),), budget)
+        self.features = FrameCache(lambda t: (self.extract(frame(t)),), budget, writer.scratch("features"))
+        self.encodings = FrameCache(lambda t: self.model.encode(frame(t)), budget, encodings)
 
     def run(self) -> None:
         """Run all stages, skipping pairs and rows that are already written."""

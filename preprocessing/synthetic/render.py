@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import write_text
-from common.geometry import inside
+from common.geometry import inside, pixel_grid
 from loaders.images import write_png
 from loaders.track_files import Annotations, save_annotations
 from preprocessing.synthetic.scenes import RECIPES, build_layers
@@ -92,8 +92,7 @@ def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.
     """Frame t `(H, W, 3)` uint8, and the ids of the visible layers at the pixel centers `(H, W)`."""
     H, W = size
     offset = (SAMPLES - 1) / 2
-    grid = np.stack(np.meshgrid(np.arange(W * SAMPLES), np.arange(H * SAMPLES)), -1)
-    samples = (grid - offset) / SAMPLES  # (H * SAMPLES, W * SAMPLES, 2) pixels
+    samples = (pixel_grid((H * SAMPLES, W * SAMPLES)).double().numpy() - offset) / SAMPLES  # in pixels
     picture = np.zeros((H * SAMPLES, W * SAMPLES, 3), np.float32)
     for layer in layers:
         rows, columns = _window(layer, size, t)
@@ -103,8 +102,7 @@ def render(layers: list, size: tuple[int, int], t: int) -> tuple[np.ndarray, np.
         cover = (edge * SAMPLES + 0.5).clip(0, 1)[..., None].astype(np.float32)
         picture[rows, columns] += cover * (layer.color(material) - picture[rows, columns])
     frame = cv2.resize(picture, (W, H), interpolation=cv2.INTER_AREA)
-    centers = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(np.float64)
-    return np.rint(frame).clip(0, 255).astype(np.uint8), front(layers, centers, t)
+    return np.rint(frame).clip(0, 255).astype(np.uint8), front(layers, pixel_grid(size).double().numpy(), t)
 
 
 def front(layers: list, points: np.ndarray, t: int, margin: float = 0.0) -> np.ndarray:
