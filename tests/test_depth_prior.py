@@ -39,9 +39,9 @@ def test_init_depth_starts_surfaces_near_the_prior(more, sequence_with_depth, tm
 def test_w_depth_pulls_rendered_depth_to_the_prior(sequence_with_depth, tmp_path):
     folder, prior = sequence_with_depth
     agreement = []
-    for weight in (0, 5):
+    for weight in (0, 20):
         trainer = Trainer(options(folder, tmp_path / str(weight), "--w_depth", str(weight)))
-        for _ in range(60):
+        for _ in range(30):
             terms, _ = trainer.train_step()
         assert ("depth_prior" in terms) == bool(weight)
         agreement.append(np.corrcoef(rendered(trainer).ravel(), prior.ravel())[0, 1])
