@@ -69,7 +69,9 @@ OPTIONS = (
         Option("queries", str, "", "query points (.npz or .csv) to track, without a score"),
         Option("predictions", str, "", "tracks (.npz) of any tracker to score; with --tapvid: folder of NAME.npz"),
         Option("query_mode", ("first", "strided"), "strided", "TAP-Vid's query mode"),
-        Option("baselines", str, "", "comma-separated baselines to score beside the model: static,chain"),
+        Option("baselines", str, "", "comma-separated baselines to score beside the model: static (points that do "
+               "not move), chain (flow from frame to frame), multiflow (flow over 1, 2, 4, ... frames; --preprocessing "
+               "chooses the --flow)"),
         Option("out", str, "", "file to write, instead of the default in the run's folder"),
     ),
     *_group(

@@ -1,4 +1,4 @@
-"""Baselines without a model: points that do not move, and optical flow chained from frame to frame.
+"""Baselines without a model: points that do not move, and points that follow optical flow.
 
 Notation
     M, T   query points, frames
@@ -9,8 +9,11 @@ Notation
 import numpy as np
 
 from common.geometry import inside, sample
+from common.multi_interval_flow import follow_intervals
 from loaders.correspondences import MAX_FB, check_adjacent_flow
+from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks
+from preprocessing.flow import FlowModel, flow_between
 
 
 def static_tracks(query_points: np.ndarray, num_frames: int, size: tuple[int, int]) -> PointTracks:
@@ -41,3 +44,18 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
             fb = np.linalg.norm(move + sample(store.dense(b, a).flow, tracks[rows, b]), axis=-1)
             lost[rows, b] = lost[rows, a] | (fb > MAX_FB)
     return PointTracks(tracks, ~lost & inside(tracks, store.size), query_points, store.size)
+
+
+def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence, model: FlowModel) -> PointTracks:
+    """Query points `(M, 3)` that follow optical flow over 1, 2, 4, ... frames and from their query frame; of all paths
+    to a frame, the one with the smallest forward-backward error counts (common/multi_interval_flow.py).
+
+    Computes about 2 log2(T) flows per frame from the images; needs no correspondences."""
+    def step(a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        there, back = flow_between(model, sequence.frame(a), sequence.frame(b), adjacent=abs(a - b) == 1)
+        move = sample(there, points)
+        end = points + move
+        return end, ((move + sample(back, end)) ** 2).sum(axis=-1)
+
+    paths = follow_intervals(query_points, len(sequence), sequence.size, step)
+    return PointTracks(paths.tracks, paths.visible, query_points, sequence.size)

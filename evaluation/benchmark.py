@@ -154,7 +154,7 @@ def tracker_settings(options: Namespace, tracker: str) -> dict:
     if tracker == "model":
         names = [option.name for option in OPTIONS if option.group == "inference"]
         return training_settings(options) | {name: getattr(options, name) for name in names}
-    if tracker == "chain":
+    if tracker in ("chain", "multiflow"):
         return preprocessing_settings(options)
     return {"tapvid_size": options.tapvid_size}
 

@@ -58,7 +58,7 @@ def collect(results: Path, names: list[str], compared: list[Path]) -> list[Table
 
 
 def _tables(results: Path, names: list[str]) -> list[Table]:
-    order = {"model": 0, "chain": 2, "static": 3}
+    order = {"model": 0, "multiflow": 2, "chain": 3, "static": 4}
     folders = [path.parent for path in results.glob("*/settings.json")]
     tables = []
     for folder in sorted(folders, key=lambda path: (order.get(path.name, 1), path.name)):

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from evaluation.baselines import chained_flow_tracks, static_tracks
+from evaluation.baselines import chained_flow_tracks, multi_interval_flow_tracks, static_tracks
 from evaluation.metrics import error_since_query, tapvid_metrics
 from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence
 from loaders.track_files import Annotations, PointTracks, load_tracks, sample_queries
+from preprocessing.cli import flow_model
 
-BASELINES = ("static", "chain")
+BASELINES = ("static", "chain", "multiflow")
 
 
 def chosen_baselines(text: str) -> list[str]:
@@ -22,11 +23,14 @@ def chosen_baselines(text: str) -> list[str]:
     return names
 
 
-def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray) -> PointTracks:
-    """Tracks of a baseline: `static` points do not move; `chain` follows optical flow from frame to frame."""
+def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray, preprocessing: str = "") -> PointTracks:
+    """Tracks of a baseline: `static` points do not move; `chain` follows the stored flow from frame to frame;
+    `multiflow` follows flow over several intervals, computed with the options `preprocessing`."""
     if name == "static":
         return static_tracks(queries, len(sequence), sequence.size)
-    return chained_flow_tracks(queries, open_correspondences(sequence))
+    if name == "chain":
+        return chained_flow_tracks(queries, open_correspondences(sequence))
+    return multi_interval_flow_tracks(queries, sequence, flow_model(preprocessing, sequence.size))
 
 
 def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int]) -> PointTracks:

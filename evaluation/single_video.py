@@ -30,8 +30,8 @@ def score_model(options: Namespace) -> None:
     sequence = run.sequence
     truth = load_annotations(options.annotations, len(sequence)).resized(sequence.size)
     queries, rows = sample_queries(truth, options.query_mode)
-    table = {name: score(baseline_tracks(name, sequence, queries), truth, rows, options.query_mode)
-             for name in baselines}
+    table = {name: score(baseline_tracks(name, sequence, queries, options.preprocessing), truth, rows,
+                         options.query_mode) for name in baselines}
     tracks = as_point_tracks(run.tracker.track(queries), queries, sequence.size)
     metrics = {"query_mode": options.query_mode, "follow_flow": options.follow_flow}
     metrics |= score(tracks, truth, rows, options.query_mode)

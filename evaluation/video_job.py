@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from configs.options import run_dir
 from evaluation.baselines import static_tracks
-from evaluation.scoring import as_point_tracks, baseline_tracks, error_curve, load_predictions, score
+from evaluation.scoring import BASELINES, as_point_tracks, baseline_tracks, error_curve, load_predictions, score
 from evaluation.training_process import train
 from inference.load_run import load_run
 from loaders.images import write_png
@@ -60,7 +60,7 @@ class Job:
     name: str
     sequence: Path             # sequence folder
     results: Path              # folder of the trackers' results in this query mode
-    trackers: tuple[str, ...]  # "model", "static", "chain", or the name of a folder of predictions
+    trackers: tuple[str, ...]  # "model", "static", "chain", "multiflow", or the name of a folder of predictions
     options: Namespace         # the options of eval.py, with the video's own data_dir and save_dir
     threads: int               # PyTorch threads; the rounding of sums on the CPU depends on it
     cwd: Path                  # base of relative paths in the options
@@ -163,8 +163,9 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
     elif tracker == "static":
         tracks = static
     else:
-        prepare()
-        seconds |= _seconds(job.sequence)
+        if tracker != "multiflow":  # which needs the frames only
+            prepare()
+            seconds |= _seconds(job.sequence)
         if tracker == "model":
             with _stage(job, "train", run):
                 train(job.options, job.threads)
@@ -199,8 +200,9 @@ def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations
 
 
 def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:
-    if tracker == "chain":
-        return baseline_tracks(tracker, open_sequence(job.sequence, None, job.options.max_pixels), queries)
+    if tracker in BASELINES:
+        sequence = open_sequence(job.sequence, None, job.options.max_pixels)
+        return baseline_tracks(tracker, sequence, queries, job.options.preprocessing)
     run = load_run(job.options)
     return as_point_tracks(run.tracker.track(queries), queries, run.sequence.size)
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from preprocessing.convert import convert
 from preprocessing.depth_priors import DEPTHS, write_depth
 from preprocessing.extract_frames import extract_frames
 from preprocessing.features import FEATURE_EXTRACTORS
-from preprocessing.flow import FLOW_MODELS, ModelOptions
+from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 from preprocessing.pipeline import Method, build_store, summary
 from preprocessing.synthetic import render, tapvid
 from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, build_from_files
@@ -149,6 +150,16 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
                         iterations=args.raft_iterations, correlation=args.correlation, precision=args.precision,
                         warm=not args.cold_start, batch=args.batch, feature_model=args.feature_model,
                         feature_side=args.feature_side)
+
+
+def flow_model(options: str, size: tuple[int, int]) -> FlowModel:
+    """The flow model that `options` of `python -m preprocessing`, one string, choose for frames of `size` (H, W).
+
+    UserError if they choose none; SystemExit 2 for wrong options."""
+    args = main_parser().parse_args(["--data_dir", "", *shlex.split(options)])
+    if args.flow not in FLOW_MODELS:
+        raise UserError(f"--flow {args.flow} computes no optical flow: choose {' or '.join(FLOW_MODELS)}")
+    return FLOW_MODELS[args.flow](model_options(args), size, int(args.max_memory * 2**30))
 
 
 def main(argv: list[str]) -> None:

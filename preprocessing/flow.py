@@ -5,6 +5,7 @@ depends on one frame only is not repeated for every pair.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -96,3 +97,14 @@ def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowMode
 # name -> function of (options, frame size (H, W), bytes of memory for one call) that loads the model
 FLOW_MODELS: dict[str, Callable[[ModelOptions, tuple[int, int], int], FlowModel]] = {
     "dis": lambda options, size, memory: _Dis(), "raft": _raft}
+
+
+def flow_between(model: FlowModel, image_a: np.ndarray, image_b: np.ndarray,
+                 adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Flow from image a to b and from b to a, `(H, W, 2)` float32 pixels each; images `(H, W, 3)` uint8 RGB.
+
+    Both directions are computed at the same time, on two threads."""
+    a, b = model.encode(image_a), model.encode(image_b)
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda pair: model.flow([pair[0]], [pair[1]], [None], adjacent)[0][0], [(a, b), (b, a)])
+    return tuple(both)

@@ -1,0 +1,80 @@
+"""Point tracks from optical flow over several intervals, without a model (MFT, Neoral et al., WACV 2024).
+
+Notation
+    M, T       points, frames
+    a, b       source and target frame of one flow; its interval is |a - b|
+    e          forward-backward error of one flow at a point, pixels: distance of the point from itself after going from
+               a to b and back
+    S          squared error of a path: sum of e^2 over its flows, square pixels
+    direction  1: frames after the query; -1: frames before it
+
+A point in frame b is reached by one flow from each of the frames b - 1, b - 2, b - 4, ... in which its position is
+known, and from its query frame. Of these candidates, the visible one with the smallest S is taken. Long intervals pass
+over occlusions, and a path of few flows drifts little.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.geometry import inside
+
+INTERVALS = (1, 2, 4, 8, 16, 32, 64, 128)
+MAX_ERROR = 3 / 256    # share of the frame's longer side: a point is hidden where sqrt(S) is larger
+HIDDEN_COST = 1e12     # square pixels, added to S: a hidden candidate is taken only if there is no visible one
+
+# (a, b, points (n, 2)) -> (positions in b (n, 2), e^2 (n,)), or None if there is no flow between a and b. Where a point
+# has no flow, e^2 is infinite.
+FlowStep = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | None]
+
+
+@dataclass
+class Paths:
+    """Tracks of M points through T frames."""
+    tracks: np.ndarray         # (M, T, 2) float32 pixels; NaN where no flow leads to the frame
+    squared_error: np.ndarray  # (M, T) float32: S; infinite where no flow leads to the frame
+    visible: np.ndarray        # (M, T) bool: sqrt(S) is small, and the point was inside all frames of its path
+
+
+def follow_intervals(query_points: np.ndarray, num_frames: int, size: tuple[int, int], step: FlowStep,
+                     intervals: tuple[int, ...] = INTERVALS) -> Paths:
+    """Follow query points `(M, 3)` = (t, y, x) through all frames of `size` (H, W), forward and backward in time."""
+    M = len(query_points)
+    start = np.round(query_points[:, 0]).astype(np.int64)
+    out = Paths(np.full((M, num_frames, 2), np.nan, np.float32), np.full((M, num_frames), np.inf, np.float32),
+                np.zeros((M, num_frames), bool))
+    every = np.arange(M)
+    out.tracks[every, start] = query_points[:, :0:-1]
+    out.squared_error[every, start] = 0
+    out.visible[every, start] = True
+    if M:
+        for b in range(start.min() + 1, num_frames):
+            _reach(out, start, b, 1, size, step, intervals)
+        for b in range(start.max() - 1, -1, -1):
+            _reach(out, start, b, -1, size, step, intervals)
+    return out
+
+
+def _reach(out: Paths, start: np.ndarray, b: int, direction: int, size: tuple[int, int], step: FlowStep,
+           intervals: tuple[int, ...]) -> None:
+    """Fill in frame b for all points whose query frame `start` `(M,)` comes before it in the direction."""
+    max_squared = (MAX_ERROR * max(size)) ** 2
+    lowest = np.full(len(start), np.inf)  # cost of the best candidate so far
+    for interval in range(1, (b if direction > 0 else out.tracks.shape[1] - 1 - b) + 1):
+        a = b - direction * interval
+        started = (start - a) * direction <= 0 if interval in intervals else start == a
+        rows = np.flatnonzero(started & np.isfinite(out.squared_error[:, a]))
+        moved = step(a, b, out.tracks[rows, a]) if len(rows) else None
+        if moved is None:
+            continue
+        positions, squared = moved
+        squared = squared + out.squared_error[rows, a]
+        visible = out.visible[rows, a] & (squared <= max_squared) & inside(positions, size)
+        cost = np.where(visible, squared, squared + HIDDEN_COST)
+        better = cost < lowest[rows]
+        rows = rows[better]
+        lowest[rows] = cost[better]
+        out.tracks[rows, b] = positions[better]
+        out.squared_error[rows, b] = squared[better]
+        out.visible[rows, b] = visible[better]
