@@ -37,7 +37,7 @@ from evaluation.tables import COLUMNS, markdown
 
 PRESETS = Path("configs/ablation")
 BASE = PRESETS / "base.txt"
-MAIN = "average_pts_within_thresh"  # metric of the plot
+METRIC = "average_pts_within_thresh"  # delta_avg, which the presets are compared by
 
 
 def difference(values_: dict, base: dict) -> tuple[float, float] | None:
@@ -55,7 +55,7 @@ def table(groups: dict[str, list[dict]], base: str) -> str:
     rows = []
     for name, records in groups.items():
         cells = [spread(means_of_seeds(values(records, key))) for key in COLUMNS]
-        against = difference(values(records, MAIN), values(groups[base], MAIN)) if name != base else None
+        against = difference(values(records, METRIC), values(groups[base], METRIC)) if name != base else None
         cells.append(f"{against[0]:+.3f} ± {against[1]:.3f}" if against else "")
         cells += [f"{statistics.mean(values(records, key).values()):.0f}" for key in ("steps", "seconds")]
         cells.append(f"{max(values(records, 'peak_bytes').values()) / 2**30:.2f}")
@@ -68,7 +68,7 @@ def clip_table(groups: dict[str, list[dict]]) -> str:
     """Markdown table of delta_avg for every preset and clip."""
     clips = list(dict.fromkeys(record["cell"]["clip"] for records in groups.values() for record in records))
     return markdown(["delta_avg", *(Path(clip).name for clip in clips)], [
-        [name, *(spread(on_clip(records, MAIN, clip)) for clip in clips)] for name, records in groups.items()])
+        [name, *(spread(on_clip(records, METRIC, clip)) for clip in clips)] for name, records in groups.items()])
 
 
 def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
@@ -76,12 +76,12 @@ def plot(groups: dict[str, list[dict]], base: str, path: Path) -> None:
 
     A small dot is one clip and seed; the large dot is the mean, with its standard error."""
     names = [name for name in groups if name != base][::-1]
-    reference = values(groups[base], MAIN)
+    reference = values(groups[base], METRIC)
     with matplotlib.rc_context(STYLE):
         figure = Figure((7, 1.2 + 0.28 * len(names)), dpi=150, layout="constrained")
         axes = figure.subplots()
         for y, name in enumerate(names):
-            found = values(groups[name], MAIN)
+            found = values(groups[name], METRIC)
             dots = [found[key] - reference[key] for key in found.keys() & reference.keys()]
             axes.plot(dots, [y] * len(dots), ".", color="#9db8d2", markersize=4)
             mean, error = difference(found, reference) or (math.nan, math.nan)

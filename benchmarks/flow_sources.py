@@ -34,14 +34,16 @@ from common.files import write_json
 from common.geometry import pixel_grid, sample
 from drawing.colors import flow_colors, full_saturation
 from evaluation.tables import markdown
+from loaders.correspondence_format import DensePair
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
-SOURCES = {"DIS": ["--flow", "dis"], "RAFT small": ["--flow", "raft", "--raft_weights", "raft-small.pth"]}
+SOURCES = {"DIS": ("dis", ""), "RAFT small": ("raft", "raft-small.pth")}  # --flow and --raft_weights
 BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames; 1000: no upper end
 NEAR = 4.0  # pixels at 256x256
+MEMORY = 1 << 30  # bytes that a flow model may use
 
 
 def preprocess(folder: Path, arguments: list[str]) -> dict:
@@ -102,9 +104,8 @@ def stored_ends(store: CorrespondenceStore, i: int, j: int, p: np.ndarray) -> np
 
 def flow_model(name: str, weights_dir: Path | None, size: tuple[int, int]) -> FlowModel:
     """The flow model of a source, for frames of `size` (H, W)."""
-    _, method, *weights = SOURCES[name]
-    return FLOW_MODELS[method](ModelOptions(weights=weights[-1] if weights else "", weights_dir=weights_dir), size,
-                               1 << 30)
+    method, weights = SOURCES[name]
+    return FLOW_MODELS[method](ModelOptions(weights=weights, weights_dir=weights_dir), size, MEMORY)
 
 
 def errors(model: FlowModel, sequence: VideoSequence, store: CorrespondenceStore,
@@ -130,12 +131,12 @@ def errors(model: FlowModel, sequence: VideoSequence, store: CorrespondenceStore
     return np.concatenate(out)
 
 
-def names(bins: Iterable[tuple[int, int]]) -> list[str]:
+def interval_names(bins: Iterable[tuple[int, int]]) -> list[str]:
     """Column titles of ranges of intervals."""
     return [str(low) if low == high else f"{low}-{high}" if high < 1000 else f"{low}+" for low, high in bins]
 
 
-def within(interval: np.ndarray, values: np.ndarray, bins: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+def by_interval(interval: np.ndarray, values: np.ndarray, bins: Iterable[tuple[int, int]]) -> list[np.ndarray]:
     """The values `(n,)` whose interval `(n,)` is in each range."""
     return [values[(interval >= low) & (interval <= high)] for low, high in bins]
 
@@ -146,7 +147,7 @@ def cost_cells(cost: dict, store: CorrespondenceStore) -> list[str]:
     share = store.counts[store.pairs[:, 0], store.pairs[:, 1]] / np.prod(store.size)
     share = np.where((interval > 1) & (store.meta["method"].get("keep") == "half"), 2 * share, share)
     disk = sum(path.stat().st_size for path in store.root.iterdir())
-    valid = [f"{part.mean():.0%}" if len(part) else "-" for part in within(interval, share, BINS)]
+    valid = [f"{part.mean():.0%}" if len(part) else "-" for part in by_interval(interval, share, BINS)]
     return [f"{cost['seconds'] / 60:.1f} min", f"{cost['cpu'] / 60:.1f} min", f"{cost['bytes'] / 2**30:.2f} GiB",
             f"{disk / 2**20:.0f} MiB", *valid]
 
@@ -161,36 +162,39 @@ def near_cell(error: np.ndarray) -> str:
     return good if len(known) == len(error) else f"{good} of {len(known) / len(error):.0%}"
 
 
+def stored_image(pair: DensePair, longest: float) -> np.ndarray:
+    """Colors `(H, W, 3)` of stored flow: pixels without a correspondence are gray, occluded pixels are darker."""
+    image = flow_colors(pair.flow, longest)
+    image[pair.occlusion] //= 2
+    image[~(pair.cycle | pair.occlusion)] = 128
+    return image
+
+
 def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> None:
     """Draw three stored pairs of frame 0 (the nearest, a middle and the farthest frame), one in each row.
 
-    Columns: the two frames; then, for each flow method, the direct, the chained and the stored flow. In the stored
-    flow, pixels without a correspondence are gray and occluded pixels are darker."""
+    Columns: the two frames; then, for each flow method, the direct, the chained and the stored flow."""
     sequence = open_sequence(next(iter(folders.values())), None)
-    pixels = pixel_grid(sequence.size).numpy().reshape(-1, 2)  # (H * W, 2)
     targets = [j for i, j in open_correspondences(sequence).pairs.tolist() if i == 0]
     targets = [targets[0], targets[len(targets) // 2], targets[-1]]
-    height = len(targets) * (2 * sequence.size[0] / sequence.size[1] + 0.25)
+    height = len(targets) * (2 * sequence.size[0] / sequence.size[1] + 0.25)  # inches
     figure = Figure((2 * (2 + 3 * len(folders)), height), dpi=90, layout="constrained")
     grid = figure.subplots(len(targets), 2 + 3 * len(folders))
     for row, j in zip(grid, targets, strict=True):
-        cells = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}
-        longest = None
+        images = {"frame 0": sequence.frame(0), f"frame {j}": sequence.frame(j)}
+        longest = None  # flow in pixels that is drawn at full saturation: the first method's, for all of a row
         for name, folder in folders.items():
             store = open_correspondences(open_sequence(folder, None))
             model = flow_model(name, weights_dir, store.size)
             [(direct, _)] = model.flow(
                 [model.encode(sequence.frame(0))], [model.encode(sequence.frame(j))], [None], j == 1)
-            pair = store.dense(0, j)
+            pixels = pixel_grid(store.size).numpy().reshape(-1, 2)  # (H * W, 2)
             chain = (chained(store, pixels, range(j + 1))[j] - pixels).reshape(*store.size, 2)
             longest = longest or full_saturation(chain)
-            stored = flow_colors(pair.flow, longest)
-            stored[pair.occlusion] //= 2
-            stored[~(pair.cycle | pair.occlusion)] = 128
-            cells[f"{name}, direct"] = flow_colors(direct, longest)
-            cells[f"{name}, chained"] = flow_colors(chain, longest)
-            cells[f"{name}, stored"] = stored
-        for axes, (title, image) in zip(row, cells.items(), strict=True):
+            images[f"{name}, direct"] = flow_colors(direct, longest)
+            images[f"{name}, chained"] = flow_colors(chain, longest)
+            images[f"{name}, stored"] = stored_image(store.dense(0, j), longest)
+        for axes, (title, image) in zip(row, images.items(), strict=True):
             axes.imshow(image)
             axes.set_title(title, fontsize=10)
             axes.set_axis_off()
@@ -208,11 +212,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("preprocessing", nargs="*", help="more options of `python -m preprocessing`, after --")
     args = parser.parse_args()
-    weights = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
+    weights_dir = ["--weights_dir", str(args.weights_dir)] if args.weights_dir else []
     folders = {name: args.work_dir / name.replace(" ", "_") for name in args.sources}
     costs, joints = [], []
     for name, folder in folders.items():
-        cost = preprocess(folder, ["--video", args.video, "--chain", "unfiltered", *SOURCES[name], *weights,
+        method, weights = SOURCES[name]
+        cost = preprocess(folder, ["--video", args.video, "--chain", "unfiltered", "--flow", method,
+                                   *(["--raft_weights", weights] if weights else []), *weights_dir,
                                    *args.preprocessing])
         sequence = open_sequence(folder, None)
         store = open_correspondences(sequence)
@@ -220,9 +226,9 @@ def main() -> None:
         costs.append([name, *cost_cells(cost, store)])
         rows = errors(flow_model(name, args.weights_dir, sequence.size), sequence, store, annotations)
         for k, kind in enumerate(("still", "direct", "chained", "stored"), 1):
-            parts = within(rows[:, 0], rows[:, k], (*BINS, (1, 1000)))
+            parts = by_interval(rows[:, 0], rows[:, k], (*BINS, (1, 1000)))
             joints.append([f"{name}, {kind}", *map(near_cell, parts)])
-    first, *others = names(BINS)
+    first, *others = interval_names(BINS)
     print(markdown(["source", "time", "CPU time", "peak memory", "disk", f"valid at intervals of {first}", *others],
                    costs))
     print()

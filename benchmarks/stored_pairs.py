@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.flow_sources import NEAR, frame_pairs, names, stored_ends, within
+from benchmarks.flow_sources import NEAR, by_interval, frame_pairs, interval_names, stored_ends
 from common.cli import Parser
 from evaluation.tables import markdown
 from loaders.correspondences import open_correspondences
@@ -45,11 +45,11 @@ def main() -> None:
     for root in parser.parse_args().sequences:
         found = errors(root)
         cells = []
-        for error in within(found[:, 0], found[:, 1], BINS):
+        for error in by_interval(found[:, 0], found[:, 1], BINS):
             known = error[~np.isnan(error)]
             cells.append(f"{len(known) / len(error):.0%}, {np.mean(known > NEAR):.1%}" if len(known) else "-")
         rows.append([root, *cells])
-    print(markdown(["stored, of these wrong; by interval", *names(BINS)], rows))
+    print(markdown(["stored, of these wrong; by interval", *interval_names(BINS)], rows))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from evaluation.video_job import Job, record_failure, run_video, running_file
 log = logging.getLogger("eval")
 CONNECT_SECONDS = 10  # timeout for a connection to a Ray cluster
 RETRIES = 3  # number of restarts of a video whose Ray worker was lost
+NO_CLUSTER = "no Ray cluster at {} ({}): start one with `ray start --head`, or give --ray without an address"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -74,8 +75,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
         why = " ".join(str(error).split())[:200]
         if address == "local":
             raise UserError(f"Ray does not start on this machine ({why}): try again, or leave --ray out") from error
-        raise UserError(f"no Ray cluster at {address} ({why}): start one with `ray start --head`, or give --ray "
-                        "without an address") from error
+        raise UserError(NO_CLUSTER.format(address, why)) from error
     # max_calls: a new process for each video
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES, max_calls=1)(_on_ray)
     try:
@@ -107,8 +107,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"no Ray cluster at {address} ({error}): start one with `ray start --head`, or give --ray "
-                        "without an address") from error
+        raise UserError(NO_CLUSTER.format(address, error)) from error
 
 
 def _in_process(job: Job) -> None:
