@@ -19,6 +19,7 @@ function fitToScreen(view) { // gives the canvas of a Stage or Timeline one pixe
 class Stage {
   constructor(canvas, state, events) {
     Object.assign(this, {canvas, state, events, context: canvas.getContext("2d"), zoom: 1, box: null, hover: null});
+    this.latest = {}; // layer -> the image that was drawn last
     this.center = {x: meta.width / 2, y: meta.height / 2}; // of the view, in pixels from the video's upper left corner
     this.pointers = new Map();
     new ResizeObserver(() => fitToScreen(this)).observe(canvas);
@@ -137,8 +138,8 @@ class Stage {
   draw() {
     const {context: c, state} = this;
     c.clearRect(0, 0, this.width, this.height);
-    this.image(`video-${state.frame}`, 1, true);
-    if (state.layer !== "video") this.image(`${state.layer}-${state.frame}`, state.mix, state.smooth);
+    this.drawImage("video", 1, true);
+    if (state.layer !== "video") this.drawImage(state.layer, state.mix, state.smooth);
     const many = state.selection.length > 12;
     for (const track of state.selection) this.path(track, many);
     if (state.preview) this.path({...state.preview, color: "#ffffff"}, true, 0.75);
@@ -146,15 +147,17 @@ class Stage {
     if (this.box) this.drawBox();
   }
 
-  image(id, alpha, smooth) {
-    const bitmap = images.ready(id) || (images.get(id).then(() => this.events.redraw()), this.last?.[id.split("-")[0]]);
-    if (!bitmap || !bitmap.width) return;
+  drawImage(layer, alpha, smooth) { // the layer's image of an earlier frame while that of this frame is unpacked
+    const id = `${layer}-${this.state.frame}`;
+    const bitmap = images.ready(id) || this.latest[layer];
+    if (!images.ready(id)) images.get(id).then(() => this.events.redraw());
+    if (!bitmap?.width) return; // none yet, or the cache has closed it
+    this.latest[layer] = bitmap;
     const [left, top] = this.toScreen(-0.5, -0.5), c = this.context;
     c.globalAlpha = alpha;
     c.imageSmoothingEnabled = smooth && this.scale < 6; // enlarged further, pixels are drawn as squares
     c.drawImage(bitmap, left, top, meta.width * this.scale, meta.height * this.scale);
     c.globalAlpha = 1;
-    this.last = {...this.last, [id.split("-")[0]]: bitmap};
   }
 
   span(many) { // the frames whose path is drawn

@@ -39,7 +39,7 @@ class Block {
       for (let k = at; k < at + info.columns; k++) {
         const z = bytes[k] | (bytes[total + k] << 8);
         change += (z >>> 1) ^ -(z & 1);
-        out[k] = (k >= n ? out[k - n] : 0) + change; // wraps around, as it did when it was packed
+        out[k] = (k >= n ? out[k - n] : 0) + change; // int16 wraps around, as in pack.py
       }
     }
     return out;
@@ -85,7 +85,7 @@ class Cache {
     this.entries.set(key, entry);
     while (this.entries.size > this.most) {
       const oldest = this.entries.keys().next().value;
-      if (!this.done.has(oldest)) break; // it is being unpacked
+      if (!this.done.has(oldest)) break; // still being unpacked
       this.drop(this.done.get(oldest));
       this.entries.delete(oldest);
       this.done.delete(oldest);
