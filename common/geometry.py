@@ -5,8 +5,8 @@ Notation
     p, q     points (x, y) in pixels of frames a and b   (..., 2)
     h, w, c  rows, columns and channels of a frame's feature grid; its corners lie on the centers of the corner pixels
 
-Outside the frame, functions of tensors return 0, as in OmniMotion's code; functions of arrays return the value at the
-nearest point of the border.
+Outside the frame, `bilinear` and `similarity` use 0, as in OmniMotion's code; `bilinear_colors`, `sample` and `corners`
+use the nearest point of the border.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NUMBERS = 1 << 19  # feature values per chunk; 2 MiB of float32, which fits the cache of a CPU core
+CHUNK_VALUES = 1 << 19  # feature values per chunk; 2 MiB of float32, which fits the cache of a CPU core
 
 
 def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -84,7 +84,7 @@ def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def similarity(features_a: Tensor, features_b: Tensor, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
     """Cosine similarity `(n,)` of features `(h, w, c)` of frame a at points p `(n, 2)` and of frame b at q `(n, 2)`."""
-    chunk = max(NUMBERS // features_a.shape[-1], 1)
+    chunk = max(CHUNK_VALUES // features_a.shape[-1], 1)
     out = []
     for pp, qq in zip(p.split(chunk), q.split(chunk), strict=True):
         a, b = _look_up(features_a, pp, size), _look_up(features_b, qq, size)  # (chunk, c) each

@@ -103,37 +103,25 @@ def _checksum_is_right(path: Path) -> bool | None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of any format onto the CPU. UserError if the file is missing, damaged or no checkpoint."""
-    content = _read(path)
-    keys = content.keys() if isinstance(content, dict) else set()
-    if not {"config", "model"} <= keys and not OMNIMOTION_KEYS <= keys:
-        raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
-    if "config" not in content:
-        return Checkpoint(config={}, model=content)
-    known = {f.name for f in fields(Checkpoint)}
-    try:
-        return Checkpoint(**{name: value for name, value in content.items() if name in known})
-    except TypeError as error:
-        raise UserError(_damaged(path)) from error
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} cannot be read as a checkpoint, it is damaged: delete it, or give another --ckpt_path"
-
-
-def _read(path: Path) -> Any:
+    damaged = f"{path} cannot be read as a checkpoint, it is damaged: delete it, or give another --ckpt_path"
     try:
         right = _checksum_is_right(path)
         if right is False:
-            raise UserError(_damaged(path))
+            raise UserError(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}: train first, or give --ckpt_path") from error
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError,
             TypeError, AttributeError, AssertionError, OverflowError) as error:
-        raise UserError(_damaged(path)) from error
-    if right is None and isinstance(content, dict) and content.get("format", 1) != 1:
-        raise UserError(_damaged(path))  # formats from 2 on are written with a checksum
-    return content
+        raise UserError(damaged) from error
+    keys = content.keys() if isinstance(content, dict) else set()
+    if right is None and "format" in keys and content["format"] != 1:  # formats from 2 on have a checksum
+        raise UserError(damaged)
+    if {"config", "model"} <= keys:
+        return Checkpoint(**{f.name: content[f.name] for f in fields(Checkpoint) if f.name in keys})
+    if OMNIMOTION_KEYS <= keys:
+        return Checkpoint(config={}, model=content)
+    raise UserError(f"{path} is not a checkpoint of this project or of OmniMotion: give another --ckpt_path")
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint] | None:

@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_json
 from loaders.correspondence_format import DensePair, PairIndex, Row, StoredPair, as_images
+from loaders.omnimotion_layout import OmniMotionFolder, has_omnimotion_layout
 from loaders.sequence import VideoSequence
 
 FOLDER = "correspondences"
@@ -59,11 +60,6 @@ def open_correspondences(sequence: VideoSequence):
     """The sequence's CorrespondenceStore, or else its correspondences in OmniMotion's layout (same interface).
 
     UserError if there is neither, if the store is incomplete, or if it was made for other frames."""
-    from loaders.omnimotion_layout import (  # imported here: only this layout needs it
-        OmniMotionFolder,
-        has_omnimotion_layout,
-    )
-
     root = sequence.root / FOLDER
     if (root / "meta.json").is_file():
         meta = read_meta(root / "meta.json")

@@ -156,7 +156,7 @@ def read_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> TapVideo:
         raise UserError(f"{folder} has {len(clips)} video files and no images: put frames in color/, or one video file")
     frames = _bounded(read_video(color if files else clips[0], max_pixels=max_pixels), folder)
     if len({frame.shape for frame in frames}) > 1:
-        raise UserError(f"the frames in {folder} have different sizes")
+        raise UserError(f"the frames in {folder} have different sizes: resize them to one size")
     annotations = load_annotations(folder / "annotations.npz", len(frames))
     return TapVideo(np.stack(frames), annotations.resized(frames[0].shape[:2]), tuple(files))
 

@@ -121,7 +121,7 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
     else:
         queries = _Entries(path).array("query_points", "iuf", (None, 3))
     if len(queries) == 0:
-        raise UserError(f"{path} has no query points")
+        raise UserError(f"{path} has no query points: give at least one (t, y, x)")
     return _checked_queries(queries, path, num_frames, size)
 
 
@@ -144,7 +144,7 @@ def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
     tracks = entries.numbers("tracks", (None, None, 2), finite=True)
     M, T = tracks.shape[:2]
     if num_frames is not None and num_frames != T:
-        raise UserError(f"{path}: `tracks` has {T} frames, {num_frames} are needed")
+        raise UserError(f"{path}: `tracks` has {T} frames, {num_frames} are needed: give tracks of the same clip")
     size = entries.size()
     queries = _checked_queries(entries.array("query_points", "iuf", (M, 3)), path, T, size)
     score, depth = (entries.numbers(key, (M, T), optional=True) for key in ("occlusion_score", "depth"))
@@ -179,7 +179,8 @@ class _Entries:
         with np.errstate(over="ignore"):
             out = found.astype(np.float32)
         if finite and not np.isfinite(out).all():
-            raise UserError(f"{self.path}: `{key}` has values that are not finite")
+            raise UserError(f"{self.path}: `{key}` has values that are not finite: replace them, or remove these "
+                            "tracks")
         return out
 
     def array(self, key: str, kinds: str, shape: tuple, optional: bool = False):
@@ -229,8 +230,11 @@ def _read_csv(path: Path) -> np.ndarray:
             raise UserError(f"{path} has more than {MAX_CSV >> 20} MiB: give the queries as .npz")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: give query points as .csv or .npz") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table of query points") from error
+        raise UserError(f"{path} cannot be read as a table of query points: give text in UTF-8 whose first line is "
+                        "t,y,x") from error
     if not rows or [cell.strip().lower() for cell in rows[0]] != ["t", "y", "x"]:
         raise UserError(f"{path}: the first line must be t,y,x")
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.geometry import NUMBERS, bilinear, pixel_grid, similarity
+from common.geometry import CHUNK_VALUES, bilinear, pixel_grid, similarity
 
 APPEARANCE_INTERVAL = 3  # interval from which on appearance is compared and occluded points are dropped
 OCCLUSION_FACTOR = 1.5   # |p - p'| of an occluded point is at least this multiple of the cycle threshold
@@ -59,4 +59,4 @@ def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, features_a: np.ndarray
 
 def filter_bytes(size: tuple[int, int]) -> int:
     """Memory in bytes of the filters, or of one step of a chain, for frames of `size` (H, W)."""
-    return BYTES_PER_PIXEL * size[0] * size[1] + 5 * 4 * NUMBERS
+    return BYTES_PER_PIXEL * size[0] * size[1] + 5 * 4 * CHUNK_VALUES
