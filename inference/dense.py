@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.geometry import regular_grid
 from inference.tracker import Tracker
-from models.rendering import composite, take_sample
+from models.rendering import composite
 
 CPU_SIDE = 96  # grid points along the longer side of a frame on a CPU
 CANONICAL_SAMPLES = 32  # samples a ray of `render_canonical`
@@ -51,13 +51,9 @@ def coarse_flow(tracker: Tracker, i: int, j: int, interval: int) -> np.ndarray:
 @torch.no_grad()
 def canonical_points(tracker: Tracker, t: int, pixels: np.ndarray) -> np.ndarray:
     """Canonical points `(N, 3)` of pixels `(N, 2)` of frame t: the sample of largest weight of each ray."""
-    model = tracker.model
-    out = []
-    for p in _pieces(tracker, pixels):
-        x = model.lift(p[None])  # (1, N', K, 3)
-        u = model.maps(torch.tensor([t], device=tracker.device)).to_canonical(x.flatten(1, 2)).view_as(x)
-        out.append(take_sample(u, model.render(u)[1].argmax(-1))[0].cpu().numpy())
-    return np.concatenate(out)
+    ids = torch.tensor([t], device=tracker.device)
+    parts = [tracker.model.source_samples(p[None], ids, use_max_loc=True)[0] for p in _pieces(tracker, pixels)]
+    return torch.cat(parts, dim=1)[0, :, 0].cpu().numpy()
 
 
 @torch.no_grad()

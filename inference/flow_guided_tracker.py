@@ -154,11 +154,11 @@ class _Follower:
         out = self.out
         was_followed = out.followed[rows, a]
         near = _distance(self.y[rows], self.model[rows, a]) <= self.max_model_distance
-        y, closes, within = self._advance(self.first + a, self.first + b, self.y[rows])
+        y, consistent, within = self._advance(self.first + a, self.first + b, self.y[rows])
         better = self._model_is_better(rows, b, y, was_followed | self.drifting[rows])
         out.trusted[rows, b] = np.where(was_followed, better | near, out.trusted[rows, a])
-        out.followed[rows, b] = was_followed & closes & ~better
-        starts_drifting = was_followed & within & ~closes & ~near
+        out.followed[rows, b] = was_followed & consistent & ~better
+        starts_drifting = was_followed & within & ~consistent & ~near
         self.drifting[rows] = ~better & (self.drifting[rows] | starts_drifting) & ~np.isnan(y[:, 0])
         y[better] = np.nan
         self.y[rows] = y
@@ -171,18 +171,18 @@ class _Follower:
         Returns positions `(n, 2)`, NaN where x is NaN or the store lacks the pair in one of both directions; whether
         fb <= MAX_FB inside the frame `(n,)`; whether the position is inside the frame `(n,)`."""
         y = np.full_like(x, np.nan)
-        closes = np.zeros(len(x), bool)
+        consistent = np.zeros(len(x), bool)
         if not {(a, b), (b, a)} <= self.adjacent:
-            return y, closes, closes
+            return y, consistent, consistent
         size = self.store.size
         forward = self.store.index(a, b)
         backward = self.store.index(b, a)
-        has = ~np.isnan(x[:, 0])
-        flow = _flow(forward, x[has], size)
-        y[has] = x[has] + flow
+        known = ~np.isnan(x[:, 0])
+        flow = _flow(forward, x[known], size)
+        y[known] = x[known] + flow
         within = inside(y, size)
-        closes[has] = _distance(flow, -_flow(backward, y[has], size)) <= MAX_FB
-        return y, closes & within, within
+        consistent[known] = _distance(flow, -_flow(backward, y[known], size)) <= MAX_FB
+        return y, consistent & within, within
 
     def _model_is_better(self, rows: np.ndarray, b: int, y: np.ndarray, on_flow: np.ndarray) -> np.ndarray:
         """Where points that are `on_flow` `(n,)`, at y `(n, 2)`, are apart from the model and its color error is lower
@@ -201,10 +201,10 @@ class _Follower:
         lost = rows[~out.followed[rows, b]]
         candidates = np.stack([self.model[lost, b], self.y[lost]], axis=1)  # (n, 2, 2)
         confirmed = self._confirmed(candidates, lost, b)
-        has = ~np.isnan(confirmed[:, 0])
-        found = lost[has]
-        self.y[found] = confirmed[has]
-        out.tracks[found, b] = confirmed[has]
+        is_confirmed = ~np.isnan(confirmed[:, 0])
+        found = lost[is_confirmed]
+        self.y[found] = confirmed[is_confirmed]
+        out.tracks[found, b] = confirmed[is_confirmed]
         out.followed[found, b] = True
         self.drifting[found] = False
 
@@ -219,8 +219,8 @@ class _Follower:
             a = b - self.step * interval
             if not 0 <= a < self.out.tracks.shape[1] or not self.store.counts[self.first + a, self.first + b]:
                 continue
-            open_ = np.isnan(confirmed[:, 0, 0])
-            some = np.flatnonzero(self._started(self.start[rows], a) & self.out.followed[rows, a] & open_)
+            unconfirmed = np.isnan(confirmed[:, 0, 0])
+            some = np.flatnonzero(self._started(self.start[rows], a) & self.out.followed[rows, a] & unconfirmed)
             if len(some):
                 x = self.out.tracks[rows[some], a]
                 pair = self.store.index(self.first + a, self.first + b)

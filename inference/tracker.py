@@ -57,16 +57,17 @@ class Tracker:
         out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
                      np.zeros((N, T), np.float32))
         frame = query_points[:, 0].astype(np.int64)
-        chunks = [(int(t), rows) for t in np.unique(frame) for rows in self._chunks(np.flatnonzero(frame == t))]
         with self.model.bound():
-            for t, rows in chunks:
-                p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
-                positions, depths, scores = self._track_from(t, p1.to(self.device), ids.to(self.device))
-                out.tracks[rows] = positions
-                out.depth[rows] = depths
-                out.occlusion_score[rows] = scores
-                out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
-                out.visible[np.ix_(rows, np.flatnonzero(ids.numpy() == t))] = True
+            for t in np.unique(frame).tolist():
+                of_frame = np.flatnonzero(frame == t)
+                for rows in np.array_split(of_frame, -(-len(of_frame) // self.chunk_size)):
+                    p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
+                    positions, depths, scores = self._track_from(t, p1.to(self.device), ids.to(self.device))
+                    out.tracks[rows] = positions
+                    out.depth[rows] = depths
+                    out.occlusion_score[rows] = scores
+                    out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
+                    out.visible[np.ix_(rows, ids.numpy() == t)] = True
         return out
 
     def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,6 +95,3 @@ class Tracker:
             out = [self.model.correspond(p[None].to(self.device), ids[:1], ids[1:], self.use_max_loc)[0][0].cpu()
                    for p in pixels.split(self.chunk_size)]
         return torch.cat(out).numpy()
-
-    def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
-        return np.array_split(rows, max(1, -(-len(rows) // self.chunk_size)))

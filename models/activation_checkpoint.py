@@ -1,7 +1,6 @@
 """Activation checkpointing: recompute activations in the backward pass instead of storing them."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,13 +19,12 @@ def recomputed_in_pieces(points: int) -> Callable:
     """Version of `recomputed` for functions of tensors `(B, M, ...)` that process the M points independently.
 
     Works on pieces of the points: activations of at most about `points` of the B * M points are in memory at a time."""
-    return partial(_pieces, points)
+    def call(function: Callable, *tensors: Tensor) -> Tensor:
+        size = max(points // len(tensors[0]), 1)
+        parts = zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
+        return torch.cat([recomputed(function, *part) for part in parts], dim=1)
 
-
-def _pieces(points: int, function: Callable, *tensors: Tensor) -> Tensor:
-    size = max(points // len(tensors[0]), 1)
-    parts = zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
-    return torch.cat([recomputed(function, *part) for part in parts], dim=1)
+    return call
 
 
 def stored(function: Callable, *tensors: Tensor):

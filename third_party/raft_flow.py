@@ -72,7 +72,9 @@ class RaftFlow:
     @torch.inference_mode()
     def flow(self, a: list[tuple], b: list[tuple], starts: list[np.ndarray | None],
              close: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Flow from a[k] to b[k] for each k, as (flow `(H, W, 2)` float32 pixels, `start` of the next pair)."""
+        """Flow from a[k] to b[k] for each k, as (flow `(H, W, 2)` float32 pixels, `start` of the next pair).
+
+        `close`: whether the frames are adjacent; RAFT treats all pairs alike."""
         features_a = self._batch([features for features, _, _ in a])
         context_a = self._batch([context for _, context, _ in a])
         features_b = self._batch([features for features, _, _ in b])

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 NAME = "omnimotion_turbo_native"
 FOLDER = Path(__file__).parent
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"]
-MAX_OUT = 8  # maximum number of outputs of the last layer
-WIDTH = 32   # hidden widths must be multiples of this number of units
+MAX_OUTPUTS = 8      # largest number of outputs of the last layer
+WIDTH_MULTIPLE = 32  # hidden widths must be multiples of this number of units
 
 
 @cache
@@ -40,9 +40,10 @@ def kernels():
 
 
 def fits(layers: list[tuple[Tensor, Tensor]]) -> bool:
-    """Whether the kernels support a chain: hidden widths are multiples of WIDTH, at most MAX_OUT outputs, float32."""
+    """Whether the kernels support a chain: hidden widths that are multiples of WIDTH_MULTIPLE, at most
+    MAX_OUTPUTS outputs, float32."""
     hidden = [weight.shape[0] for weight, _ in layers[:-1]]
-    return all(width % WIDTH == 0 for width in hidden) and len(layers[-1][0]) <= MAX_OUT and (
+    return all(width % WIDTH_MULTIPLE == 0 for width in hidden) and len(layers[-1][0]) <= MAX_OUTPUTS and (
         layers[0][0].dtype == torch.float32)
 
 
@@ -50,7 +51,8 @@ def _library() -> Path:
     """Path of the shared library. Compiles it if the cache has none for these sources, flags, CPU and PyTorch."""
     sources = sorted(FOLDER.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*")))
-    key = hashlib.sha256(text + " ".join([torch.__version__, _cpu(), *FLAGS]).encode()).hexdigest()[:16]
+    cpu = str(torch.cpu.get_capabilities().get("cpu_name", ""))  # -march=native compiles for this CPU
+    key = hashlib.sha256(text + " ".join([torch.__version__, cpu, *FLAGS]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "omnimotion-turbo"
     library = folder / f"{NAME}-{key}.so"
     if not library.is_file():
@@ -66,8 +68,3 @@ def _library() -> Path:
         finally:
             shutil.rmtree(build, ignore_errors=True)
     return library
-
-
-def _cpu() -> str:
-    """Name of the CPU; part of the cache key, because -march=native compiles for this CPU."""
-    return str(torch.cpu.get_capabilities().get("cpu_name", ""))
