@@ -231,8 +231,8 @@ class _Follower:
         return np.where(np.isnan(confirmed[:, :1, 0]), confirmed[:, 1], confirmed[:, 0])
 
     def _compare_colors(self, rows: np.ndarray, b: int) -> None:
-        """Mark followed points visible whose colors are like those while they were visible, and update the mean.
-        Only the points that the model hides here or later need it."""
+        """Mark followed points visible if their color error is at most VISIBLE_ERROR_RATIO times its mean while
+        visible, and update the mean. Only points that the model hides in this or a later frame need it."""
         rows = rows[self.out.followed[rows, b] & self.hidden_from_here[rows, b]]
         error = self._color_error(rows, b, self.y[rows])
         count = self.error_count[rows]

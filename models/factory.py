@@ -88,8 +88,8 @@ def _on_device(model: OmniMotion, options: Namespace, device: torch.device) -> O
 def checkpoint_num_frames(checkpoint, path: Path) -> int:
     """Number of frames that a loaders.checkpoint.Checkpoint was trained on.
 
-    UserError if its parameters are not those of the model that it describes: anything can be missing or misshapen in
-    somebody else's file."""
+    UserError if its parameters are not those of the model that it describes: in a file from elsewhere, any parameter
+    can be missing or have another shape."""
     try:
         if checkpoint.config.get("field") == "grid" and "grid_layers" not in checkpoint.config:
             raise UserError(
@@ -104,8 +104,8 @@ def checkpoint_num_frames(checkpoint, path: Path) -> int:
 
 
 def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """An exception unless `state` holds the parameters of such a model; the model is not built if the configuration
-    claims more parameters than the file has."""
+    """Raises an exception unless `state` holds the parameters of a model with this configuration. A model that is much
+    larger than the file is not built."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name == "coordinates":

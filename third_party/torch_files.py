@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 
-def load_tensors(path: str | Path) -> object:
-    """The content of a file written by torch.save (zip or legacy format), on the CPU.
+def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a weights file written by torch.save (zip or legacy format), on the CPU: the file's content, or
+    its entry "model".
 
-    ValueError with a one-line message if the file is damaged, contains anything but tensors and plain containers, or
-    unpacks to more bytes than it has. OSError if it cannot be read."""
+    ValueError with a one-line message if the file is damaged, contains anything but tensors and plain containers,
+    unpacks to more bytes than it has, or is not a dict of tensors. OSError if it cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
     try:
@@ -19,16 +20,9 @@ def load_tensors(path: str | Path) -> object:
             _check_archive(Path(path))
         with warnings.catch_warnings():  # warnings about the pickle protocol precede an error
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # depends on the damage: a zip, pickle, Unicode or PyTorch error
         raise ValueError(_reason(error)) from error
-
-
-def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a weights file: the file's content, or its entry "model". Errors as `load_tensors`.
-
-    ValueError also if the content is not a dict of tensors."""
-    state = load_tensors(path)
     if isinstance(state, dict):
         state = state.get("model", state)
     if not isinstance(state, dict) or not all(

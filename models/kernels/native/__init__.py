@@ -33,7 +33,7 @@ def kernels():
     try:
         torch.ops.load_library(_library())
     except (OSError, RuntimeError, ImportError) as error:  # no compiler, no ninja, no writable cache
-        log.warning("the C++ kernels cannot be built (%s): going on with PyTorch's, which are slower. They need g++ "
+        log.warning("the C++ kernels cannot be built (%s): PyTorch's are used, which are slower. They need g++ "
                     "and ninja", str(error).splitlines()[0])
         return None
     return torch.ops.omnimotion_turbo

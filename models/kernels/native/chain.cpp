@@ -1,29 +1,29 @@
-// A chain of linear layers (models/kernels/fused_mlp.py), forward and backward, with bfloat16 products on the CPU's matrix unit.
+// A chain of linear layers, forward and backward, with bfloat16 products on the CPU's matrix unit. PyTorch version and
+// notation: models/kernels/fused_mlp.py.
 //
-// A tile of R rows is passed through all layers while it is in the cache. The backward pass recomputes the activations
-// instead of reading them from memory, so only the chain's input is stored.
+// All layers are computed for a tile of R rows before the next tile, so that it stays in the cache. The backward pass
+// computes the activations again, so that only the chain's input is stored.
 
 #include "tiles.h"
 
 namespace {
 
-constexpr int64_t MAX_OUT = 8;  // of the last layer: its two halves fill the lanes
 
 struct Layer {
-  int64_t in, out;              // padded: of layer 0, both halves of the code
+  int64_t in, out;              // columns; of layer 0, `in` is both parts of e (rounded value, remainder), padded
   const float* bias;
-  int64_t bias_stride;          // from frame to frame; 0: one bias for all
-  float slope;
-  BFloat16 *forward, *backward; // packed weights
+  int64_t bias_stride;          // numbers from one frame's bias to the next; 0: one bias for all frames
+  float slope;                  // of the LeakyReLU after the layer
+  BFloat16 *forward, *backward; // packed: W^T; W
 };
 
 struct Chain {
   std::vector<Layer> hidden;
-  const float *weight, *bias;   // last layer, float
-  BFloat16* forward;            // its weights' two halves, packed
-  int64_t code, code_padded;    // columns of e
+  const float *weight, *bias;   // last layer, float32
+  BFloat16* forward;            // its weights' two parts (rounded value, remainder), packed
+  int64_t in, in_padded;        // columns of e
   int64_t width, out;           // columns of the last activation, of the result
-  int64_t frames, rows;         // rows a frame
+  int64_t frames, rows;         // number of frames, rows of a frame
 
   int64_t tiles_a_frame() const { return (rows + R - 1) / R; }
   int64_t tiles() const { return frames * tiles_a_frame(); }
@@ -34,12 +34,12 @@ struct Chain {
   }
 };
 
-// The chain with its weights packed, in memory that lasts until the thread's next call.
+// The chain with packed weights. They are in scratch memory, which the thread's next call overwrites.
 Chain describe(const Tensor& e, int64_t frames, at::ArrayRef<double> slopes, at::TensorList weights,
                at::TensorList biases, bool backward) {
   Chain chain;
-  chain.code = e.size(1);
-  chain.code_padded = padded(chain.code, LANES);
+  chain.in = e.size(1);
+  chain.in_padded = padded(chain.in, LANES);
   chain.frames = frames;
   chain.rows = e.size(0) / frames;
   int64_t bytes = 1 << 16;
@@ -52,20 +52,20 @@ Chain describe(const Tensor& e, int64_t frames, at::ArrayRef<double> slopes, at:
                 biases[k].dim() == 3 ? out : 0, static_cast<float>(slopes[k]), nullptr, nullptr};
     BFloat16* rounded = scratch.take<BFloat16>(out * layer.in);
     layer.forward = scratch.take<BFloat16>(out * layer.in);
-    if (k == 0) {  // both halves of the code meet the same weights
+    if (k == 0) {  // both parts of e are multiplied by the same weights
       std::fill(rounded, rounded + out * layer.in, BFloat16(0.f));
       round_rows(w, out, in, layer.in, rounded);
       for (int64_t n = 0; n < out; ++n)
         std::copy_n(rounded + n * layer.in, in, rounded + n * layer.in + in);
       pack_transposed(rounded, out, layer.in, layer.forward);
-      std::fill(rounded, rounded + out * chain.code_padded, BFloat16(0.f));
-      round_rows(w, out, in, chain.code_padded, rounded);
+      std::fill(rounded, rounded + out * chain.in_padded, BFloat16(0.f));
+      round_rows(w, out, in, chain.in_padded, rounded);
     } else {
       round_rows(w, out, in, in, rounded);
       pack_transposed(rounded, out, in, layer.forward);
     }
     if (backward) {
-      const int64_t columns = k ? in : chain.code_padded;
+      const int64_t columns = k ? in : chain.in_padded;
       layer.backward = scratch.take<BFloat16>(out * columns);
       at::vec::pack_vnni2(rounded, layer.backward, columns, out, columns);
     }
@@ -76,11 +76,11 @@ Chain describe(const Tensor& e, int64_t frames, at::ArrayRef<double> slopes, at:
   chain.width = weights.back().size(1);
   chain.out = weights.back().size(0);
   chain.forward = scratch.take<BFloat16>(LANES * chain.width);
-  pack_halves(chain.weight, chain.out, chain.width, scratch.take<BFloat16>(LANES * chain.width), chain.forward);
+  pack_split(chain.weight, chain.out, chain.width, scratch.take<BFloat16>(LANES * chain.width), chain.forward);
   return chain;
 }
 
-// Rows of tile `tile`: the first one, how many, their frame.
+// Rows of a tile: index of the first one, their number, their frame.
 struct Span {
   int64_t first, count, frame;
 };
@@ -90,9 +90,10 @@ Span span(const Chain& chain, int64_t tile) {
   return {frame * chain.rows + row, std::min(R, chain.rows - row), frame};
 }
 
-// x[0] = the two halves of e, zeros below the last row; then every activation x[k + 1].
+// Compute the inputs of all layers: x[0] is the two parts of e, zero below the tile's last row, x[k + 1] the activation
+// after layer k. `c` is scratch memory.
 void activations(const Chain& chain, const float* e, const Span& rows, const std::vector<BFloat16*>& x, float* c) {
-  const int64_t D = chain.code, ld = chain.hidden[0].in;
+  const int64_t D = chain.in, ld = chain.hidden[0].in;
   std::fill(x[0], x[0] + R * ld, BFloat16(0.f));
   for (int64_t r = 0; r < rows.count; ++r)
     split_row(e + (rows.first + r) * D, D, x[0] + r * ld, x[0] + r * ld + D, nullptr);
@@ -123,8 +124,8 @@ int64_t scratch_bytes(const Chain& chain) {
   return (chain.hidden.size() + 6) * (R * chain.widest() * sizeof(BFloat16) + 64) + 2 * R * chain.widest() * sizeof(float);
 }
 
-// g (count, out) of the result -> G (R, width) before the last activation; adds to the last layer's gradients and to
-// the bias's of the layer before it.
+// From the gradient g (count, out) of the result to the gradient G (R, width) before the last activation x. Adds to the
+// gradients of the last layer and to that of the bias of the layer before it.
 void last_layer_backward(const Chain& chain, const float* g, const Span& rows, const BFloat16* x, BFloat16* G,
                          float* grad_weight, float* grad_bias, float* grad_bias_before) {
   const int64_t m = chain.out, w = chain.width;
@@ -137,9 +138,9 @@ void last_layer_backward(const Chain& chain, const float* g, const Span& rows, c
       const __m512 v = load(x + r * w + j);
       __m512 before = zero;
       for (int64_t o = 0; o < m; ++o) {
-        const __m512 one = _mm512_set1_ps(g[r * m + o]);
-        before = _mm512_fmadd_ps(one, _mm512_loadu_ps(chain.weight + o * w + j), before);
-        add(grad_weight + o * w + j, _mm512_mul_ps(one, v));
+        const __m512 g_o = _mm512_set1_ps(g[r * m + o]);
+        before = _mm512_fmadd_ps(g_o, _mm512_loadu_ps(chain.weight + o * w + j), before);
+        add(grad_weight + o * w + j, _mm512_mul_ps(g_o, v));
       }
       before = _mm512_mask_mul_ps(before, _mm512_cmp_ps_mask(v, zero, _CMP_LE_OQ), before, slope);
       add(grad_bias_before + j, before);
@@ -147,10 +148,13 @@ void last_layer_backward(const Chain& chain, const float* g, const Span& rows, c
     }
 }
 
-// The gradient c (R, w) after an activation x -> G before it, and its sum over rows to the bias.
-void activation_backward(const float* c, const BFloat16* x, int64_t w, float slope_, BFloat16* G, float* grad_bias) {
-  const __m512 slope = _mm512_set1_ps(slope_), zero = _mm512_setzero_ps();
-  for (int64_t r = 0; r < BLOCK; ++r)  // along rows: columns of a power of two would fall into the same few cache sets
+// From the gradient c (BLOCK, w) of an activation x to the gradient G before the activation. Adds the sum of G over the
+// rows to the gradient of the bias.
+void activation_backward(const float* c, const BFloat16* x, int64_t w, float negative_slope, BFloat16* G,
+                         float* grad_bias) {
+  const __m512 slope = _mm512_set1_ps(negative_slope), zero = _mm512_setzero_ps();
+  // Row by row: the numbers of a column are a power of two apart, so that they share few sets of the cache.
+  for (int64_t r = 0; r < BLOCK; ++r)
     for (int64_t j = 0; j < w; j += LANES) {
       __m512 before = _mm512_loadu_ps(c + r * w + j);
       before = _mm512_mask_mul_ps(before, _mm512_cmp_ps_mask(load(x + r * w + j), zero, _CMP_LE_OQ), before, slope);
@@ -181,13 +185,13 @@ Tensor chain_forward(const Tensor& e, int64_t frames, at::ArrayRef<double> slope
   return out;
 }
 
-// Gradients of e, of each weight, of each bias.
+// Gradients of e, and of weight and bias of each layer.
 std::vector<Tensor> chain_backward(const Tensor& g, const Tensor& e, int64_t frames, at::ArrayRef<double> slopes,
                                    at::TensorList weights, at::TensorList biases) {
   const Chain chain = describe(e, frames, slopes, weights, biases, true);
-  const int64_t parts = num_parts(chain.tiles()), hidden = chain.hidden.size(), D = chain.code;
+  const int64_t parts = num_parts(chain.tiles()), hidden = chain.hidden.size(), D = chain.in;
   Tensor grad_e = at::empty_like(e);
-  std::vector<Tensor> grad_w, grad_b;  // of every part
+  std::vector<Tensor> grad_w, grad_b;  // of each layer; the first dimension is the part
   for (const auto& layer : chain.hidden) {
     grad_w.push_back(at::empty({parts, layer.out, layer.in}, e.options()));
     grad_b.push_back(at::zeros({parts, layer.bias_stride ? frames : 1, layer.out}, e.options()));
@@ -200,8 +204,10 @@ std::vector<Tensor> chain_backward(const Tensor& g, const Tensor& e, int64_t fra
     Scratch<TILES> scratch(scratch_bytes(chain));
     const auto x = take_activations(chain, scratch);
     float* c = scratch.take<float>(R * chain.widest());
-    BFloat16 *next = scratch.take<BFloat16>(R * chain.widest()), *G = scratch.take<BFloat16>(R * chain.widest()), *gt = scratch.take<BFloat16>(R * chain.widest()),
-             *xv = scratch.take<BFloat16>(R * chain.widest());
+    BFloat16* next = scratch.take<BFloat16>(R * chain.widest());
+    BFloat16* G = scratch.take<BFloat16>(R * chain.widest());
+    BFloat16* g_transposed = scratch.take<BFloat16>(R * chain.widest());
+    BFloat16* x_packed = scratch.take<BFloat16>(R * chain.widest());
     auto bias_of = [&](int64_t k, int64_t frame) {
       const Layer& layer = chain.hidden[k];
       return grad_b[k].mutable_data_ptr<float>() + (part * grad_b[k].size(1) + (layer.bias_stride ? frame : 0)) * layer.out;
@@ -214,9 +220,9 @@ std::vector<Tensor> chain_backward(const Tensor& g, const Tensor& e, int64_t fra
                           grad_b[hidden].mutable_data_ptr<float>() + part * chain.out, bias_of(hidden - 1, rows.frame));
       for (int64_t k = hidden - 1; k >= 0; --k) {
         const Layer& layer = chain.hidden[k];
-        weight_gradient(G, layer.out, x[k], layer.in, layer.in, gt, xv,
+        weight_gradient(G, layer.out, x[k], layer.in, layer.in, g_transposed, x_packed,
                         grad_w[k].mutable_data_ptr<float>() + part * layer.out * layer.in, tile > begin);
-        const int64_t in = k ? layer.in : chain.code_padded;
+        const int64_t in = k ? layer.in : chain.in_padded;
         for (int64_t row = 0; row < R; row += BLOCK) {
           product(BLOCK, in, layer.out, G + row * layer.out, layer.out, layer.backward, c + (k ? 0 : row * in), in, false);
           if (k)
@@ -226,7 +232,7 @@ std::vector<Tensor> chain_backward(const Tensor& g, const Tensor& e, int64_t fra
         std::swap(G, next);
       }
       for (int64_t r = 0; r < rows.count; ++r)
-        std::copy(c + r * chain.code_padded, c + r * chain.code_padded + D,
+        std::copy(c + r * chain.in_padded, c + r * chain.in_padded + D,
                   grad_e.mutable_data_ptr<float>() + (rows.first + r) * D);
     }
   });
