@@ -59,7 +59,7 @@ class HardMining:
         def errors() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             for i in range(model.config.num_frames):
                 j, p1, p2, weights = self.sampler.pixel_a_cell(i, self.error_map)
-                if i % self.processes.count == self.processes.rank:  # all draw the same, each tracks its own frames
+                if i % self.processes.count == self.processes.rank:  # all draw the same pixels, each tracks its frames
                     predicted = torch.from_numpy(tracker.correspond(p1.numpy(), i, j))
                     yield torch.tensor([i]), p1[None], (predicted - p2).norm(dim=-1)[None], weights[None]
 

@@ -11,13 +11,13 @@ from training.muon import Muon
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
-def new_optimizers(model: OmniMotion, options: Namespace) -> dict[str, torch.optim.Optimizer]:
+def new_optimizers(model: OmniMotion, options: Namespace) -> Optimizers:
     """The optimizers by name: "adam", and with `--optimizer muon` also "muon" for the hidden matrices of the invertible
     network. Groups have OmniMotion's names; the time latent has none once it is frozen."""
     deform = list(model.deform.parameters())
     matrices = []
     if options.optimizer == "muon":
-        # without the output layers, which have at most 5 rows
+        # without the matrices of output layers, which have at most 5 rows
         matrices = [p for p in deform if p.ndim == 2 and min(p.shape) > 5]
         chosen = set(map(id, matrices))
         deform = [p for p in deform if id(p) not in chosen]
@@ -47,7 +47,8 @@ def copy_moments(optimizers: Optimizers, earlier: Optimizers) -> None:
 def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """`optimizer.step()` if `finite` (0-d bool) is true, else no change. The CPU does not wait for `finite`."""
     if optimizer.defaults.get("fused") and all(group["fused"] for group in optimizer.param_groups):
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.grad_scale = None
+        optimizer.found_inf = (~finite).float()
         optimizer.step()
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -61,9 +62,13 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 def fits(state: dict, optimizer: torch.optim.Optimizer) -> bool:
     """Whether a saved optimizer state belongs to parameters of the same number and shapes."""
-    groups = zip(state["param_groups"], optimizer.param_groups, strict=False)
-    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
+    saved_groups = state["param_groups"]
+    groups = optimizer.param_groups
+    if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
         return False
-    pairs = [(key, p) for old, new in groups for key, p in zip(old["params"], new["params"], strict=True)]
-    return all(moment.shape == p.shape for key, p in pairs for moment in state["state"].get(key, {}).values()
-               if moment.ndim)
+    for saved_group, group in zip(saved_groups, groups, strict=True):
+        for key, p in zip(saved_group["params"], group["params"], strict=True):
+            moments = state["state"].get(key, {}).values()
+            if any(moment.ndim and moment.shape != p.shape for moment in moments):
+                return False
+    return True

@@ -38,10 +38,11 @@ def as_config(options: Namespace) -> str:
     """Text of a config file from which `--config` reads the same option values."""
     lines = []
     for option in OPTIONS:
-        name, value = option.name, getattr(options, option.name)
+        value = getattr(options, option.name)
         if value == "" and option.default == "":
             continue
-        lines.append(f"{name} = {_quoted(name, value) if isinstance(value, str) else value}\n")
+        text = _quoted(option.name, value) if isinstance(value, str) else value
+        lines.append(f"{option.name} = {text}\n")
     return "".join(sorted(lines))
 
 

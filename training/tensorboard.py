@@ -57,7 +57,7 @@ class Board:
 
 
 def pictures_of(trainer) -> dict[str, np.ndarray]:
-    """Pictures of the model as it is, by name: matches and flow from the first to the middle frame, and for each of the
+    """Pictures of the current model by name: matches and flow from the first to the middle frame, and for each of the
     two "frame_I" with the frame, its rendering, depth and error map."""
     tracker = Tracker(trainer.model, chunk_size=trainer.options.chunk_size)
     first, second = ids = [0, len(trainer.sequence) // 2]
