@@ -12,8 +12,9 @@ from PIL import Image
 
 from common.errors import UserError
 from loaders.correspondences import open_correspondences
-from loaders.sequence import open_sequence, read_image
-from loaders.video import read_video, write_video
+from loaders.images import read_image, read_levels, write_png
+from loaders.sequence import open_sequence
+from loaders.video import read_video, write_gif, write_video
 from preprocessing.cli import main
 from preprocessing.extract_frames import extract_frames
 from tests.launch import launch
@@ -117,3 +118,48 @@ def test_a_folder_that_cannot_be_made_is_one_line(picture, tmp_path):
     result = launch("preprocessing", "--video", tmp_path / "clip.mp4", "--data_dir", tmp_path / "clip.mp4" / "seq")
     assert result.returncode == 2 and "give another --data_dir" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_frames_compressed_by_another_program_are_the_same_frames(picture, tmp_path):
+    write_video(tmp_path / "clip.mp4", [picture] * 2)
+    extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq")
+    for path in sorted((tmp_path / "seq" / "color").iterdir()):
+        before = path.read_bytes()
+        cv2.imwrite(str(path), cv2.imread(str(path)))
+        assert path.read_bytes() != before
+    extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq")
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    with pytest.raises(UserError, match="already has other frames"):
+        extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq")
+
+
+@pytest.mark.parametrize("shape,dtype", [((30, 41, 3), np.uint8), ((30, 41), np.uint8), ((30, 41), np.uint16)])
+def test_png_files_keep_all_pixels(shape, dtype, tmp_path):
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    write_png(tmp_path / "a.png", image)
+    assert np.array_equal(read_image(tmp_path / "a.png") if len(shape) == 3 else read_levels(tmp_path / "a.png"), image)
+
+
+@pytest.mark.parametrize("fps", [10, 30_000 / 1001])
+def test_videos_are_written_for_browsers(fps, picture, tmp_path):
+    write_video(tmp_path / "a.mp4", [picture[:-1, :-1]] * 4, fps)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p" and stream.frames == 4
+        assert (stream.height, stream.width) == picture.shape[:2] and abs(stream.average_rate - fps) < 1e-3
+    write_gif(tmp_path / "a.gif", [np.roll(picture, t, axis=1) for t in range(4)])
+    frames = list(read_video(tmp_path / "a.gif"))
+    assert len(frames) == 4 and np.abs(frames[0].astype(int) - picture).mean() < 8
+
+
+@pytest.mark.parametrize("write,name", [(write_video, "a.mp4"), (write_gif, "a.gif")])
+def test_a_video_that_fails_halfway_leaves_no_file(write, name, picture, tmp_path):
+    def frames():
+        yield picture
+        raise UserError("no second frame")
+
+    with pytest.raises(UserError, match="no second frame"):
+        write(tmp_path / name, frames())
+    with pytest.raises(UserError, match="no frames to write"):
+        write(tmp_path / name, [])
+    assert not any(tmp_path.iterdir())
