@@ -84,7 +84,7 @@ def file_options(path: str) -> dict[str, str]:
 def run_cell(cell: Cell) -> dict:
     """Train and score a cell; returns the content of its result file."""
     options = cell_options(cell)
-    with TemporaryDirectory() as folder:  # apart from the user's runs
+    with TemporaryDirectory() as folder:  # not among the user's runs
         options.save_dir = folder
         options.num_iters = cell.steps or steps_within(options, cell.seconds)
         trainer = Trainer(options)

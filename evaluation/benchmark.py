@@ -85,7 +85,7 @@ def chosen_trackers(options: Namespace) -> tuple[str, ...]:
     if options.predictions:
         name = Path(options.predictions).resolve().name
         if name in ("model", *BASELINES):
-            raise UserError(f"{options.predictions}: rename this folder, '{name}' is a name of this project's own")
+            raise UserError(f"{options.predictions}: rename this folder, '{name}' names a tracker of this project")
         main = [name]
     return tuple(dict.fromkeys([*main, *chosen_baselines(options.baselines)]))
 

@@ -159,8 +159,8 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
     H = options.tapvid_size
     own = [table for table in tables if table.own]
     lines = [f"# {benchmark}, query mode {options.query_mode}", "",
-             "Percent, as papers write them, at 256x256; TC (temporal coherence) in pixels a frame squared, 0 is best. "
-             f"Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
+             "Percent, as papers write them, at 256x256; TC (temporal coherence) in pixels per squared frame, 0 is "
+             f"best. Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
              markdown(["tracker", "videos", *COLUMNS.values(), "hours"], [
                  [table.tracker, f"{len(table.videos)} of {len(names)}", *_percents(table.mean()),
                   f"{sum(table.seconds().values()) / 3600:.2f}"] for table in tables])]
@@ -170,7 +170,8 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
     lines += _paper_lines(benchmark, options)
     for table in own:
         lines += ["", f"## {table.tracker}, video by video", "", _video_table(table)]
-    lines += ["", "## How", "", f"Seed {options.seed}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
+    programs = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines += ["", "## Settings and times", "", f"Seed {options.seed}. {programs}.",
               "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
               "Times are wall times, added up over interrupted runs; a killed process's last stage is not counted.", ""]
     for table in own:

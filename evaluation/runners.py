@@ -47,7 +47,7 @@ def run_here(jobs: Sequence[Job], finished: Callable[[Job], None]) -> None:
                 _record_crash(job, f"its process ended with {exit_name(process.exitcode)}")
             finished(job)
     except KeyboardInterrupt:
-        log.info("stopped: the same command goes on from here")
+        log.info("stopped: the same command continues")
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -93,7 +93,7 @@ def run_on_ray(jobs: Sequence[Job], finished: Callable[[Job], None], address: st
                     bar.update()
                     finished(job)
     except KeyboardInterrupt:
-        log.info("stopped: the same command goes on from here")
+        log.info("stopped: the same command continues")
         sys.exit(130)
     finally:
         ray.shutdown()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 COLUMNS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA",
            "temporal_coherence": "TC"}
-UNITS = "fractions at 256x256; TC in pixels a frame squared, 0 is best"
+UNITS = "fractions at 256x256; TC in pixels per squared frame, 0 is best"
 NAME_WIDTH = 28  # characters of the first column of a printed table, if no name is longer
 
 
