@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_json
 from loaders.correspondence_format import DensePair, PairIndex, Row, StoredPair, as_images
+from loaders.images import size_text
 from loaders.omnimotion_layout import OmniMotionFolder, has_omnimotion_layout
 from loaders.sequence import VideoSequence
 
@@ -99,8 +100,8 @@ def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
     """UserError unless the frames of the sequence are the first frames of the store, or all of them."""
     T, again = len(sequence), "delete that folder and run `python -m preprocessing` again"
     if tuple(meta["size"]) != sequence.size:
-        raise UserError(f"{path} was made for frames of {meta['size'][1]}x{meta['size'][0]}, "
-                        f"these are {sequence.size[1]}x{sequence.size[0]}: {again}")
+        raise UserError(f"{path} was made for frames of {size_text(meta['size'])}, these are "
+                        f"{size_text(sequence.size)}: {again}")
     if meta["names"][:T] != list(sequence.names):
         raise UserError(f"{path} was made for other frames ({len(meta['names'])}, {meta['names'][0]} to "
                         f"{meta['names'][-1]}; here {T}, {sequence.names[0]} to {sequence.names[-1]}): {again}")

@@ -1,7 +1,7 @@
 """Image files. They may come from untrusted sources: few formats are read, and the number of pixels is limited.
 
 Notation
-    H, W     height, width
+    H, W        height, width
     max_pixels  largest number of pixels of an image or video frame: the option --max_pixels
 """
 
