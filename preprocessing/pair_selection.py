@@ -72,20 +72,16 @@ def estimate(chosen: list[int], num_frames: int, size: tuple[int, int], shares: 
     done:    ordered pairs that are already written
     fixed:   bytes of temporary files besides the pairs'"""
     pixels = size[0] * size[1]
+    interval = np.array(chosen)
+    number = 2 * (num_frames - interval)  # ordered pairs of each interval
     measured = sorted(shares)
-    ordered_pairs = 0
-    disk = 0
-    temporary = 0
-    for d in chosen:
-        number = 2 * (num_frames - d)
-        ordered_pairs += number
-        if d == 1:  # all pixels are stored; a temporary copy of the flow is kept in float32
-            disk += number * block_bytes(pixels, size)
-            temporary += number * (block_bytes(pixels, size) + 8 * pixels)
-        else:
-            share = np.interp(d, measured, [shares[n] for n in measured])
-            disk += number * block_bytes(int(share * kept * pixels), size)
-            temporary += number * block_bytes(int(share * pixels), size)
+    share = np.interp(interval, measured, [shares[n] for n in measured])
+    adjacent = interval == 1  # all pixels are stored; a temporary copy of the flow is kept in float32
+    stored = np.where(adjacent, pixels, share * kept * pixels).astype(np.int64)
+    written = np.where(adjacent, pixels, share * pixels).astype(np.int64)
+    disk = int((number * block_bytes(stored, size)).sum())
+    temporary = int((number * (block_bytes(written, size) + 8 * pixels * adjacent)).sum())
+    ordered_pairs = int(number.sum())
     return Cost(ordered_pairs, done, seconds * (ordered_pairs - done), disk, max(temporary, disk) + fixed)
 
 
