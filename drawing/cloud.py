@@ -21,10 +21,10 @@ def cloud_pictures(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]
     uint8. A point is a square of `dot` pixels; nearer points cover farther ones."""
     center = np.median(points, axis=0)
     centered = points - center
-    reach = np.percentile(abs(centered), 99, axis=0).clip(1e-6)
-    wide = np.hypot(reach[0], reach[2] * np.sin(SWING))
-    high = np.hypot(reach[1], reach[2] * np.sin(TILT))
-    scale = 0.48 * min(size[1] / wide, size[0] / high) * 0.95
+    x, y, z = np.percentile(abs(centered), 99, axis=0).clip(1e-6)  # half of the cloud's extent
+    half_width = x + z * np.sin(SWING)
+    half_height = y + (z + x * np.sin(SWING)) * np.sin(TILT)
+    scale = 0.48 * min(size[1] / half_width, size[0] / half_height)
     for turn in SWING * np.sin(np.linspace(0, 2 * np.pi, count, endpoint=False)):
         x, y, z = (centered @ _view(turn).T).T
         yield _splat(x * scale + size[1] / 2, y * scale + size[0] / 2, z, colors, size, dot)
@@ -32,9 +32,9 @@ def cloud_pictures(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]
 
 def _view(turn: float) -> np.ndarray:
     """Rotation `(3, 3)` by `turn` radians about the vertical axis, then by TILT about the horizontal axis."""
-    c, s = np.cos(turn), np.sin(turn)
-    ct, st = np.cos(TILT), np.sin(TILT)
-    return np.array([[1, 0, 0], [0, ct, st], [0, -st, ct]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    about_y = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(TILT), np.sin(TILT)], [0, -np.sin(TILT), np.cos(TILT)]])
+    return about_x @ about_y
 
 
 def _splat(x: np.ndarray, y: np.ndarray, z: np.ndarray, colors: np.ndarray, size: tuple[int, int],

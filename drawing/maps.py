@@ -91,12 +91,13 @@ def beside(pictures: Iterable[np.ndarray]) -> np.ndarray:
 
 def _draw_arrows(picture: np.ndarray, flow: np.ndarray, longest: float) -> None:
     """Draw arrows on the picture. Flow `(h, w, 2)` of `longest` pixels is drawn as 0.8 times the arrows' spacing."""
-    apart = max(picture.shape[:2]) / ARROWS
-    for y in np.arange(apart / 2, picture.shape[0], apart):
-        for x in np.arange(apart / 2, picture.shape[1], apart):
-            row, column = int(y / picture.shape[0] * flow.shape[0]), int(x / picture.shape[1] * flow.shape[1])
-            motion = flow[row, column] * 0.8 * apart / longest
-            motion = motion * min(1, 1.5 * apart / max(float(np.hypot(*motion)), 1e-6))
-            if np.hypot(*motion) > 2:
-                ends = [tuple(int(v * 16) for v in place) for place in ((x, y), (x + motion[0], y + motion[1]))]
-                cv2.arrowedLine(picture, *ends, DARK, 1, cv2.LINE_AA, 4, 0.3)
+    spacing = max(picture.shape[:2]) / ARROWS  # pixels of the picture
+    for y in np.arange(spacing / 2, picture.shape[0], spacing):
+        for x in np.arange(spacing / 2, picture.shape[1], spacing):
+            row = int(y / picture.shape[0] * flow.shape[0])
+            column = int(x / picture.shape[1] * flow.shape[1])
+            arrow = flow[row, column] * 0.8 * spacing / longest
+            arrow = arrow * min(1, 1.5 * spacing / max(float(np.hypot(*arrow)), 1e-6))
+            if np.hypot(*arrow) > 2:
+                start, end = (tuple(int(v * 16) for v in place) for place in ((x, y), (x + arrow[0], y + arrow[1])))
+                cv2.arrowedLine(picture, start, end, DARK, 1, cv2.LINE_AA, 4, 0.3)

@@ -49,8 +49,8 @@ def stabilized_trails(tracks: np.ndarray, steps: np.ndarray, t: int, length: int
 def trail_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colors: np.ndarray, steps: np.ndarray,
                    query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with trails of the foreground's tracks `(N, T, 2)`, visible `(N, T)`, in
-    colors `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points `spacing` pixels
-    apart."""
+    colors `(N, 3)`. A trail fades with age and is drawn where its point is visible. Query points are `spacing` pixels
+    of the frame apart."""
     zoom = picture_zoom(frames.shape[1:3])
     legend = point_legend(too_dense(spacing, zoom))
     for t, frame in enumerate(frames):

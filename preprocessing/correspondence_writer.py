@@ -128,10 +128,12 @@ class StoreWriter:
         with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
             file.write(row_header(heads))  # placeholder; the counts are known at the end
             for k, path in enumerate(chosen):
-                j, stored, data = int(path.stem), *self._read(path)[:2]
+                j = int(path.stem)
+                stored, data, _ = self._read(path)
                 if self.half and abs(i - j) > 1:
                     block = thinned(as_images(PairIndex(data, 0, stored, self.size).decode(), self.size), i + j)
-                    stored, data = block.stored, np.frombuffer(block.data, np.uint8)
+                    stored = block.stored
+                    data = np.frombuffer(block.data, np.uint8)
                 index = PairIndex(data, 0, stored, self.size)
                 count_map += index.flagged()
                 heads[k] = (j, stored, index.valid)
@@ -158,13 +160,14 @@ class StoreWriter:
         return self.scratch("starts") / f"{i:05d}_{j:05d}.npy"
 
     def _is_whole(self, path: Path) -> bool:
-        """Whether a part is there and as long as its header says, with or without exact flow."""
+        """Whether a part exists and has the length that its header implies, with or without exact flow."""
         if not path.is_file():
             return False
         with open(path, "rb") as file:
             stored = int.from_bytes(file.read(8), "little")
-        length, pixels = path.stat().st_size, self.size[0] * self.size[1]
-        return stored <= pixels and length - ALIGN - block_bytes(stored, self.size) in (0, 8 * pixels)
+        pixels = self.size[0] * self.size[1]
+        exact_flow = path.stat().st_size - ALIGN - block_bytes(stored, self.size)  # bytes after the block
+        return stored <= pixels and exact_flow in (0, 8 * pixels)
 
     def _read(self, path: Path) -> tuple[int, np.ndarray, np.ndarray]:
         """Number of stored pixels, bytes of the block, and bytes of the exact flow, if any. UserError if damaged."""
@@ -216,7 +219,8 @@ class Block:
 def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pixel: bool) -> Block:
     """Flow `(H, W, 2)` pixels and flags `(H, W)` as a block. Flow that is not finite or too large loses its flags."""
     in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
-    cycle, occlusion = cycle & in_range, occlusion & in_range
+    cycle = cycle & in_range
+    occlusion = occlusion & in_range
     valid = cycle | occlusion
     kept = np.ones_like(valid) if every_pixel else valid
     limit = MAX_FLOW if every_pixel else np.inf  # only an unflagged pixel of an adjacent pair can be out of range

@@ -74,7 +74,8 @@ def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | 
 
 def _same_images(folder: Path, other: Path, max_pixels: int) -> bool:
     """Whether two folders have images of the same names and pixels; the files may be compressed differently."""
-    files, others = image_files(folder), image_files(other)
+    files = image_files(folder)
+    others = image_files(other)
     if [file.name for file in files] != [file.name for file in others]:
         return False
     images = ([read_image(file, max_pixels) for file in pair] for pair in zip(files, others, strict=True))

@@ -50,7 +50,7 @@ class ModelOptions:
     warm: bool = True            # of RAFT: start from the flow of the pair before
     batch: int = 8               # pairs that RAFT computes per call on CUDA
     feature_model: str = ""      # another DINO or DINOv2 model: a name on the Hugging Face hub, or a folder
-    feature_side: int = 480      # pixels of the shorter side of the image that DINO sees
+    feature_side: int = 480      # pixels of the shorter side of the image given to DINO
 
 
 class _Dis:

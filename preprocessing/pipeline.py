@@ -129,10 +129,11 @@ class _StoreBuilder:
     cache_bytes: int
 
     def __post_init__(self):
-        frame, budget, writer = self.sequence.frame, self.cache_bytes // 3, self.writer
-        encodings = writer.scratch("encodings") if self.model.spill else None
+        frame = self.sequence.frame
+        budget = self.cache_bytes // 3
+        encodings = self.writer.scratch("encodings") if self.model.spill else None
         self.frames = FrameCache(lambda t: (frame(t),), budget)
-        self.features = FrameCache(lambda t: (self.extract(frame(t)),), budget, writer.scratch("features"))
+        self.features = FrameCache(lambda t: (self.extract(frame(t)),), budget, self.writer.scratch("features"))
         self.encodings = FrameCache(lambda t: self.model.encode(frame(t)), budget, encodings)
 
     def run(self) -> None:
