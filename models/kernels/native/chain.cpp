@@ -120,6 +120,7 @@ std::vector<BFloat16*> take_activations(const Chain& chain, Scratch<TILES>& scra
   return x;
 }
 
+// Upper bound of the scratch memory of a forward or backward pass of one part, in bytes.
 int64_t scratch_bytes(const Chain& chain) {
   return (chain.hidden.size() + 6) * (R * chain.widest() * sizeof(BFloat16) + 64) + 2 * R * chain.widest() * sizeof(float);
 }
@@ -208,6 +209,7 @@ std::vector<Tensor> chain_backward(const Tensor& g, const Tensor& e, int64_t fra
     BFloat16* G = scratch.take<BFloat16>(R * chain.widest());
     BFloat16* g_transposed = scratch.take<BFloat16>(R * chain.widest());
     BFloat16* x_packed = scratch.take<BFloat16>(R * chain.widest());
+    // Sum of the gradients of the bias of layer k, for one frame.
     auto bias_of = [&](int64_t k, int64_t frame) {
       const Layer& layer = chain.hidden[k];
       return grad_b[k].mutable_data_ptr<float>() + (part * grad_b[k].size(1) + (layer.bias_stride ? frame : 0)) * layer.out;

@@ -39,6 +39,7 @@ struct Activations {
   std::vector<BFloat16*> s, c, z, h;                     // z[0] is not used, h[0] is s[0]
 };
 
+// The network with packed weights. They are in scratch memory, which the thread's next call overwrites.
 Net describe(const Tensor& v, at::TensorList filters, at::TensorList filter_biases,
              at::TensorList weights, at::TensorList biases) {
   Net net;
@@ -84,11 +85,13 @@ Net describe(const Tensor& v, at::TensorList filters, at::TensorList filter_bias
   return net;
 }
 
+// Upper bound of the scratch memory of a forward or backward pass of one part, in bytes.
 int64_t scratch_bytes(const Net& net) {
   return R * net.split * 2 + 4 * net.L() * R * net.F * 2 + 8 * R * net.F * 2 + R * net.F * 4 + R * net.in_padded * 4 +
          R * 4 * LANES * 4 + BLOCK * 2 * net.F * 4 + (4 * net.L() + 16) * 64;
 }
 
+// Memory for the activations of a tile.
 Activations take_activations(const Net& net, Scratch<TILES>& scratch) {
   Activations a{scratch.take<BFloat16>(R * net.split), {}, {}, {}, {}};
   for (int64_t i = 0; i < net.L(); ++i) {
@@ -112,6 +115,7 @@ void filter(const Net& net, int64_t i, const BFloat16* v, float* block, BFloat16
     }
 }
 
+// Compute the activations `a` of rows first to first + count - 1 of v. `block` (BLOCK, 2F) is scratch memory.
 void activations(const Net& net, const float* v, int64_t first, int64_t count, Activations& a, float* block) {
   const int64_t F = net.F, in = net.in;
   std::fill(a.v, a.v + R * net.split, BFloat16(0.f));
