@@ -2,7 +2,7 @@
 
 Files are written to the run's folder, or to --out_dir. --what takes names separated by commas:
 tracks      tracks of the query frame's points            depth      rendered depth
-trails      paths of foreground points, camera removed    flow       flow from each frame to the next
+trails      foreground paths, camera motion removed       flow       flow from each frame to the next
 occlusion   tracks colored by their occlusion scores      color      each frame beside its rendering
 pairs       two frames and their correspondences          errors     flow errors accumulated in training
 canonical   the canonical volume                          page       an interactive page, page.html
