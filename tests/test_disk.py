@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_error_line_and_the_same_command_resumes(tmp_path):
     result = preprocess(made.root, partial(resource.setrlimit, resource.RLIMIT_FSIZE, (6_000, 6_000)))
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert last.startswith("error: ") and "ulimit -f" in last and "--resume goes on" in last
+    assert last.startswith("error: ") and "ulimit -f" in last and "--resume continues" in last
     assert not list(made.root.rglob("*.row"))
     assert preprocess(made.root).returncode == 0
     assert len(open_correspondences(made).pairs) == 6
