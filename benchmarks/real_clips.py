@@ -1,0 +1,224 @@
+"""Real clips, against flow without a model: python -m benchmarks.real_clips --clips ../shared/data/davis
+
+CLIPS holds one folder a clip, as `eval.py --tapvid` reads them: color/, annotations.npz, and mask/ with a mask of the
+main object in every frame. Every clip is preprocessed, trained on, and tracked; a second run computes only what is
+missing. Reported for each clip, and as the mean over the clips:
+
+    AJ, delta_avg, OA   TAP-Vid's metrics in the query mode `first`
+    IoU                 label propagation: every 4th pixel of every 5th frame is tracked back to frame 0 and takes the
+                        mask's label there, background if it is hidden or outside; intersection over union with the
+                        mask of its own frame, mean over the frames
+    seconds             of preprocessing, training and tracking
+
+for five trackers: points that do not move (`static`), flow from frame to frame (`chain`), flow over several intervals
+(`multiflow`), the model alone (`model`), and the run's tracks (`tracks`). A paired bootstrap over the points gives the
+difference between `tracks` and `multiflow` its 90% interval.
+"""
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.cli import Parser, run
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.geometry import regular_grid
+from configs.options import parse
+from evaluation.benchmark import benchmark_name, run_benchmark, sequences_folder
+from evaluation.scoring import as_point_tracks, baseline_tracks, score
+from evaluation.tables import markdown
+from inference.load_run import load_run
+from loaders.sequence import VideoSequence, open_sequence
+from loaders.track_files import (
+    Annotations,
+    PointTracks,
+    load_annotations,
+    load_tracks,
+    sample_queries,
+    save_tracks,
+)
+
+TRACKERS = ("static", "chain", "multiflow", "model", "tracks")
+METRICS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA"}
+QUICK_CLIPS = ("breakdance", "car-shadow", "dance-twirl", "kite-surf")
+QUICK_STEPS = 600
+PIXEL_STRIDE = 4   # pixels between the queries of label propagation
+FRAME_STRIDE = 5   # frames between its query frames
+DRAWS = 1_000      # of the bootstrap
+INTERVAL = (5, 95)  # percentiles
+
+
+def bench_options(args: argparse.Namespace) -> Namespace:
+    """Options of eval.py for all clips."""
+    words = ["--config", args.config, "--expname", args.expname, "--save_dir", args.out, "--tapvid", args.clips,
+             "--query_mode", "first", "--baselines", "static,chain,multiflow",
+             f"--preprocessing={args.preprocessing}", "--device", args.device]
+    if args.quick:
+        words += ["--videos", ",".join(QUICK_CLIPS), "--num_iters", str(QUICK_STEPS)]
+    if args.num_iters:
+        words += ["--num_iters", str(args.num_iters)]
+    return parse("eval", words)
+
+
+def clip_options(options: Namespace, sequence: Path, root: Path, follow_flow: bool) -> Namespace:
+    """Options of eval.py for the run of one clip."""
+    return Namespace(**vars(options) | {"data_dir": str(sequence), "save_dir": str(root / "runs"),
+                                        "follow_flow": follow_flow})
+
+
+def saved_tracks(name: str, clip: str, root: Path, options: Namespace) -> PointTracks:
+    """A tracker's tracks of the annotations' queries. Those of the model alone are computed if they are missing."""
+    stored = {"tracks": "model", "model": "alone"}.get(name, name)
+    path = root / options.query_mode / stored / f"{clip}.npz"
+    if name == "model" and not path.is_file():
+        sequence = sequences_folder(options) / clip
+        run_ = load_run(clip_options(options, sequence, root, False))
+        queries, _ = sample_queries(load_annotations(sequence / "annotations.npz"), options.query_mode)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tracks(path, as_point_tracks(run_.tracker.track(queries), queries, run_.sequence.size))
+    return load_tracks(path)
+
+
+def label_queries(size: tuple[int, int], num_frames: int) -> np.ndarray:
+    """Queries (t, y, x) `(M, 3)` float32 of label propagation."""
+    grid = regular_grid(size, PIXEL_STRIDE, PIXEL_STRIDE // 2).reshape(-1, 2)
+    frames = range(FRAME_STRIDE, num_frames, FRAME_STRIDE)
+    return np.concatenate([np.column_stack([np.full(len(grid), t), grid[:, ::-1]]) for t in frames]).astype(np.float32)
+
+
+def propagated_iou(queries: np.ndarray, ends: np.ndarray, visible: np.ndarray, masks: np.ndarray) -> float:
+    """Mean intersection over union of propagated labels and masks.
+
+    queries `(M, 3)`; ends `(M, 2)`: positions in frame 0, pixels; visible `(M,)` bool: there; masks `(T, H, W)` bool.
+    Frames whose mask has none of the queries are left out; NaN if there is no other."""
+    H, W = masks.shape[1:]
+    x, y = np.rint(np.nan_to_num(ends)).astype(int).T
+    within = visible & (x >= 0) & (x < W) & (y >= 0) & (y < H)
+    label = within & masks[0, y.clip(0, H - 1), x.clip(0, W - 1)]
+    t, rows, columns = queries.astype(int).T
+    truth = masks[t, rows, columns]
+    ratios = [(label & truth)[t == frame].sum() / (label | truth)[t == frame].sum()
+              for frame in np.unique(t) if truth[t == frame].any()]
+    return float(np.mean(ratios)) if ratios else float("nan")
+
+
+def label_propagation(name: str, clip: str, root: Path, options: Namespace) -> float:
+    """IoU of a tracker on a clip; NaN if the clip has no masks."""
+    path = root / "labels" / name / f"{clip}.json"
+    if path.is_file():
+        return read_json(path, "remove it")["iou"]
+    folder = sequences_folder(options) / clip
+    sequence = open_sequence(folder, None)
+    masks = clip_masks(Path(options.tapvid) / clip, sequence)
+    if masks is None:
+        return float("nan")
+    queries = label_queries(sequence.size, len(sequence))
+    if name in ("model", "tracks"):
+        tracker = load_run(clip_options(options, folder, root, name == "tracks" and options.follow_flow)).tracker
+        found = tracker.track(queries, [0])
+    else:
+        found = baseline_tracks(name, sequence, queries, options.preprocessing)
+    iou = propagated_iou(queries, found.tracks[:, 0], found.visible[:, 0], masks)
+    write_json(path, {"iou": iou})
+    return iou
+
+
+def clip_masks(folder: Path, sequence: VideoSequence) -> np.ndarray | None:
+    """The masks `(T, H, W)` bool of a clip's own folder at the size of `sequence`; None if it has none."""
+    masks = open_sequence(folder, None).masks()
+    if masks is None:
+        return None
+    H, W = sequence.size
+    return np.stack([cv2.resize(mask.astype(np.uint8), (W, H), interpolation=cv2.INTER_NEAREST) > 0 for mask in masks])
+
+
+def bootstrap(pairs: list[tuple[PointTracks, PointTracks, Annotations, np.ndarray]], metric: str,
+              draws: int = DRAWS) -> tuple[float, float, float]:
+    """Mean over the clips of the difference of a metric between two trackers, and its interval.
+
+    pairs: for each clip (tracks, other tracks, ground truth, ground-truth row of each query). Points are drawn with
+    replacement within each clip, the same for both trackers."""
+    rng = np.random.default_rng(0)
+
+    def difference(chosen: list[np.ndarray]) -> float:
+        values = []
+        for (tracks, other, truth, rows), some in zip(pairs, chosen, strict=True):
+            try:
+                values.append(score(subset(tracks, some), truth, rows[some], "first")[metric]
+                              - score(subset(other, some), truth, rows[some], "first")[metric])
+            except UserError:  # none of the drawn points is visible
+                continue
+        return float(np.mean(values))
+
+    sizes = [len(rows) for *_, rows in pairs]
+    drawn = [difference([rng.integers(0, n, n) for n in sizes]) for _ in tqdm(range(draws), desc=f"bootstrap {metric}")]
+    return difference([np.arange(n) for n in sizes]), *np.percentile(drawn, INTERVAL)
+
+
+def subset(tracks: PointTracks, rows: np.ndarray) -> PointTracks:
+    """Some of the tracks."""
+    return PointTracks(tracks.tracks[rows], tracks.visible[rows], tracks.query_points[rows], tracks.frame_size)
+
+
+def clip_seconds(root: Path, options: Namespace, clip: str) -> dict[str, float]:
+    """Seconds of the stages of a clip: preprocessing, training, tracking."""
+    return read_json(root / options.query_mode / "model" / f"{clip}.json", "remove it")["seconds"]
+
+
+def report(options: Namespace, root: Path, out: Path) -> None:
+    """Score all trackers on all clips that are done, print the tables and write them to `out`."""
+    done = sorted(path.stem for path in (root / options.query_mode / "model").glob("*.npz"))
+    if not done:
+        raise UserError(f"no clip in {options.tapvid} could be tracked")
+    rows, pairs, values = [], [], {name: [] for name in TRACKERS}
+    for clip in tqdm(done, desc="clips"):
+        truth = load_annotations(sequences_folder(options) / clip / "annotations.npz")
+        _, annotation_rows = sample_queries(truth, options.query_mode)
+        tracks = {name: saved_tracks(name, clip, root, options) for name in TRACKERS}
+        pairs.append((tracks["tracks"], tracks["multiflow"], truth, annotation_rows))
+        for name in TRACKERS:
+            metrics = score(tracks[name], truth, annotation_rows, options.query_mode)
+            values[name].append([*(metrics[key] for key in METRICS), label_propagation(name, clip, root, options)])
+        rows.append([clip, truth.points.shape[1], *(cell(values[name][-1]) for name in TRACKERS),
+                     f"{sum(clip_seconds(root, options, clip).values()):.0f}"])
+    rows.append(["mean", None, *(cell(np.nanmean(values[name], axis=0)) for name in TRACKERS), None])
+    columns = ["clip", "frames", *TRACKERS, "seconds"]
+    differences = {title: bootstrap(pairs, key) for key, title in METRICS.items()}
+    write_json(out / "real_clips.json", {
+        "title": "AJ / delta_avg / OA / IoU of label propagation", "columns": columns, "rows": rows,
+        "command": f"python -m benchmarks.real_clips --clips {options.tapvid} --config {options.config}",
+        "tracks_minus_multiflow": differences})
+    print(markdown(columns, [["" if value is None else str(value) for value in row] for row in rows]))
+    for title, (mean, low, high) in differences.items():
+        print(f"tracks - multiflow, {title}: {mean:+.3f} (90%: {low:+.3f} to {high:+.3f})")
+
+
+def cell(values) -> str:
+    """One tracker's numbers as a table cell."""
+    return " / ".join(f"{value:.3f}" for value in values)
+
+
+def main() -> None:
+    parser = Parser(prog="python -m benchmarks.real_clips", description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", required=True, help="folder of clips")
+    parser.add_argument("--out", default="out/real_clips", help="folder of all results")
+    parser.add_argument("--expname", default="fast", help="name of the experiment; results go to OUT/EXPNAME_CLIPS")
+    parser.add_argument("--config", default="configs/fast.txt", help="config file of train.py")
+    parser.add_argument("--num_iters", type=int, default=0, help="training steps; 0: the config's")
+    parser.add_argument("--preprocessing", default="--chain --pairs log", help="options of python -m preprocessing")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="device to compute on")
+    parser.add_argument("--quick", action="store_true", help=f"{len(QUICK_CLIPS)} clips, {QUICK_STEPS} steps")
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)  # as train.py does
+    options = bench_options(args)
+    run_benchmark(options)
+    report(options, Path(args.out).resolve() / f"{args.expname}_{benchmark_name(args.clips)}", Path(args.out))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,57 @@
+"""benchmarks.real_clips on small cases whose results are known, and as a whole on two rendered clips."""
+
+
+import numpy as np
+import pytest
+
+from benchmarks.real_clips import bootstrap, label_queries, propagated_iou
+from loaders.track_files import Annotations, PointTracks
+
+SIZE, T = (40, 60), 12
+
+
+def moving_masks(speed: int) -> np.ndarray:
+    """A square that moves right by `speed` pixels a frame, `(T, H, W)` bool."""
+    masks = np.zeros((T, *SIZE), bool)
+    for t in range(T):
+        masks[t, 10:26, 8 + speed * t:24 + speed * t] = True
+    return masks
+
+
+@pytest.mark.parametrize("speed,tracked,expected", [(0, 0, 1.0), (2, 2, 1.0), (2, 0, None), (2, -40, 0.0)])
+def test_labels_move_with_the_tracks(speed, tracked, expected):
+    """1 for the true motion; for points that do not move, the overlap of the squares."""
+    queries = label_queries(SIZE, T)
+    assert np.unique(queries[:, 0]).tolist() == [5, 10] and len(queries) == 2 * 10 * 15
+    ends = queries[:, :0:-1] - np.column_stack([tracked * queries[:, 0], 0 * queries[:, 0]])
+    iou = propagated_iou(queries, ends, np.ones(len(queries), bool), moving_masks(speed))
+    assert 0 < iou < 0.5 if expected is None else iou == expected
+
+
+def test_hidden_points_are_background():
+    queries = label_queries(SIZE, T)
+    assert propagated_iou(queries, queries[:, :0:-1], np.zeros(len(queries), bool), moving_masks(0)) == 0
+    assert np.isnan(propagated_iou(queries, queries[:, :0:-1], np.ones(len(queries), bool), np.zeros((T, *SIZE), bool)))
+
+
+def tracks_off_by(off: np.ndarray) -> tuple[PointTracks, Annotations]:
+    """Standing points and tracks that are `off` `(M,)` pixels away in all frames but the first."""
+    M = len(off)
+    points = np.tile(np.linspace(5, 35, M)[:, None, None], (1, T, 2)).astype(np.float32)
+    truth = Annotations(points, np.zeros((M, T), bool), (256, 256))
+    queries = np.concatenate([np.zeros((M, 1)), points[:, 0, ::-1]], axis=1).astype(np.float32)
+    moved = points + np.array([1, 0], np.float32) * off[:, None, None] * (np.arange(T) > 0)[:, None]
+    return PointTracks(moved.astype(np.float32), np.ones((M, T), bool), queries, (256, 256)), truth
+
+
+def test_bootstrap_of_a_difference():
+    """The interval of equal trackers is 0; it contains the mean; the same difference at all points has no spread."""
+    rows = np.arange(30)
+    exact, truth = tracks_off_by(np.zeros(30))
+    half, _ = tracks_off_by(np.where(rows % 2, 100.0, 0.0))
+    all_off, _ = tracks_off_by(np.full(30, 100.0))
+    metric = "average_pts_within_thresh"
+    assert bootstrap([(exact, exact, truth, rows)], metric, 50) == (0, 0, 0)
+    assert bootstrap([(exact, all_off, truth, rows)], metric, 50) == (1, 1, 1)
+    mean, low, high = bootstrap([(exact, half, truth, rows)] * 2, metric, 200)
+    assert mean == 0.5 and 0.3 < low < 0.5 < high < 0.7
