@@ -100,6 +100,17 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Type of an option: a number in [0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
 def run(main: Callable[[], None]) -> None:
     """Call the main function of a command.
 

@@ -66,8 +66,12 @@ OPTIONS = (
     *_group(
         "evaluation", EVAL,
         Option("annotations", str, "", "annotations (.npz) to score the tracks against"),
-        Option("queries", str, "", "query points (.npz or .csv) to track, without a score"),
-        Option("predictions", str, "", "tracks (.npz) of any tracker to score; with --tapvid: folder of NAME.npz"),
+        Option("queries", str, "", "query points (.npz or .csv) to track, without a score; with --predictions: "
+               "those of its tracks"),
+        Option("predictions", str, "", "tracks (.npz, .npy or .pt) of any tracker to score; with --tapvid: folder of "
+               "NAME.npz"),
+        Option("visible_th", float, 0.5, "probability above which points of --predictions are visible", minimum=0,
+               maximum=1),
         Option("query_mode", ("first", "strided"), "strided", "TAP-Vid's query mode"),
         Option("baselines", str, "", "comma-separated baselines to score beside the model: static (points that do "
                "not move), chain (flow from frame to frame), multiflow (flow over 1, 2, 4, ... frames; --preprocessing "

@@ -1,5 +1,6 @@
 """Score tracks against ground truth; shared by the single-video and the benchmark modes of eval.py."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ from common.errors import UserError
 from evaluation.baselines import chained_flow_tracks, multi_interval_flow_tracks, static_tracks
 from evaluation.metrics import error_since_query, tapvid_metrics
 from loaders.correspondences import open_correspondences
+from loaders.predicted_tracks import load_tracks
 from loaders.sequence import VideoSequence
-from loaders.track_files import Annotations, PointTracks, load_tracks, sample_queries
+from loaders.track_files import Annotations, PointTracks, sample_queries
 from preprocessing.cli import flow_model
 
+log = logging.getLogger("eval")
+FAR = 0.02  # share of the longer side of the frame
 BASELINES = ("static", "chain", "multiflow")
 
 
@@ -52,16 +56,30 @@ def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query
                              truth.frame_size, evaluated)
 
 
-def load_predictions(path: Path, truth: Annotations, query_mode: str,
-                     where: str) -> tuple[PointTracks, Annotations, np.ndarray]:
+def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str,
+                     visible_th: float = 0.5) -> tuple[PointTracks, Annotations, np.ndarray]:
     """Tracks of any tracker, the ground truth at their frame size, and the ground-truth row of each query.
 
-    where: source of the ground truth, for error messages. UserError unless the file has the queries of the query mode,
-    in the same order."""
-    tracks = load_tracks(path, truth.points.shape[1])
+    where: source of the ground truth, for error messages. A file without query points is taken to have the tracks of
+    the query mode's, one without frame size to be in pixels of the ground truth. visible_th: see
+    loaders.predicted_tracks. UserError unless the file has the queries of the query mode, in the same order."""
+    queries, rows = sample_queries(truth, query_mode)
+    tracks = load_tracks(path, truth.points.shape[1], queries, truth.frame_size, visible_th)
     truth = truth.resized(tracks.frame_size)
     queries, rows = sample_queries(truth, query_mode)
     if queries.shape != tracks.query_points.shape or abs(queries - tracks.query_points).max(initial=0) > 0.01:
-        raise UserError(f"{path}: its `query_points` ({len(tracks.query_points)}) are not the {len(queries)} of "
+        raise UserError(f"{path}: its query points ({len(tracks.query_points)}) are not the {len(queries)} of "
                         f"{where} in the query mode '{query_mode}': track these, in this order")
+    warn_if_far(tracks, path)
     return tracks, truth, rows
+
+
+def warn_if_far(tracks: PointTracks, path: Path) -> None:
+    """Log a warning if the tracks do not start at their query points: they may be in another order or frame size."""
+    if len(tracks.tracks) == 0:
+        return
+    start = tracks.tracks[np.arange(len(tracks.tracks)), tracks.query_points[:, 0].astype(int)]  # (M, 2)
+    distance = float(np.median(np.linalg.norm(start - tracks.query_points[:, :0:-1], axis=1)))
+    if distance > FAR * max(tracks.frame_size):
+        log.warning("%s: its tracks are %.1f px (median) from their query points: are they in the queries' order, and "
+                    "in pixels of frames of %dx%d?", path, distance, *tracks.frame_size[::-1])

@@ -4,6 +4,8 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import UserError
 from common.files import write_json
 from configs.options import run_dir
@@ -16,9 +18,10 @@ from evaluation.scoring import (
 )
 from evaluation.tables import print_header, print_row
 from inference.load_run import load_run
+from loaders.predicted_tracks import load_tracks
 from loaders.sequence import open_sequence
 from loaders.track_export import check_format, export_tracks
-from loaders.track_files import load_annotations, load_queries, load_tracks, sample_queries, save_tracks
+from loaders.track_files import PointTracks, load_annotations, load_queries, sample_queries, save_tracks
 
 log = logging.getLogger("eval")
 
@@ -53,12 +56,17 @@ def track_queries(options: Namespace) -> None:
 
 
 def convert_tracks(options: Namespace) -> None:
-    """Write a file of tracks in another format. A .rrd file also has the frames if --data_dir is given."""
+    """Write a file of tracks in another format. --queries and the frame size of --data_dir are used where the file has
+    none of its own. A .rrd file also has the frames if --data_dir is given."""
     check_format(Path(options.out))
-    tracks = load_tracks(options.predictions)
-    sequence = None
+    sequence = num_frames = size = None
     if options.data_dir:
         sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
+        num_frames = len(sequence)
+        size = sequence.size
+    queries = load_queries(options.queries, num_frames, size) if options.queries else None
+    tracks = load_tracks(options.predictions, num_frames, queries, size, options.visible_th)
+    check_queries(tracks, queries, options)
     export_tracks(Path(options.out), tracks, sequence)
     log.info("%d tracks: %s", len(tracks.tracks), options.out)
 
@@ -68,10 +76,20 @@ def score_predictions(options: Namespace) -> None:
     if not options.annotations:
         raise UserError("--predictions are scored against --annotations FILE: give both")
     path = Path(options.predictions)
-    tracks, truth, rows = load_predictions(path, load_annotations(options.annotations), options.query_mode,
-                                           options.annotations)
+    truth = load_annotations(options.annotations)
+    tracks, truth, rows = load_predictions(path, truth, options.query_mode, options.annotations, options.visible_th)
+    if options.queries:
+        check_queries(tracks, load_queries(options.queries, tracks.tracks.shape[1], tracks.frame_size), options)
     metrics = {"query_mode": options.query_mode, **score(tracks, truth, rows, options.query_mode)}
     write_metrics(Path(options.out or path.with_suffix(".metrics.json")), metrics)
+
+
+def check_queries(tracks: PointTracks, queries: np.ndarray | None, options: Namespace) -> None:
+    """UserError if tracks have other query points than those of --queries."""
+    found = tracks.query_points
+    if queries is not None and (found.shape != queries.shape or abs(found - queries).max(initial=0) > 0.01):
+        raise UserError(f"{options.predictions}: its query points ({len(found)}) are not the {len(queries)} of "
+                        f"{options.queries}: leave --queries out, or give those that were tracked")
 
 
 def write_metrics(path: Path, metrics: dict) -> None:

@@ -38,6 +38,7 @@ from inference.load_run import load_run
 from loaders.images import write_png
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
+from loaders.track_arrays import SUFFIXES
 from loaders.track_files import (
     Annotations,
     PointTracks,
@@ -191,12 +192,13 @@ def _preprocess(job: Job) -> None:
 
 def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations, np.ndarray]:
     folder = Path(job.options.predictions)
-    paths = [folder / f"{job.name}.npz", folder / job.name / "tracks.npz"]
+    paths = [path.with_name(path.name + suffix) for path in (folder / job.name, folder / job.name / "tracks")
+             for suffix in SUFFIXES]
     found = [path for path in paths if path.is_file()]
     queries = job.sequence / f"queries_{job.options.query_mode}.npz"
     if not found:
         raise UserError(f"no file {paths[0]}: track the query points of {queries} in {job.sequence / 'color'}")
-    return load_predictions(found[0], truth, job.options.query_mode, str(queries))
+    return load_predictions(found[0], truth, job.options.query_mode, str(queries), job.options.visible_th)
 
 
 def _track(job: Job, tracker: str, queries: np.ndarray) -> PointTracks:

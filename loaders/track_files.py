@@ -1,4 +1,5 @@
-"""Ground-truth tracks, query points and predicted tracks as files (docs/method.md).
+"""Ground-truth tracks, query points and predicted tracks as files (docs/method.md). loaders/predicted_tracks.py reads
+tracks of any tracker.
 
 Notation
     N, T, M  ground-truth tracks, frames, query points
@@ -8,6 +9,7 @@ Notation
 """
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotat
 
     UserError if the file is missing or damaged, a key is missing or has the wrong type or shape, a visible point is not
     finite, a query is outside the clip, or the number of frames is not `num_frames`."""
-    entries = _Entries(path)
+    entries = Entries(path)
     points = entries.numbers("points", (None, None, 2))
     N, T = points.shape[:2]
     occluded = entries.array("occluded", "b", (N, T))
@@ -82,7 +84,7 @@ def load_annotations(path: str | Path, num_frames: int | None = None) -> Annotat
         raise UserError(f"{path}: `points` has no finite position for point {n} in frame {t}, where it is visible: "
                         "mark it occluded or give its position")
     if queries is not None:
-        queries = _checked_queries(queries, path, T, size)
+        queries = checked_queries(queries, path, T, size)
     points = np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)
     return Annotations(points, occluded, size, queries, evaluated)
 
@@ -119,10 +121,10 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
     if Path(path).suffix.lower() == ".csv":
         queries = _read_csv(Path(path))
     else:
-        queries = _Entries(path).array("query_points", "iuf", (None, 3))
+        queries = Entries(path).array("query_points", "iuf", (None, 3))
     if len(queries) == 0:
         raise UserError(f"{path} has no query points: give at least one (t, y, x)")
-    return _checked_queries(queries, path, num_frames, size)
+    return checked_queries(queries, path, num_frames, size)
 
 
 def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -> None:
@@ -133,22 +135,6 @@ def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -
 def save_tracks(path: str | Path, tracks: PointTracks) -> None:
     """Write tracks.npz; fields that are None are left out."""
     _save(path, vars(tracks))
-
-
-def load_tracks(path: str | Path, num_frames: int | None = None) -> PointTracks:
-    """Read tracks.npz; the keys occlusion_score and depth are optional.
-
-    UserError if the file is missing or damaged, a required key is missing, an array has the wrong type or shape, a
-    track or query is not finite, or the number of frames is not `num_frames`."""
-    entries = _Entries(path)
-    tracks = entries.numbers("tracks", (None, None, 2), finite=True)
-    M, T = tracks.shape[:2]
-    if num_frames is not None and num_frames != T:
-        raise UserError(f"{path}: `tracks` has {T} frames, {num_frames} are needed: give tracks of the same clip")
-    size = entries.size()
-    queries = _checked_queries(entries.array("query_points", "iuf", (M, 3)), path, T, size)
-    score, depth = (entries.numbers(key, (M, T), optional=True) for key in ("occlusion_score", "depth"))
-    return PointTracks(tracks, entries.array("visible", "b", (M, T)), queries, size, score, depth)
 
 
 def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
@@ -165,23 +151,23 @@ def resize_queries(queries: np.ndarray, size: tuple[int, int], new_size: tuple[i
     return np.concatenate([queries[:, :1], points[:, ::-1]], axis=1).astype(np.float32)
 
 
-class _Entries:
+class Entries:
     """Checked access to the arrays of an .npz file. Each problem raises a UserError that names the file and the key."""
 
-    def __init__(self, path: str | Path):
-        self.path, self.arrays = path, ArrayFile(path, "an .npz of numbers is needed, as numpy.savez writes it")
+    def __init__(self, path: str | Path, arrays: Mapping[str, np.ndarray] | ArrayFile | None = None):
+        """arrays: the content of the file, if it is not an .npz."""
+        self.path = path
+        if arrays is None:
+            arrays = ArrayFile(path, "an .npz of numbers is needed, as numpy.savez writes it")
+        self.arrays = arrays
 
-    def numbers(self, key: str, shape: tuple, optional: bool = False, finite: bool = False):
+    def numbers(self, key: str, shape: tuple, optional: bool = False):
         """The floating-point array `key` as float32; values beyond the range of float32 become infinite."""
         found = self.array(key, "f", shape, optional)
         if found is None:
             return None
         with np.errstate(over="ignore"):
-            out = found.astype(np.float32)
-        if finite and not np.isfinite(out).all():
-            raise UserError(f"{self.path}: `{key}` has values that are not finite: replace them, or remove these "
-                            "tracks")
-        return out
+            return found.astype(np.float32)
 
     def array(self, key: str, kinds: str, shape: tuple, optional: bool = False):
         """The array `key`, whose dtype is one of `kinds` and whose sides are `shape` (None: any)."""
@@ -207,8 +193,8 @@ class _Entries:
         return H, W
 
 
-def _checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,
-                     size: tuple[int, int] | None) -> np.ndarray:
+def checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,
+                    size: tuple[int, int] | None) -> np.ndarray:
     """Query points as float32. UserError unless each has a whole frame number and lies inside the clip."""
     t, y, x = queries.T
     good = np.isfinite(queries).all(axis=1)

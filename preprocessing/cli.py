@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from common.cli import Flag, Parser, at_least, positive
+from common.cli import Flag, Parser, at_least, positive, share
 from common.errors import UserError, os_error_line
 from common.files import MAX_PIXELS
 from loaders.correspondences import CorrespondenceStore
@@ -57,8 +57,9 @@ def main_parser() -> Parser:
     add_pixel_limit(frames)
     add = out.add_argument_group("correspondences").add_argument
     add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
-    add("--tracks", nargs="+", metavar="NPZ", help="tracks of any tracker instead of flow, as files of `tracks`, "
-        "`visible`, `query_points`, `frame_size`")
+    add("--tracks", nargs="+", metavar="FILE", help="tracks of any tracker instead of flow, as .npz, .npy or .pt of "
+        "positions and visibility")
+    add("--visible_th", type=share, default=0.5, help="probability above which points of --tracks are visible")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
     add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
@@ -203,7 +204,8 @@ def preprocess(args: argparse.Namespace) -> None:
 def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: ModelOptions) -> CorrespondenceStore:
     """The store, from the source of correspondences that the options name."""
     if args.tracks:
-        return build_from_files(sequence, [Path(path) for path in args.tracks], args.pairs, args.resume)
+        paths = [Path(path) for path in args.tracks]
+        return build_from_files(sequence, paths, args.pairs, args.resume, args.visible_th)
     if args.flow == "cotracker":
         if not args.cotracker:
             raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your permissions: "

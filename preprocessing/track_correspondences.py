@@ -21,8 +21,8 @@ from tqdm import tqdm
 from common.errors import UserError
 from loaders.correspondence_format import block_bytes
 from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.predicted_tracks import read_tracks
 from loaders.sequence import VideoSequence
-from loaders.track_files import load_tracks
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
@@ -43,16 +43,17 @@ class TrackerOptions:
     every: int = 8                # frames between query frames; the last frame is always a query frame
 
 
-def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "all",
-                     resume: bool = False) -> CorrespondenceStore:
-    """Make a store from files of tracks (format: loaders/track_files.py), or open it if it is finished.
+def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "all", resume: bool = False,
+                     visible_th: float = 0.5) -> CorrespondenceStore:
+    """Make a store from files of tracks (formats: loaders/predicted_tracks.py), or open it if it is finished.
 
-    pairs, resume: as in preprocessing.pipeline.build_store. UserError if a file does not fit the sequence, if there is
-    a store of other frames or settings, or if the disk is too small."""
+    visible_th: probability above which a point is visible. pairs, resume: as in preprocessing.pipeline.build_store.
+    UserError if a file does not fit the sequence, if there is a store of other frames or settings, or if the disk is
+    too small."""
     def read() -> Iterable[Tracks]:
         for path in paths:
-            tracks = load_tracks(path, len(sequence))
-            if tracks.frame_size != sequence.size:
+            tracks = read_tracks(path, len(sequence), visible_th=visible_th, hidden=False)
+            if (tracks.frame_size or sequence.size) != sequence.size:
                 raise UserError(f"{path}: its tracks are for frames of {tracks.frame_size[1]}x{tracks.frame_size[0]}, "
                                 f"the sequence's are {sequence.size[1]}x{sequence.size[0]}: resize the frames or the "
                                 "tracks")
@@ -62,7 +63,10 @@ def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "a
     if missing:
         raise UserError(f"no file {missing[0]}")
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]
-    return _build(sequence, lambda writer: read(), {"flow": "tracks", "tracks": hashes, "pairs": pairs}, resume)
+    settings = {"flow": "tracks", "tracks": hashes, "pairs": pairs}
+    if visible_th != 0.5:  # the only threshold before this option
+        settings["visible_th"] = visible_th
+    return _build(sequence, lambda writer: read(), settings, resume)
 
 
 def build_from_cotracker(sequence: VideoSequence, options: TrackerOptions, models: ModelOptions, pairs: str = "all",

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from loaders.predicted_tracks import load_tracks
 from loaders.track_files import (
     Annotations,
     PointTracks,
     load_annotations,
     load_queries,
-    load_tracks,
     resize_points,
     sample_queries,
     save_annotations,

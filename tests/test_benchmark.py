@@ -17,8 +17,9 @@ from evaluation.benchmark import check_settings, run_benchmark
 from evaluation.metrics import THRESHOLDS
 from evaluation.plots import draw_videos
 from evaluation.report import PAPER_RESULTS, Table, paper_rows
+from loaders.predicted_tracks import load_tracks
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
-from loaders.track_files import load_tracks, save_tracks
+from loaders.track_files import save_tracks
 from preprocessing.synthetic.render import render_scene
 from tests.launch import start_command
 from tests.robustness import check_benchmark

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.track_files import load_annotations, load_tracks, sample_queries, save_annotations
+from loaders.predicted_tracks import load_tracks
+from loaders.track_files import load_annotations, sample_queries, save_annotations
 from tests.launch import Launched, launch, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]

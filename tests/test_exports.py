@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from loaders.predicted_tracks import load_tracks
 from loaders.sequence import open_sequence
 from loaders.track_export import check_format, export_tracks
-from loaders.track_files import PointTracks, load_tracks
+from loaders.track_files import PointTracks
 
 N, T, SIZE = 3, 8, (64, 64)
 

@@ -16,7 +16,7 @@ from drawing.pack import GridTracks, coarsest_quantum, pack
 from drawing.page import PageData, page_html
 from drawing.run_views import Views
 from eval import evaluate
-from loaders.track_files import load_tracks
+from loaders.predicted_tracks import load_tracks
 from training.trainer import Trainer
 from viz import visualize
 

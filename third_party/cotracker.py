@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from third_party.torch_files import tensors_by_name
+from common.torch_files import tensors_by_name
 
 REPOSITORY = "facebookresearch/co-tracker"
 ENTRY = "cotracker3_offline"  # function of the repository's hubconf.py

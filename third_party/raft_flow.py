@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
+from common.torch_files import tensors_by_name
 from third_party.raft import RAFT
-from third_party.torch_files import tensors_by_name
 
 MIN_SIDE = 128  # pixels, required by the coarsest level of the correlation; smaller frames are enlarged
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

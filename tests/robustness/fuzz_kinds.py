@@ -22,6 +22,7 @@ from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
 from loaders.omnimotion_layout import OmniMotionFolder
+from loaders.predicted_tracks import load_tracks, read_tracks
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
 from loaders.track_files import (
@@ -29,7 +30,6 @@ from loaders.track_files import (
     PointTracks,
     load_annotations,
     load_queries,
-    load_tracks,
     save_annotations,
     save_queries,
     save_tracks,
@@ -186,6 +186,19 @@ def tracks(folder: Path) -> Path:
     return path
 
 
+def other_tracks(suffix: str) -> Callable[[Path], Path]:
+    """A function that writes tracks as CoTracker's users do."""
+    def make(folder: Path) -> Path:
+        path = folder / f"tracks{suffix}"
+        points = truth().points.swapaxes(0, 1)[None]  # (1, T, N, 2)
+        if suffix == ".npy":
+            np.save(path, points)
+        else:
+            torch.save((torch.from_numpy(points), torch.ones(points.shape[:3], dtype=torch.bool)), path)
+        return path
+    return make
+
+
 def queries(suffix: str) -> Callable[[Path], Path]:
     """A function that writes query points."""
     def make(folder: Path) -> Path:
@@ -315,9 +328,10 @@ ARRAY = st.builds(npy, DTYPE, st.lists(SIDE, max_size=4).map(tuple), st.binary(m
 
 
 @st.composite
-def fitting_arrays(draw) -> bytes:
+def fitting_arrays(draw, other_names: bool = False) -> bytes:
     """The bytes of an .npz file with the expected array names, mostly consistent shapes, and arbitrary values.
 
+    other_names: use names of other trackers, and sometimes CoTracker's layout.
     Each array is left out with probability 1/10."""
     T, N = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     shapes = {"points": (N, T, 2), "tracks": (N, T, 2), "occluded": (N, T), "visible": (N, T), "frame_size": (2,),
@@ -333,11 +347,18 @@ def fitting_arrays(draw) -> bytes:
         with np.errstate(all="ignore"):
             out[name] = np.nan_to_num(flat).clip(-2**62, 2**62).astype(dtype).reshape(shape) if dtype == "i8" else \
                 np.array(flat).astype(dtype).reshape(shape)
+    if other_names:
+        out = {OTHER_NAMES.get(name, name): array for name, array in out.items()}
+        for name in ("pred_tracks", "visibility"):
+            if name in out and draw(st.booleans()):
+                out[name] = out[name].swapaxes(0, 1)[None]
     buffer = io.BytesIO()
     np.savez(buffer, **out)
     return buffer.getvalue()
 
 
+OTHER_NAMES = {"tracks": "pred_tracks", "visible": "visibility", "query_points": "queries"}
+OTHER_NPZ_BYTES = fitting_arrays(other_names=True)
 NPZ_BYTES = st.one_of(fitting_arrays(), st.dictionaries(st.sampled_from(
     ["points", "occluded", "frame_size", "query_points", "tracks", "visible", "../x"]), ARRAY, max_size=5).map(npz))
 OPCODES = [getattr(pickle, name) for name in dir(pickle) if name.isupper() and isinstance(getattr(pickle, name), bytes)
@@ -371,8 +392,11 @@ KINDS = [
     Kind("depth_meta.json", depth_file("meta.json"), lambda path: load_depth(open_sequence(path.parents[1])),
          JSON_BYTES),
     Kind("annotations.npz", annotations, lambda path: load_annotations(path, FRAMES), NPZ_BYTES, share=6),
-    Kind("tracks.npz", tracks, load_tracks, NPZ_BYTES, share=6), Kind("queries.npz", queries(".npz"), load_queries,
-                                                                     NPZ_BYTES),
+    Kind("tracks.npz", tracks, load_tracks, NPZ_BYTES, share=6),
+    Kind("other_tracks.npz", tracks, lambda path: read_tracks(path, FRAMES, hidden=False), OTHER_NPZ_BYTES, share=6),
+    Kind("tracks.npy", other_tracks(".npy"), lambda path: read_tracks(path, FRAMES), ARRAY),
+    Kind("tracks.pt", other_tracks(".pt"), lambda path: load_tracks(path, FRAMES, np.zeros((4, 3), np.float32), SIZE)),
+    Kind("queries.npz", queries(".npz"), load_queries, NPZ_BYTES),
     Kind("queries.csv", queries(".csv"), lambda path: load_queries(path, FRAMES, SIZE), CSV_BYTES),
     Kind("tapvid.pkl", benchmark("dict"), read_benchmark, PICKLE_BYTES, share=8),
     Kind("tapvid_jpeg.pkl", benchmark("jpeg"), read_benchmark, PICKLE_BYTES),

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 
 
-def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a weights file written by torch.save (zip or legacy format), on the CPU: the file's content, or
-    its entry "model".
+def load_plain(path: str | Path) -> object:
+    """The content of a file written by torch.save (zip or legacy format), on the CPU: tensors in plain containers.
 
-    ValueError with a one-line message if the file is damaged, contains anything but tensors and plain containers,
-    unpacks to more bytes than it has, or is not a dict of tensors. OSError if it cannot be read."""
+    ValueError with a one-line message if the file is damaged, contains anything but tensors and plain containers, or
+    unpacks to more bytes than it has. OSError if it cannot be read."""
     with open(path, "rb") as file:
         head = file.read(4)
     try:
@@ -20,9 +19,16 @@ def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
             _check_archive(Path(path))
         with warnings.catch_warnings():  # warnings about the pickle protocol precede an error
             warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # depends on the damage: a zip, pickle, Unicode or PyTorch error
         raise ValueError(_reason(error)) from error
+
+
+def tensors_by_name(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a weights file: the file's content, or its entry "model".
+
+    ValueError as in `load_plain`, also if the file is not a dict of tensors. OSError if it cannot be read."""
+    state = load_plain(path)
     if isinstance(state, dict):
         state = state.get("model", state)
     if not isinstance(state, dict) or not all(

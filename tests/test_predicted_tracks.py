@@ -1,0 +1,274 @@
+"""Tracks as CoTracker's and TAPIR's users save them: every name, layout and type gives the same tracks, or one line."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from loaders.predicted_tracks import OCCLUDED, POSITIONS, VISIBLE, load_tracks, read_tracks
+from loaders.track_export import export_tracks
+from loaders.track_files import PointTracks, load_annotations, sample_queries
+from tests.launch import launch
+
+SIZE = (40, 50)  # (H, W)
+
+
+def made(N, T, seed=0):
+    """Random tracks of N points through T frames with whole positions, so that every dtype holds them; each starts at
+    its query point."""
+    rng = np.random.default_rng(seed)
+    tracks = rng.integers(0, 40, (N, T, 2)).astype(np.float32)
+    frames = rng.integers(0, max(T, 1), N)
+    start = tracks[np.arange(N), frames] if T else np.zeros((N, 2), np.float32)
+    queries = np.stack([frames, start[:, 1], start[:, 0]], -1).astype(np.float32)
+    return PointTracks(tracks, rng.random((N, T)) > 0.4, queries, SIZE)
+
+
+def same(found, expected):
+    assert found.tracks.dtype == np.float32 and found.visible.dtype == bool and found.tracks.flags.c_contiguous
+    assert np.array_equal(found.tracks, expected.tracks) and np.array_equal(found.visible, expected.visible)
+
+
+def write(path, arrays):
+    """Write arrays by name as .npz or .pt."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        torch.save({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, path)
+    return path
+
+
+@st.composite
+def saved(draw):
+    """Tracks, and the arrays by name as some tracker's user saves them."""
+    N = draw(st.integers(1, 6))
+    T = draw(st.integers(1, 7).filter(lambda T: T != N))
+    expected = made(N, T, draw(st.integers(0, 99)))
+    name = draw(st.sampled_from(VISIBLE + OCCLUDED))
+    visible = ~expected.visible if name in OCCLUDED else expected.visible
+    dtype = draw(st.sampled_from([bool, np.uint8, np.int64, np.float32, np.float16, "probability"]))
+    if dtype == "probability":
+        visible = np.where(visible, 0.51, 0.5) if name in VISIBLE else np.where(visible, 0.5, 0.49)
+    else:
+        visible = visible.astype(dtype)
+    tracks = expected.tracks.astype(draw(st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.uint8])))
+    if draw(st.booleans()):
+        tracks = tracks.swapaxes(0, 1)
+    if draw(st.booleans()):
+        visible = visible.T
+    if draw(st.booleans()):
+        tracks = tracks[None]
+    if draw(st.booleans()):
+        visible = visible[None]
+    if draw(st.booleans()):
+        visible = visible[..., None]
+    return expected, {draw(st.sampled_from(POSITIONS)): tracks, name: visible}
+
+
+@settings(max_examples=150, deadline=None)
+@given(saved(), st.sampled_from([".npz", ".pt", ".pth"]), st.booleans())
+def test_every_name_layout_and_type_is_read(tmp_path_factory, case, suffix, queries_inside):
+    expected, arrays = case
+    if queries_inside:
+        arrays = arrays | {"query_points": expected.query_points, "frame_size": np.array(SIZE)}
+    path = write(tmp_path_factory.getbasetemp() / f"tracks{suffix}", arrays)
+    num_frames = expected.tracks.shape[1]
+    found = load_tracks(path, num_frames, None if queries_inside else expected.query_points, SIZE)
+    same(found, expected)
+    assert np.array_equal(found.query_points, expected.query_points) and found.frame_size == SIZE
+    same(read_tracks(path, num_frames), expected)  # as --tracks, where the number of tracks is not known
+
+
+@pytest.mark.parametrize("N,T", [(1, 5), (5, 1), (3, 8), (8, 3), (4, 4), (1, 1)])
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_written_tracks_are_read_back(N, T, suffix, tmp_path):
+    """Also where N = T: both formats have one layout."""
+    expected = made(N, T)
+    export_tracks(tmp_path / f"t{suffix}", expected)
+    same(load_tracks(tmp_path / f"t{suffix}", T, expected.query_points, SIZE), expected)
+    same(load_tracks(tmp_path / f"t{suffix}", None, expected.query_points, SIZE), expected)
+
+
+def test_cotrackers_outputs(tmp_path):
+    expected = made(3, 8)
+    tracks = torch.from_numpy(expected.tracks.copy()).transpose(0, 1)[None]
+    visible = torch.from_numpy(expected.visible.T.copy())[None]
+    path = tmp_path / "t.pt"
+    for content in ((tracks, visible), [tracks, visible.float()], (tracks[0], visible[0]),
+                    (tracks.bfloat16().requires_grad_(), visible),
+                    {"pred_tracks": tracks, "pred_visibility": visible, "model": "cotracker3", "shape": (8, 3)}):
+        torch.save(content, path)
+        same(load_tracks(path, 8, expected.query_points, SIZE), expected)
+    torch.save((tracks, visible), path, _use_new_zipfile_serialization=False)
+    same(load_tracks(path, 8, expected.query_points, SIZE), expected)
+    np.savez(tmp_path / "t.npz", tracks.numpy(), visible.numpy())  # arr_0, arr_1
+    same(load_tracks(tmp_path / "t.npz", 8, expected.query_points, SIZE), expected)
+
+
+def test_positions_alone_are_visible(tmp_path, caplog):
+    expected = made(3, 8)
+    np.save(tmp_path / "t.npy", expected.tracks.swapaxes(0, 1))
+    torch.save(torch.from_numpy(expected.tracks), tmp_path / "t.pt")
+    with caplog.at_level(logging.INFO):
+        for name in ("t.npy", "t.pt"):
+            found = load_tracks(tmp_path / name, 8, expected.query_points, SIZE)
+            assert np.array_equal(found.tracks, expected.tracks) and found.visible.all()
+    assert caplog.text.count("has no visibility: all points count as visible") == 2
+
+
+def test_the_threshold_of_probabilities(tmp_path):
+    expected = made(2, 5)
+    p = np.linspace(0, 1, 10).reshape(2, 5)
+    for name, values in (("visibility", p), ("occlusion", 1 - p)):
+        np.savez(tmp_path / "t.npz", tracks=expected.tracks, **{name: values})
+        for th in (0.25, 0.5, 0.9):
+            assert np.array_equal(read_tracks(tmp_path / "t.npz", 5, visible_th=th).visible, p > th)
+    np.savez(tmp_path / "t.npz", tracks=expected.tracks, visible=expected.visible)
+    assert np.array_equal(read_tracks(tmp_path / "t.npz", 5, visible_th=0.0).visible, expected.visible)
+
+
+def test_queries_of_either_order_are_where_the_tracks_start(tmp_path):
+    expected = made(4, 7)
+    for order in ([0, 1, 2], [0, 2, 1]):
+        np.savez(tmp_path / "t.npz", tracks=expected.tracks, visible=expected.visible,
+                 queries=expected.query_points[None][..., order])
+        found = load_tracks(tmp_path / "t.npz", 7, None, SIZE)
+        assert np.array_equal(found.query_points, expected.query_points)
+    np.savez(tmp_path / "t.npz", tracks=expected.tracks + 9, visible=expected.visible, queries=expected.query_points)
+    with pytest.raises(UserError, match=r"`queries` may be \(t, x, y\) or \(t, y, x\): name them `query_points`"):
+        load_tracks(tmp_path / "t.npz", 7, None, SIZE)
+
+
+def test_missing_positions_of_hidden_points(tmp_path):
+    expected = made(3, 8)
+    tracks = np.where(expected.visible[..., None], expected.tracks, np.nan)
+    np.savez(tmp_path / "t.npz", tracks=tracks, visible=expected.visible)
+    found = read_tracks(tmp_path / "t.npz", 8, hidden=False)
+    assert np.array_equal(found.tracks, np.nan_to_num(tracks)) and np.array_equal(found.visible, expected.visible)
+    n, t = np.argwhere(~expected.visible)[0]
+    with pytest.raises(UserError, match=f"not finite, the first of track {n} in frame {t}"):
+        read_tracks(tmp_path / "t.npz", 8)
+
+
+GOOD = made(3, 8)
+T38, V38 = GOOD.tracks, GOOD.visible
+
+
+@pytest.mark.parametrize("arrays, words", [
+    ({"flow": T38}, "has no `tracks`: it has flow"),
+    ({"tracks": made(4, 4).tracks, "visibility": made(4, 4).visible}, "may be (tracks, frames) or (frames, tracks)"),
+    ({"tracks": made(4, 4).tracks.swapaxes(0, 1)[None], "visible": V38}, "may be (tracks, frames)"),
+    ({"tracks": np.stack([T38, T38]), "visible": V38}, "a batch of 2 clips"),
+    ({"tracks": T38[..., :1], "visible": V38}, "must be positions (x, y)"),
+    ({"tracks": T38[0], "visible": V38}, "has the shape (8, 2)"),
+    ({"tracks": T38 > 3, "visible": V38}, "`tracks` is bool"),
+    ({"tracks": T38, "pred_tracks": T38}, "has `tracks` and `pred_tracks`"),
+    ({"tracks": T38[:, :7], "visible": V38[:, :7]}, "has 7 frames, 8 are needed"),
+    ({"tracks": T38[:2], "visible": V38[:2]}, "does not fit 3 queries and 8 frames"),
+    ({"tracks": T38, "visible": V38[:, :7]}, "`visible` has the shape (3, 7), it must be one value"),
+    ({"tracks": T38, "occlusion": np.where(V38, -4.5, 3.25)}, "from -4.5 to 3.25"),
+    ({"tracks": T38, "visible": V38.astype(np.uint8) * 255}, "from 0 to 255"),
+    ({"tracks": T38, "visible": np.where(V38, 1, np.nan)}, "nan"),
+    ({"tracks": np.where(V38[..., None], T38, np.inf), "visible": V38}, "not finite"),
+    ({"tracks": T38.astype(np.float64) + 1e300, "visible": V38}, "24 positions that are not finite"),
+    ({"tracks": T38, "visible": V38, "query_points": np.zeros((3, 2))}, "`query_points` is float64"),
+    ({"tracks": T38, "visible": V38, "query_points": np.full((3, 3), 9.0)}, "row 0 (t, y, x)"),
+    ({"tracks": T38, "visible": V38, "frame_size": np.array([0, 4])}, "`frame_size`"),
+    ({"tracks": T38, "visible": V38, "depth": T38}, "`depth` has the shape"),
+    ({"tracks": T38, "visible": V38, "depth": V38}, "`depth` is bool"),
+])
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_bad_tracks_are_one_line(arrays, words, suffix, tmp_path):
+    path = write(tmp_path / f"t{suffix}", arrays)
+    square = next(iter(arrays.values())).shape[-3:-1] == (4, 4)
+    with pytest.raises(UserError) as caught:
+        load_tracks(path, *((4, made(4, 4).query_points) if square else (8, GOOD.query_points)), SIZE)
+    assert words in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, words", [
+    ("text", "holds a str"), ((torch.zeros(1, 8, 3, 2),) * 3, "holds 3 values without names"),
+    ({"tracks": torch.zeros(8, 3, 2, dtype=torch.complex64)}, "complex64"),
+    ({"tracks": torch.zeros(8, 3, 2).to_sparse()}, "sparse"),
+    ({"tracks": torch.zeros(1).expand(10**6, 10**6, 2)}, "GB unpacked"),
+    ((), "has no `tracks`"), ([None], "has no `tracks`"),
+])
+def test_bad_tensors_are_one_line(content, words, tmp_path):
+    torch.save(content, tmp_path / "t.pt")
+    with pytest.raises(UserError) as caught:
+        load_tracks(tmp_path / "t.pt", 8, GOOD.query_points, SIZE)
+    assert words in str(caught.value) and "t.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_tracks(tmp_path):
+    np.save(tmp_path / "t.npy", {"tracks": T38}, allow_pickle=True)
+    torch.save({"tracks": T38}, tmp_path / "t.pt")  # numpy's array inside: not a tensor
+    (tmp_path / "t.csv").write_text("1,2\n")
+    (tmp_path / "u.pt").write_bytes(b"PK\x03\x04 cut off")
+    for name, words in (("t.npy", "cannot be read as arrays"), ("t.pt", "cannot be read as tensors"),
+                        ("t.csv", "ends in '.csv'"), ("u.pt", "cannot be read as tensors"), ("v.pt", "no file"),
+                        ("v.npy", "no file")):
+        with pytest.raises(UserError, match=words) as caught:
+            load_tracks(tmp_path / name, 8, GOOD.query_points, SIZE)
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_asked_for(tmp_path):
+    np.savez(tmp_path / "t.npz", tracks=T38, visible=V38)
+    with pytest.raises(UserError, match="no query points: give --queries FILE"):
+        load_tracks(tmp_path / "t.npz", 8)
+    with pytest.raises(UserError, match="no `frame_size`: give --data_dir"):
+        load_tracks(tmp_path / "t.npz", 8, GOOD.query_points)
+    with pytest.raises(UserError, match="or give --queries FILE or --data_dir"):
+        load_tracks(tmp_path / "t.npz")
+
+
+def evaluated(*arguments):
+    result = launch("eval.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_eval_scores_and_converts_every_format(small_sequence, tmp_path):
+    truth = load_annotations(small_sequence / "annotations.npz")
+    queries, rows = sample_queries(truth, "first")
+    rng = np.random.default_rng(0)
+    tracks = (truth.points[rows] + rng.normal(0, 2, truth.points[rows].shape)).astype(np.float32)
+    visible = ~truth.occluded[rows]
+    expected = PointTracks(tracks, visible, queries, truth.frame_size)
+    export_tracks(tmp_path / "own.npz", expected)
+    score = ["--annotations", small_sequence / "annotations.npz", "--query_mode", "first", "--out", tmp_path / "m.json"]
+    evaluated("--predictions", tmp_path / "own.npz", *score)
+    metrics = (tmp_path / "m.json").read_text()
+    evaluated("--predictions", tmp_path / "own.npz", "--out", tmp_path / "own.pt")
+    np.save(tmp_path / "a.npy", tracks.swapaxes(0, 1))
+    np.savez(tmp_path / "b.npz", pred_tracks=tracks.swapaxes(0, 1)[None], pred_visibility=visible.T[None] * 0.6)
+    for name in ("own.pt", "b.npz"):
+        evaluated("--predictions", tmp_path / name, *score)
+        assert (tmp_path / "m.json").read_text() == metrics, name
+    evaluated("--predictions", tmp_path / "b.npz", *score, "--visible_th", "0.7")
+    assert (tmp_path / "m.json").read_text() != metrics
+    assert "all points count as visible" in evaluated("--predictions", tmp_path / "a.npy", *score).stderr
+    np.savez(tmp_path / "q.npz", query_points=queries, frame_size=truth.frame_size)
+    for name in ("own.pt", "b.npz"):
+        evaluated("--predictions", tmp_path / name, "--queries", tmp_path / "q.npz", "--data_dir", small_sequence,
+                  "--out", tmp_path / "back.npz")
+        back = load_tracks(tmp_path / "back.npz")
+        same(back, expected)
+        assert np.array_equal(back.query_points, queries) and back.frame_size == truth.frame_size
+    np.savez(tmp_path / "q.npz", query_points=queries[1:], frame_size=truth.frame_size)
+    result = launch("eval.py", "--predictions", tmp_path / "own.npz", "--queries", tmp_path / "q.npz", *score)
+    assert result.returncode == 2 and "leave --queries out" in result.stderr
+
+
+def test_tracks_of_other_points_are_told(small_sequence, tmp_path):
+    truth = load_annotations(small_sequence / "annotations.npz")
+    _, rows = sample_queries(truth, "first")
+    np.savez(tmp_path / "t.npz", tracks=truth.points[rows[::-1]], occluded=truth.occluded[rows[::-1]])
+    result = evaluated("--predictions", tmp_path / "t.npz", "--annotations", small_sequence / "annotations.npz",
+                       "--query_mode", "first")
+    assert "px (median) from their query points: are they in the queries' order" in result.stderr
