@@ -33,12 +33,12 @@ from evaluation.benchmark import benchmark_name, run_benchmark, sequences_folder
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
 from evaluation.tables import markdown
 from inference.load_run import load_run
+from loaders.predicted_tracks import load_tracks
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import (
     Annotations,
     PointTracks,
     load_annotations,
-    load_tracks,
     sample_queries,
     save_tracks,
 )
