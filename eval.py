@@ -16,11 +16,13 @@ from common.cli import run
 from common.errors import UserError
 from configs.options import parse
 from evaluation.benchmark import run_benchmark
-from evaluation.single_video import convert_tracks, score_model, score_predictions, track_queries
+from evaluation.single_video import check_modes, convert_tracks, score_model, score_predictions, track_queries
+from inference.load_run import run_options
 
 
 def evaluate(options: Namespace) -> None:
     """Run the mode that the options select."""
+    check_modes(options)
     if options.tapvid:
         run_benchmark(options)
     elif options.predictions and options.out and not options.annotations:
@@ -38,7 +40,7 @@ def evaluate(options: Namespace) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_flush_denormal(True)  # see train.py
-    options = parse("eval")
+    options = parse("eval", stored=lambda given: {} if given.tapvid or given.predictions else run_options(given))
     evaluate(options)
 
 

@@ -22,6 +22,7 @@ from configs.options import parse
 from drawing.output import FORMATS
 from drawing.run_views import Views
 from drawing.visualizations import VISUALIZATIONS
+from inference.load_run import run_options
 
 log = logging.getLogger("viz")
 
@@ -51,7 +52,7 @@ def chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_flush_denormal(True)  # see train.py
-    options = parse("viz")
+    options = parse("viz", stored=run_options)
     visualize(options)
 
 

@@ -2,9 +2,11 @@
 
 A config file (`--config configs/default.txt`) holds `name = value` lines; the command line overrides it. Every driver
 accepts all options, so that one config file serves all three. `--help` of a driver lists only those that it reads.
+Of inference and data, eval.py and viz.py take the options that the run was trained with where neither says otherwise.
 Schedules are given in steps of a reference run of 100,000 steps; a run of `num_iters` steps scales them all.
 """
 
+import logging
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,10 +14,11 @@ from pathlib import Path
 
 import configargparse
 
-from common.cli import Flag, Parser
+from common.cli import Flag, Parser, yes_or_no
 from common.errors import UserError
 from common.files import MAX_PIXELS
 
+log = logging.getLogger(__name__)
 ALL = ("train", "eval", "viz")
 TRAIN = ("train",)
 EVAL = ("eval",)
@@ -277,26 +280,77 @@ def _reader(option: Option) -> Callable:
     return lambda text: ",".join(current.get(part, part) for part in text.split(","))
 
 
-def parse(driver: str, argv: list[str] | None = None) -> Namespace:
-    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names. SystemExit
-    2 for a mistake, after one line on stderr."""
+def parse(driver: str, argv: list[str] | None = None,
+          stored: Callable[[Namespace], dict[str, str]] | None = None) -> Namespace:
+    """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names.
+
+    stored: gives, for the options so far, the texts of the options of the run that they name; those in `taken_from_run`
+    replace the defaults. One line names them if they differ. SystemExit 2 for a mistake, after one line on stderr."""
     reader = parser(driver)
-    try:
-        options = reader.parse_args(argv)
-    except UnicodeDecodeError:
-        reader.error("the --config file is not a text in UTF-8")
+    options = _parse(reader, argv)
+    if stored is not None:
+        texts = stored(options)
+        taken = [option for option in taken_from_run(driver) if option.name in texts]
+        reader.set_defaults(**{option.name: _value(option, texts[option.name]) for option in taken})
+        before, options = vars(options), _parse(reader, argv)
+        changed = [option for option in taken if before[option.name] != getattr(options, option.name)]
+        if said := [f"{o.name} = {getattr(options, o.name)}" for o in changed if o.group != "model"]:
+            log.info("options of the run: %s", ", ".join(said))
     if options.baseline:
         reader.error(f"--baseline was removed: say --no-score_model --baselines {options.baseline}")
     del options.baseline
     for option in OPTIONS:
         value = getattr(options, option.name)
-        if option.minimum is not None and not value >= option.minimum:  # also true for NaN
-            reader.error(f"--{option.name} {value}: must be at least {option.minimum}")
-        if option.maximum is not None and value > option.maximum:
-            reader.error(f"--{option.name} {value}: must be at most {option.maximum}")
+        if limit := _limit(option, value):
+            reader.error(f"--{option.name} {value}: must be {limit}")
     if options.min_depth >= options.max_depth:
         reader.error(f"--max_depth {options.max_depth}: must be more than --min_depth {options.min_depth}")
     return options
+
+
+def taken_from_run(driver: str) -> list[Option]:
+    """The options of inference and data that `driver` reads and whose default is the value that the run has."""
+    return [option for option in OPTIONS if driver in option.drivers and driver in TRACK
+            and (option.group in ("inference", "data", "model") or option.name == "max_pixels")]
+
+
+def read_options_file(path: Path) -> dict[str, str]:
+    """The texts of the options in a run's args.txt by name. FileNotFoundError if there is none; UserError if it is
+    damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = configargparse.DefaultConfigFileParser().parse(file)
+    except (UnicodeDecodeError, configargparse.ConfigFileParserException) as error:
+        raise UserError(f"{path} cannot be read as options: restore it, or remove it") from error
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _parse(reader: Parser, argv: list[str] | None) -> Namespace:
+    try:
+        return reader.parse_args(argv)
+    except UnicodeDecodeError:
+        reader.error("the --config file is not a text in UTF-8")
+
+
+def _limit(option: Option, value: bool | int | float | str) -> str:
+    """The limit that the value is beyond, as words; empty if there is none."""
+    if option.minimum is not None and not value >= option.minimum:  # also true for NaN
+        return f"at least {option.minimum}"
+    if option.maximum is not None and value > option.maximum:
+        return f"at most {option.maximum}"
+    return ""
+
+
+def _value(option: Option, text: str) -> bool | int | float:
+    """The value of a stored option. UserError if the text is none."""
+    try:
+        value = yes_or_no(text) if option.type is bool else option.type(text)
+        if limit := _limit(option, value):
+            raise ValueError(f"must be {limit}")
+        return value
+    except ValueError as error:
+        raise UserError(f"the run's args.txt (or checkpoint) has {option.name} = {text[:40]!r}, which is no value of "
+                        "this option: restore it, or remove args.txt") from error
 
 
 def run_dir(options: Namespace) -> Path:

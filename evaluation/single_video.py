@@ -26,6 +26,18 @@ from loaders.track_files import PointTracks, load_annotations, load_queries, sam
 log = logging.getLogger("eval")
 
 
+def check_modes(options: Namespace) -> None:
+    """UserError if options of two modes are given together."""
+    if options.tapvid and (options.annotations or options.queries):
+        name = "annotations" if options.annotations else "queries"
+        raise UserError(f"--tapvid has its own annotations and queries: leave --{name} out")
+    if options.annotations and options.queries and not options.predictions:
+        raise UserError("--annotations score the tracks of their own query points, --queries writes tracks without a "
+                        "score: give one of them")
+    if options.baselines and not options.tapvid and (options.predictions or options.queries):
+        log.warning("--baselines are scored with --annotations and a model only: not used here")
+
+
 def score_model(options: Namespace) -> None:
     """Track the annotations' queries with the run's model and with the baselines; write tracks and metrics."""
     baselines = chosen_baselines(options.baselines)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from configs.options import run_dir
+from configs.options import read_options_file, run_dir
 from inference.flow_guided_tracker import FlowGuidedTracker
 from inference.tracker import Tracker
 from loaders.checkpoint import Checkpoint, check_frames, check_length, find_checkpoint
@@ -25,6 +25,25 @@ class Run:
     sequence: VideoSequence
     checkpoint: Checkpoint
     tracker: Tracker
+
+
+def run_options(options: Namespace) -> dict[str, str]:
+    """The texts of the options that the run of `--data_dir` and `--expname`, or of `--ckpt_path`, was trained with:
+    of args.txt beside the checkpoint, else of the checkpoint. Empty if there is no run or it has none.
+
+    UserError if args.txt is damaged."""
+    if not options.data_dir:
+        return {}
+    folder = Path(options.ckpt_path).parent if options.ckpt_path else run_dir(options)
+    try:
+        return read_options_file(folder / "args.txt")
+    except OSError:
+        log.debug("%s has no args.txt", folder)
+    try:
+        stored = find_checkpoint(folder, options.ckpt_path)[1].options
+    except UserError:  # load_run reports it
+        return {}
+    return {name: str(value) for name, value in stored.items()} if isinstance(stored, dict) else {}
 
 
 def load_run(options: Namespace) -> Run:

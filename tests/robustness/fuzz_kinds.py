@@ -17,6 +17,7 @@ from PIL import Image
 from common.errors import UserError
 from configs.options import parse
 from evaluation.report import _record
+from inference.load_run import run_options
 from loaders.checkpoint import read_checkpoint
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
@@ -279,6 +280,24 @@ def read_config(path: Path) -> None:
         raise UserError(f"{path}: refused by the parser") from error
 
 
+def args(folder: Path) -> Path:
+    """The options file of a run."""
+    path = folder / "x_y" / "args.txt"
+    path.parent.mkdir()
+    path.write_text("follow_flow = True\nnum_imgs = 60\nocclusion_th = 0.99\nexpname = x\nuse_max_loc = False\n")
+    return path
+
+
+def read_args(path: Path) -> None:
+    """Take the options of the run as eval.py does. Exit code 2, for a wrong value, becomes a UserError."""
+    try:
+        parse("eval", ["--data_dir", "y", "--expname", "x", "--save_dir", str(path.parents[1])], run_options)
+    except SystemExit as error:
+        if error.code not in (0, 2):
+            raise
+        raise UserError(f"{path}: refused by the parser") from error
+
+
 def result(folder: Path) -> Path:
     """The result file of one video of a benchmark."""
     (folder / "bear.json").write_text(json.dumps({
@@ -299,6 +318,9 @@ CSV_BYTES = st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_s
     lambda rows: "\n".join(["t,y,x", *rows]).encode("utf-8", "surrogatepass"))
 OPTION_LINES = st.lists(st.tuples(st.sampled_from(["num_iters", "lr_deform", "query_mode", "config", "no_reload", "x"]),
                                   st.sampled_from([" = ", ":", " ", "==", "="]), CELL).map("".join), max_size=6)
+TAKEN = st.sampled_from(["follow_flow", "num_imgs", "occlusion_th", "max_depth", "use_max_loc"])
+ARGS_BYTES = st.lists(st.tuples(TAKEN, st.sampled_from([" = ", "=", " "]), CELL).map("".join), max_size=6).map(
+    lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
 CONFIG_BYTES = st.one_of(OPTION_LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")),
                          st.binary(max_size=40))
 
@@ -402,5 +424,6 @@ KINDS = [
     Kind("tapvid_jpeg.pkl", benchmark("jpeg"), read_benchmark, PICKLE_BYTES),
     Kind("checkpoint.pth", checkpoint, read_checkpoint),
     Kind("raft.pth", raft_weights, read_raft, share=1),
+    Kind("args.txt", args, read_args, ARGS_BYTES, share=2),
     Kind("config.txt", config, read_config, CONFIG_BYTES, share=2), Kind("result.json", result, _record, JSON_BYTES),
 ]
