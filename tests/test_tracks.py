@@ -2,6 +2,8 @@
 
 The checkout in these tests is a stand-in with CoTracker's hub entry and call signature, not CoTracker itself."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from common.errors import UserError
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import PointTracks, save_tracks
-from preprocessing.cli import main
+from preprocessing.cli import main, main_parser
 from preprocessing.flow import ModelOptions
 from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, correspondences, query_grid
 
@@ -83,6 +85,44 @@ def test_training_takes_a_store_of_tracks(sequence, tmp_path):
     batch = sampler.batch(4, lambda interval: 1.0)
     moved = (batch.pixels2 - batch.pixels1) / (batch.ids2 - batch.ids1)[:, None, None]
     assert torch.allclose(moved, torch.tensor([3.0, -1.0]).expand_as(moved), atol=1e-4)
+
+
+def test_files_of_other_trackers_make_the_same_store(sequence, tmp_path):
+    made = tracks_of(query_grid(0, (32, 40), 4))
+    made.visible[:, 3] = False
+    save_tracks(tmp_path / "own.npz", made)
+    turned = torch.from_numpy(made.tracks).transpose(0, 1)[None], torch.from_numpy(made.visible.T.copy())[None]
+    torch.save(turned, tmp_path / "cotracker.pt")
+    tracks = np.where(made.visible[..., None], made.tracks, np.nan)  # nothing is known of hidden points
+    np.savez(tmp_path / "tapir.npz", tracks=tracks, occlusion=np.where(made.visible, 0.2, 0.4))
+    flows = []
+    for name in ("own.npz", "cotracker.pt", "tapir.npz"):
+        shutil.rmtree(sequence.root / "correspondences", ignore_errors=True)
+        main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / name), "--visible_th", "0.7"])
+        store = open_correspondences(sequence)
+        flows.append([(store.stored(0, j).pixels, store.stored(0, j).flow(slice(None))) for j in (1, 3, 4)])
+        assert store.meta["method"]["visible_th"] == 0.7
+    for other in flows[1:]:
+        for (pixels, flow), (same_pixels, same_flow) in zip(flows[0], other, strict=True):
+            assert np.array_equal(pixels, same_pixels) and np.array_equal(flow, same_flow)
+    assert len(flows[0][0][0]) > 20 and len(flows[0][1][0]) == 0
+
+
+def test_positions_of_any_layout_make_a_store(sequence, tmp_path):
+    made = tracks_of(query_grid(0, (32, 40), 8))
+    for tracks in (made.tracks, made.tracks.swapaxes(0, 1), np.rint(made.tracks).astype(np.int16)):
+        shutil.rmtree(sequence.root / "correspondences", ignore_errors=True)
+        np.save(tmp_path / "t.npy", tracks)
+        main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / "t.npy")])
+        pair = open_correspondences(sequence).stored(0, 1)
+        assert np.allclose(pair.flow(slice(None)), (3, -1))
+    shutil.rmtree(sequence.root / "correspondences")
+    np.save(tmp_path / "t.npy", made.tracks[:5])  # five tracks of five frames
+    with pytest.raises(UserError, match=r"may be \(tracks, frames\) or \(frames, tracks\)"):
+        main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / "t.npy")])
+    assert main_parser().parse_args(["--data_dir", "x"]).visible_th == 0.5
+    with pytest.raises(SystemExit):
+        main(["--data_dir", "x", "--visible_th", "1.5"])
 
 
 @pytest.mark.parametrize("T,size,words", [(5, (40, 32), "resize the frames or the tracks"), (4, (32, 40), "4 frames")])
