@@ -7,6 +7,9 @@
 --tapvid FILE                  run a benchmark: preprocess, train, track and score every video
 """
 
+import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+
+# isort: split
 import logging
 from argparse import Namespace
 

@@ -4,6 +4,9 @@ Results go to SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard fil
 run that was stopped; Ctrl-C and SIGTERM save a checkpoint first.
 """
 
+import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+
+# isort: split
 import logging
 import sys
 from argparse import Namespace

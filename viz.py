@@ -9,6 +9,9 @@ canonical   the canonical volume                          page       an interact
 all         all of these except the page
 """
 
+import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+
+# isort: split
 import logging
 from argparse import Namespace
 from collections.abc import Iterable
@@ -18,6 +21,7 @@ import torch
 
 from common.cli import run
 from common.errors import UserError
+from common.files import check_writable
 from configs.options import parse
 from drawing.output import FORMATS
 from drawing.run_views import Views
@@ -35,6 +39,7 @@ def visualize(options: Namespace) -> None:
         names = [name for name in VISUALIZATIONS if name != "page" or "page" in names]
     views = Views(options)
     folder = Path(options.out_dir or views.dir)
+    check_writable(folder, "--out_dir")
     for name in names:
         for path in VISUALIZATIONS[name](views, folder / name, formats):
             log.info("%s", path)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import configargparse
 
 from common.errors import UserError, os_error_line
+from common.interrupts import say_stopped
 
 YES = ("true", "yes", "on", "1")
 NO = ("false", "no", "off", "0")
@@ -114,9 +115,13 @@ def share(text: str) -> float:
 def run(main: Callable[[], None]) -> None:
     """Call the main function of a command.
 
-    A UserError or an OSError of the operating system is printed as one line on stderr, and the exit code is 2."""
+    A UserError or an OSError of the operating system is printed as one line on stderr, and the exit code is 2. Ctrl-C
+    prints one line; the exit code is 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        say_stopped()
+        sys.exit(130)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -1,13 +1,14 @@
-"""Atomic writing of files, and reading of small JSON files."""
+"""Atomic writing of files, reading of small JSON files, and the order of file names."""
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import ADVICE, UserError
 
 MAX_JSON = 256 << 20  # bytes; flow_stats.json of 1,000 frames takes 25 MB
 MAX_PIXELS = 1 << 26  # pixels; default of --max_pixels; 8192x8192, enough for 8K (7680x4320 and 8192x4320)
@@ -80,6 +81,34 @@ def read_json(path: str | Path, advice: str) -> dict:
     if not isinstance(out, dict):
         raise UserError(f"{path} is damaged: {advice}")
     return out
+
+
+def check_writable(folder: str | Path, option: str) -> None:
+    """Create a folder if it is missing, and write and remove an empty file in it.
+
+    UserError that names the folder and the `option` that selects it, if that is not possible."""
+    folder = Path(folder)
+    probe = folder / f".tmp-{os.getpid()}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        why = ADVICE.get(error.errno, error.strerror or "unknown reason").split(":")[0]
+        raise UserError(f"{folder} cannot be written, {why}: choose another folder with {option}") from error
+
+
+def natural_key(name: str) -> tuple:
+    """Sorting key of a file name that compares digits as numbers: img_2 comes before img_10.
+
+    Names whose numbers are equal (img_1, img_01) are compared as text."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn, beginning with text
+    return tuple(int(part) if k % 2 else part for k, part in enumerate(parts)), name
+
+
+def in_natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths in the order of `natural_key` of their file names."""
+    return sorted(paths, key=lambda path: natural_key(path.name))
 
 
 def flush_to_disk(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_json
+from common.files import check_writable, write_json
 from configs.options import run_dir
 from evaluation.scoring import (
     as_point_tracks,
@@ -42,6 +42,9 @@ def score_model(options: Namespace) -> None:
     """Track the annotations' queries with the run's model and with the baselines; write tracks and metrics."""
     baselines = chosen_baselines(options.baselines)
     run = load_run(options)
+    path = Path(options.out or run_dir(options) / "metrics.json")
+    check_writable(path.parent, "--out")
+    check_writable(run_dir(options), "--save_dir")
     sequence = run.sequence
     truth = load_annotations(options.annotations, len(sequence)).resized(sequence.size)
     queries, rows = sample_queries(truth, options.query_mode)
@@ -53,7 +56,7 @@ def score_model(options: Namespace) -> None:
     if table:
         metrics["baselines"] = table
     save_tracks(run_dir(options) / "annotation_tracks.npz", tracks)
-    write_metrics(Path(options.out or run_dir(options) / "metrics.json"), metrics)
+    write_metrics(path, metrics)
 
 
 def track_queries(options: Namespace) -> None:
@@ -61,6 +64,7 @@ def track_queries(options: Namespace) -> None:
     path = Path(options.out or run_dir(options) / "tracks.npz")
     check_format(path)
     run = load_run(options)
+    check_writable(path.parent, "--out")
     sequence = run.sequence
     queries = load_queries(options.queries, len(sequence), sequence.size)
     export_tracks(path, as_point_tracks(run.tracker.track(queries), queries, sequence.size), sequence)

@@ -169,6 +169,9 @@ def check_frames(checkpoint: Checkpoint, size: tuple[int, int], hashes: list[str
     if tuple(frames["size"]) != tuple(size):
         raise UserError(f"{path} was trained on frames of {frames['size'][1]}x{frames['size'][0]}, these are "
                         f"{size[1]}x{size[0]}: {again}")
+    if list(frames["hashes"]) != list(hashes) and sorted(frames["hashes"]) == sorted(hashes):
+        raise UserError(f"{path} was trained on these frames in another order (before, file names were sorted as "
+                        f"text: 1, 10, 2; now as numbers: 1, 2, 10): {again}")
     changed = sum(a != b for a, b in zip(frames["hashes"], hashes, strict=False))
     if changed:
         raise UserError(f"{path} was trained on other frames ({changed} of {len(hashes)} differ): {again}")

@@ -102,6 +102,9 @@ def check_frames(meta: dict, sequence: VideoSequence, path: Path) -> None:
     if tuple(meta["size"]) != sequence.size:
         raise UserError(f"{path} was made for frames of {size_text(meta['size'])}, these are "
                         f"{size_text(sequence.size)}: {again}")
+    if meta["names"] != list(sequence.names) and sorted(meta["names"]) == sorted(sequence.names):
+        raise UserError(f"{path} has the frames in another order (before, names were sorted as text: 1, 10, 2; now as "
+                        f"numbers: 1, 2, 10): {again}")
     if meta["names"][:T] != list(sequence.names):
         raise UserError(f"{path} was made for other frames ({len(meta['names'])}, {meta['names'][0]} to "
                         f"{meta['names'][-1]}; here {T}, {sequence.names[0]} to {sequence.names[-1]}): {again}")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a few formats
 
 from common.errors import UserError
-from common.files import MAX_PIXELS, write_bytes
+from common.files import MAX_PIXELS, in_natural_order, write_bytes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, not suffix; e.g. EPS would run Ghostscript
@@ -31,10 +31,21 @@ def check_pixels(height: int, width: int, where: object, max_pixels: int) -> Non
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder, sorted by name, without hidden files; an empty list if the folder does not exist."""
+    """Image files in a folder, in natural order of names, without hidden files; an empty list if there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return in_natural_order(path for path in folder.iterdir()
+                            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+
+
+def no_images(folder: Path) -> UserError:
+    """The error for a folder without image files; it names the first file that is there."""
+    names = [path.name for path in in_natural_order(folder.iterdir()) if not path.name.startswith(".")]
+    if not names:
+        return UserError(f"no images: {folder} is empty")
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return UserError(f"{folder} has no images of the kinds {' '.join(sorted(IMAGE_SUFFIXES))}, but {names[0]}{more}: "
+                     "convert them, or give another folder")
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -15,14 +15,14 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MAX_PIXELS
-from loaders.images import image_files, read_image, size_text
+from loaders.images import image_files, no_images, read_image, size_text
 
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
 
 @dataclass(frozen=True)
 class VideoSequence:
-    """The frames in `root`/color, sorted by name; `size` is (H, W) in pixels."""
+    """The frames in `root`/color, in natural order of names; `size` is (H, W) in pixels."""
     root: Path
     names: tuple[str, ...]
     size: tuple[int, int]
@@ -81,11 +81,13 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
         raise UserError(f"no frames: there is no folder {color} (`python -m preprocessing --video ...` makes it)")
     paths = image_files(color)[:num_imgs]
     if not paths:
-        raise UserError(f"no frames: {color} has no image files")
+        raise no_images(color)
     if len(paths) == 1:
         raise UserError(f"{color} has one frame only: tracking needs at least two")
     first = read_image(paths[0], max_pixels)
     size = first.shape[:2]
+    if min(size) < 2:
+        raise UserError(f"the frames in {color} are {size_text(size)}: they must have at least 2 pixels a side")
     frames = np.empty((len(paths), *size, 3), np.uint8) if len(paths) * first.nbytes <= CACHE_BYTES else None
     for i, path in enumerate(paths):  # every frame is decoded now, so that damage is reported early
         frame = read_image(path, max_pixels) if i else first

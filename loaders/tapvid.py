@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import MAX_PIXELS, atomic_path
+from common.files import MAX_PIXELS, atomic_path, in_natural_order
 from loaders.images import check_pixels, decode_image, encode_image, image_files
 from loaders.npy import MAX_BYTES
 from loaders.tapvid_pickle import read_pickle
@@ -82,7 +82,7 @@ def save_tapvid(path: str | Path, videos: dict[str, TapVideo], layout: str = "di
 def _open(path: Path, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVideo]]]:
     if not path.is_dir():
         yield from _open_pickle(path, "", max_pixels)
-    elif shards := sorted(path.glob("*.pkl")):
+    elif shards := in_natural_order(path.glob("*.pkl")):
         for shard in shards:
             try:
                 yield from _open_pickle(shard, f"{shard.stem}_" if len(shards) > 1 else "", max_pixels)
@@ -91,7 +91,7 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[str, Callable[[], TapVi
                     raise
                 yield shard.stem, partial(_raise, error)  # continue with the other shards
     else:
-        folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
+        folders = [path, *in_natural_order(p for p in path.iterdir() if p.is_dir())]
         for folder in folders:
             if (folder / "annotations.npz").is_file():
                 yield folder.resolve().name, partial(read_folder, folder, max_pixels)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import MAX_PIXELS, write_bytes
-from loaders.images import check_pixels, image_files, read_image
+from loaders.images import check_pixels, image_files, no_images, read_image
 
 # self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
@@ -20,7 +20,7 @@ CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
                max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
-    """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images sorted by name.
+    """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images.
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
     ignored. UserError if the file is missing or cannot be decoded, a frame is larger than `max_pixels`, or the range
@@ -29,16 +29,24 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
     if path.is_dir():
-        frames = (read_image(file, max_pixels) for file in image_files(path))
+        files = image_files(path)
+        if not files:
+            raise no_images(path)
+        frames = (read_image(file, max_pixels) for file in files)
     else:
         frames = _decode(path, max_pixels)
-    count = 0
-    for frame in islice(frames, start, stop, stride):
-        count += 1
-        yield frame
-    if count == 0:
-        raise UserError(f"{path} has no frame in the range {start} to {'the end' if stop is None else stop}: "
-                        "change --start and --stop, or give another video")
+    yielded = False
+    decoded = 0
+    for number, frame in enumerate(islice(frames, stop)):
+        decoded += 1
+        if number >= start and (number - start) % stride == 0:
+            yielded = True
+            yield frame
+    if decoded == 0 and stop != 0:
+        raise UserError(f"no frame of {path} can be decoded: it is damaged or has no key frame, give another video")
+    if not yielded:
+        raise UserError(f"{path} has {decoded} frames, none in the range {start} to "
+                        f"{'the end' if stop is None else stop}: change --start and --stop, or give another video")
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10) -> None:

@@ -1,5 +1,8 @@
 """`python -m preprocessing`: see preprocessing/cli.py."""
 
+import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+
+# isort: split
 import sys
 
 from common.cli import run

@@ -23,7 +23,7 @@ from loaders.sequence import VideoSequence, open_sequence
 from preprocessing.chaining import RULES, chain_rule
 from preprocessing.convert import convert
 from preprocessing.depth_priors import DEPTHS, write_depth
-from preprocessing.extract_frames import extract_frames
+from preprocessing.extract_frames import check_sides, extract_frames
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 from preprocessing.pipeline import Method, build_store, summary
@@ -238,7 +238,9 @@ def _sequence(args: argparse.Namespace) -> VideoSequence:
     for name in ("resize", "short_side", "start", "stop", "max_frames"):
         if getattr(args, name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
-    return open_sequence(args.data_dir, None, args.max_pixels)
+    sequence = open_sequence(args.data_dir, None, args.max_pixels)
+    check_sides(sequence.size, sequence.root / "color")
+    return sequence
 
 
 def flow_of_pair(args: argparse.Namespace) -> None:
@@ -248,6 +250,7 @@ def flow_of_pair(args: argparse.Namespace) -> None:
         raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
                         " flow needs two images of one size")
     model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
+    check_sides(a.shape[:2], args.images[0])
     [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
     save_npy(args.out, flow)
     log.info("%s: flow from %s to %s", args.out, *args.images)

@@ -199,6 +199,9 @@ def describe(sequence: VideoSequence, method: dict) -> dict:
 def check_same(old: dict, new: dict, path: Path) -> None:
     """UserError naming what differs between two metas: frames, size, or a setting."""
     advice = "delete that folder, or give the same settings"
+    if old["names"] != new["names"] and sorted(old["names"]) == sorted(new["names"]):
+        raise UserError(f"{path} has the frames in another order (before, names were sorted as text: 1, 10, 2; now as "
+                        "numbers: 1, 2, 10): delete that folder")
     for key, name in (("size", "frame size"), ("names", "frame names"), ("hashes", "frame contents")):
         if old[key] != new[key]:
             raise UserError(f"{path} was made with another {name}: {advice}")

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import write_text
+from common.files import in_natural_order, write_text
 from loaders.depth import depth_path
 from loaders.npy import ArrayFile, map_npy, save_npy
 from loaders.sequence import VideoSequence
@@ -38,7 +38,7 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
     """Write the depth priors of a sequence. They are valid when meta.json, the last file, is written.
 
     kind:      one of DEPTHS
-    source:    for "npz": a folder of .npy files, one per frame in the order of their names, or an .npz file with the
+    source:    for "npz": a folder of .npy files, one per frame in natural order of names, or an .npz file with the
                array `depth` `(T, H, W)`
     name:      for the other kinds: another model of the kind than the default
     disparity: for "npz": larger values are nearer
@@ -90,7 +90,7 @@ def normalized(d: np.ndarray, low: float, high: float) -> np.ndarray:
 def _files(sequence: VideoSequence, source: Path) -> Callable[[int], np.ndarray]:
     """A function t -> depth map of frame t that reads the user's files. UserError if they do not fit the sequence."""
     if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.suffix == ".npy")
+        paths = in_natural_order(path for path in source.iterdir() if path.suffix == ".npy")
         if len(paths) != len(sequence):
             raise UserError(f"{source} has {len(paths)} .npy files for {len(sequence)} frames: give one file per frame")
         return lambda t: map_npy(paths[t], ADVICE)

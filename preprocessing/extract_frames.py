@@ -10,11 +10,12 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MAX_PIXELS
-from loaders.images import image_files, read_image, write_png
+from loaders.images import image_files, read_image, size_text, write_png
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.video import read_video
 
 log = logging.getLogger(__name__)
+MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
 
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
@@ -44,7 +45,9 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
                                 f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
-            write_png(partial / f"{t:05d}.png", _resized(frame, resize, short_side))
+            frame = _resized(frame, resize, short_side)
+            check_sides(frame.shape[:2], video)
+            write_png(partial / f"{t:05d}.png", frame)
         if len(image_files(partial)) == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):
@@ -58,6 +61,13 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     sequence = open_sequence(data_dir, None, max_pixels)
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
+
+
+def check_sides(size: tuple[int, int], where: object) -> None:
+    """UserError if a side of frames of `size` (H, W) is shorter than MIN_SIDE; `where` names them in the message."""
+    if min(size) < MIN_SIDE:
+        raise UserError(f"frames of {where} have {size_text(size)} pixels: each side must have at least {MIN_SIDE}, "
+                        "enlarge them (with --video: --resize H W or --short_side N)")
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | None) -> np.ndarray:
