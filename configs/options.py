@@ -80,6 +80,9 @@ OPTIONS = (
                "not move), chain (flow from frame to frame), multiflow (flow over 1, 2, 4, ... frames; --preprocessing "
                "chooses the --flow)"),
         Option("out", str, "", "file to write, instead of the default in the run's folder"),
+        Option("coordinates", ("source", "frames"), "source", "pixels and frame numbers of query points and exports "
+               "without a frame size: those of the source video if the sequence folder names it (video.json), or those "
+               "of the sequence's frames", TRACK),
     ),
     *_group(
         "benchmark (options of train.py in --config or on the command line are used for training)", EVAL,

@@ -8,9 +8,12 @@ import numpy as np
 from common.errors import UserError
 from evaluation.baselines import chained_flow_tracks, multi_interval_flow_tracks, static_tracks
 from evaluation.metrics import error_since_query, tapvid_metrics
+from loaders.clip_files import annotations_at
 from loaders.correspondences import open_correspondences
-from loaders.predicted_tracks import load_tracks
+from loaders.images import size_text
+from loaders.predicted_tracks import load_tracks, stored_source
 from loaders.sequence import VideoSequence
+from loaders.source_frames import SourceFrames
 from loaders.track_files import Annotations, PointTracks, sample_queries
 from preprocessing.cli import flow_model
 
@@ -37,9 +40,11 @@ def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray, pre
     return multi_interval_flow_tracks(queries, sequence, flow_model(preprocessing, sequence.size))
 
 
-def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int]) -> PointTracks:
-    """The tracker's result with its queries and frame size, as track files store it."""
-    return PointTracks(**vars(tracks), query_points=queries, frame_size=size)
+def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int],
+                    clip: SourceFrames | None = None) -> PointTracks:
+    """The tracker's result with its queries, frame size, and source if it is known, as track files store it."""
+    source = clip if clip and clip.known else None
+    return PointTracks(**vars(tracks), query_points=queries, frame_size=size, source=source)
 
 
 def score(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query_mode: str) -> dict[str, float]:
@@ -56,22 +61,31 @@ def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query
                              truth.frame_size, evaluated)
 
 
-def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str,
-                     visible_th: float = 0.5) -> tuple[PointTracks, Annotations, np.ndarray]:
+def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str, visible_th: float = 0.5,
+                     coordinates: str = "source") -> tuple[PointTracks, Annotations, np.ndarray]:
     """Tracks of any tracker, the ground truth at their frame size, and the ground-truth row of each query.
 
     where: source of the ground truth, for error messages. A file without query points is taken to have the tracks of
     the query mode's, one without frame size to be in pixels of the ground truth. visible_th: see
-    loaders.predicted_tracks. UserError unless the file has the queries of the query mode, in the same order."""
-    queries, rows = sample_queries(truth, query_mode)
+    loaders.predicted_tracks. Ground truth of all frames of the source is reduced to those of the tracks, if their file
+    has these and `coordinates` is "source".
+    UserError unless the file has the queries of the query mode, in the same order. Where the frame sizes differ, a
+    query may be off by half a pixel of the smaller frames, since programs scale in different ways."""
+    source = stored_source(path)
+    if source is not None:
+        truth = annotations_at(truth, where, source, coordinates)
+    queries, _ = sample_queries(truth, query_mode)
     tracks = load_tracks(path, truth.points.shape[1], queries, truth.frame_size, visible_th)
-    truth = truth.resized(tracks.frame_size)
-    queries, rows = sample_queries(truth, query_mode)
-    if queries.shape != tracks.query_points.shape or abs(queries - tracks.query_points).max(initial=0) > 0.01:
-        raise UserError(f"{path}: its query points ({len(tracks.query_points)}) are not the {len(queries)} of "
-                        f"{where} in the query mode '{query_mode}': track these, in this order")
+    resized = truth.resized(tracks.frame_size)
+    queries, rows = sample_queries(resized, query_mode)
+    zoom = max(new / old for new, old in zip(tracks.frame_size, truth.frame_size, strict=True))
+    near = 0.01 if tracks.frame_size == truth.frame_size else 0.5 * max(1, zoom)  # pixels
+    if queries.shape != tracks.query_points.shape or (abs(queries - tracks.query_points) > [0, near, near]).any():
+        raise UserError(f"{path}: its query points ({len(tracks.query_points)}, in {size_text(tracks.frame_size)}) are "
+                        f"not the {len(queries)} of {where} ({size_text(truth.frame_size)}) in the query mode "
+                        f"'{query_mode}': track these, in this order")
     warn_if_far(tracks, path)
-    return tracks, truth, rows
+    return tracks, resized, rows
 
 
 def warn_if_far(tracks: PointTracks, path: Path) -> None:

@@ -18,8 +18,10 @@ from evaluation.scoring import (
 )
 from evaluation.tables import print_header, print_row
 from inference.load_run import load_run
+from loaders.clip_files import annotations_of_clip, queries_of_clip, tracks_of_clip
 from loaders.predicted_tracks import load_tracks
 from loaders.sequence import open_sequence
+from loaders.source_frames import own_source, source_of
 from loaders.track_export import check_format, export_tracks
 from loaders.track_files import PointTracks, load_annotations, load_queries, sample_queries, save_tracks
 
@@ -46,11 +48,12 @@ def score_model(options: Namespace) -> None:
     check_writable(path.parent, "--out")
     check_writable(run_dir(options), "--save_dir")
     sequence = run.sequence
-    truth = load_annotations(options.annotations, len(sequence)).resized(sequence.size)
+    clip = source_of(sequence)
+    truth = annotations_of_clip(options.annotations, clip, options.coordinates)
     queries, rows = sample_queries(truth, options.query_mode)
     table = {name: score(baseline_tracks(name, sequence, queries, options.preprocessing), truth, rows,
                          options.query_mode) for name in baselines}
-    tracks = as_point_tracks(run.tracker.track(queries), queries, sequence.size)
+    tracks = as_point_tracks(run.tracker.track(queries), queries, sequence.size, clip)
     metrics = {"query_mode": options.query_mode, "follow_flow": options.follow_flow}
     metrics |= score(tracks, truth, rows, options.query_mode)
     if table:
@@ -66,24 +69,32 @@ def track_queries(options: Namespace) -> None:
     run = load_run(options)
     check_writable(path.parent, "--out")
     sequence = run.sequence
-    queries = load_queries(options.queries, len(sequence), sequence.size)
-    export_tracks(path, as_point_tracks(run.tracker.track(queries), queries, sequence.size), sequence)
+    clip = source_of(sequence)
+    queries = queries_of_clip(options.queries, clip, options.coordinates)
+    tracks = as_point_tracks(run.tracker.track(queries), queries, sequence.size, clip)
+    export_tracks(path, tracks, sequence, options.coordinates)
     log.info("%d tracks through %d frames: %s", len(queries), len(sequence), path)
 
 
 def convert_tracks(options: Namespace) -> None:
     """Write a file of tracks in another format. --queries and the frame size of --data_dir are used where the file has
-    none of its own. A .rrd file also has the frames if --data_dir is given."""
+    none of its own. With --data_dir, the tracks are brought to the pixels of its frames, exports know the source, and a
+    .rrd file also has the frames."""
+    path = Path(options.predictions)
     check_format(Path(options.out))
-    sequence = num_frames = size = None
+    sequence = clip = num_frames = size = queries = None
     if options.data_dir:
         sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
+        clip = source_of(sequence)
         num_frames = len(sequence)
         size = sequence.size
-    queries = load_queries(options.queries, num_frames, size) if options.queries else None
-    tracks = load_tracks(options.predictions, num_frames, queries, size, options.visible_th)
+    if options.queries:
+        queries = queries_of_clip(options.queries, clip, options.coordinates) if clip else load_queries(options.queries)
+    tracks = load_tracks(path, num_frames, queries, size, options.visible_th)
+    if clip:
+        tracks = tracks_of_clip(tracks, path, clip)
     check_queries(tracks, queries, options)
-    export_tracks(Path(options.out), tracks, sequence)
+    export_tracks(Path(options.out), tracks, sequence, options.coordinates)
     log.info("%d tracks: %s", len(tracks.tracks), options.out)
 
 
@@ -93,9 +104,11 @@ def score_predictions(options: Namespace) -> None:
         raise UserError("--predictions are scored against --annotations FILE: give both")
     path = Path(options.predictions)
     truth = load_annotations(options.annotations)
-    tracks, truth, rows = load_predictions(path, truth, options.query_mode, options.annotations, options.visible_th)
+    tracks, truth, rows = load_predictions(path, truth, options.query_mode, options.annotations, options.visible_th,
+                                           options.coordinates)
     if options.queries:
-        check_queries(tracks, load_queries(options.queries, tracks.tracks.shape[1], tracks.frame_size), options)
+        clip = tracks.source or own_source(tracks.frame_size, tracks.tracks.shape[1])
+        check_queries(tracks, queries_of_clip(options.queries, clip, options.coordinates), options)
     metrics = {"query_mode": options.query_mode, **score(tracks, truth, rows, options.query_mode)}
     write_metrics(Path(options.out or path.with_suffix(".metrics.json")), metrics)
 

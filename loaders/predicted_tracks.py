@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from loaders.source_frames import SourceFrames
 from loaders.track_arrays import open_arrays
 from loaders.track_files import Entries, PointTracks, checked_queries
 
@@ -40,6 +41,7 @@ class FileTracks:
     frame_size: tuple[int, int] | None         # (H, W)
     occlusion_score: np.ndarray | None = None  # (N, T) float32
     depth: np.ndarray | None = None            # (N, T) float32
+    source: SourceFrames | None = None         # where the frames come from
 
 
 def load_tracks(path: str | Path, num_frames: int | None = None, queries: np.ndarray | None = None,
@@ -57,7 +59,14 @@ def load_tracks(path: str | Path, num_frames: int | None = None, queries: np.nda
     frame_size = found.frame_size or tuple(size)
     points = queries if found.query_points is None else found.query_points
     return PointTracks(found.tracks, found.visible, np.asarray(points, np.float32), frame_size, found.occlusion_score,
-                       found.depth)
+                       found.depth, found.source)
+
+
+def stored_source(path: str | Path) -> SourceFrames | None:
+    """The source of a file of tracks; None if the file does not have it, as those of other trackers."""
+    entries = Entries(path, open_arrays(path))
+    known = {"frame_size", "frame_numbers"} <= set(entries.arrays.names or ())
+    return entries.source(entries.size()) if known else None
 
 
 def read_tracks(path: str | Path, num_frames: int | None = None, num_queries: int | None = None,
@@ -87,7 +96,7 @@ def read_tracks(path: str | Path, num_frames: int | None = None, num_queries: in
     if given is not None:
         given = _in_order(given, tracks, entries)
         given = checked_queries(given, path, T, size)
-    return FileTracks(tracks, visible, given, size, score, depth)
+    return FileTracks(tracks, visible, given, size, score, depth, entries.source(size, T) if size else None)
 
 
 def _position_name(entries: Entries) -> str:

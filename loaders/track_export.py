@@ -1,13 +1,20 @@
-"""Export of tracks to other programs. The file suffix selects the format.
+"""Export of tracks to other programs. The ending of the file selects the format.
 
-.npz    the format of this project (loaders/track_files.py)
-.csv    one line per track and frame: track,frame,x,y,visible,occlusion_score,depth
-.pt     CoTracker's predictions: a tuple (tracks (1, T, N, 2) float32, visibility (1, T, N) bool)
-.nuke   a folder of text files for Nuke's Tracker node, one file per track
-.rrd    a Rerun recording: frames, tracks, and 3D points over time (needs the package rerun-sdk)
+.npz          the format of this project (loaders/track_files.py)
+.csv          one line per track and frame: track,frame,x,y,visible,occlusion_score,depth
+.pt           CoTracker's predictions: a tuple (tracks (1, T, N, 2) float32, visibility (1, T, N) bool)
+.nuke         a folder of text files for Nuke's Tracker node, one file per track (loaders/compositing.py)
+.ae           a folder of text files for After Effects, one file per track
+.blender.py   a Python script that adds the tracks to a movie clip in Blender
+.rrd          a Rerun recording: frames, tracks, and 3D points over time (needs the package rerun-sdk)
+
+.npz and .pt have the pixels of the sequence's frames. .csv, .nuke, .ae and .blender.py have the pixels and frame
+numbers of the source if it is known and coordinates = "source"; .rrd has its frame numbers, and the pixels of the
+sequence's frames, which it contains.
 
 Notation
     N, T     tracks, frames
+    numbers  frame number of each frame (T,)
 """
 
 import csv
@@ -19,35 +26,44 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.files import atomic_folder, atomic_path, write_bytes
+from common.files import atomic_path, write_bytes
+from loaders.compositing import write_after_effects, write_blender, write_nuke
 from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks, save_tracks
 
+IN_SOURCE = (".csv", ".nuke", ".ae", ".blender.py")  # formats without a frame size of their own
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
 VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # RGB; orange and blue, distinguishable with color blindness
 
 
-def check_format(path: Path) -> None:
-    """UserError unless the suffix of `path` is a supported format. Called before the tracks are computed."""
-    suffix = path.suffix.lower()
-    if suffix not in WRITERS:
-        raise UserError(f"{path}: no format for tracks ends in '{suffix}', choose among {', '.join(WRITERS)}")
-    if suffix == ".rrd":
+def check_format(path: Path) -> str:
+    """The ending of `path`. UserError unless it is a supported format. Called before the tracks are computed."""
+    ending = next((ending for ending in WRITERS if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise UserError(f"{path}: no format for tracks ends in '{path.suffix}', choose among {', '.join(WRITERS)}")
+    if ending == ".rrd":
         _rerun()
+    return ending
 
 
-def export_tracks(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """Write tracks in the format that the suffix of `path` selects.
+def export_tracks(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None,
+                  coordinates: str = "source") -> None:
+    """Write tracks in the format that the ending of `path` selects.
 
-    UserError if the suffix is not supported, or if tracks and sequence have different numbers of frames."""
-    check_format(path)
+    UserError if the ending is not supported, or if tracks and sequence have different numbers of frames."""
+    ending = check_format(path)
     if sequence is not None and len(sequence) != tracks.tracks.shape[1]:
         raise UserError(f"the tracks have {tracks.tracks.shape[1]} frames, {sequence.root} has {len(sequence)}: "
                         "give their own --data_dir")
-    WRITERS[path.suffix.lower()](path, tracks, sequence)
+    numbers = np.arange(tracks.tracks.shape[1])
+    if tracks.source is not None and coordinates == "source":
+        numbers = tracks.source.numbers
+        if ending in IN_SOURCE:
+            tracks = tracks.resized(tracks.source.source_size)
+    WRITERS[ending](path, tracks, numbers, sequence)
 
 
-def write_csv(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+def write_csv(path: Path, tracks: PointTracks, numbers: np.ndarray, sequence: VideoSequence | None) -> None:
     """Write a .csv with the header COLUMNS. Cells of outputs that the tracker does not have are empty."""
     N, T = tracks.visible.shape
     extra = [np.full((N, T), None) if a is None else a for a in (tracks.occlusion_score, tracks.depth)]
@@ -57,11 +73,11 @@ def write_csv(path: Path, tracks: PointTracks, sequence: VideoSequence | None = 
         for n in range(N):
             for t in range(T):
                 (x, y), cells = tracks.tracks[n, t], [a[n, t] for a in extra]
-                writer.writerow([n, t, f"{x:.4f}", f"{y:.4f}", int(tracks.visible[n, t]),
+                writer.writerow([n, numbers[t], f"{x:.4f}", f"{y:.4f}", int(tracks.visible[n, t]),
                                  *("" if cell is None else f"{cell:.5f}" for cell in cells)])
 
 
-def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+def write_cotracker(path: Path, tracks: PointTracks, numbers: np.ndarray, sequence: VideoSequence | None) -> None:
     """Write the tuple that CoTracker's predictor returns; `torch.load(path, weights_only=True)` reads it."""
     positions = torch.from_numpy(np.ascontiguousarray(tracks.tracks.transpose(1, 0, 2), np.float32))[None]
     visibility = torch.from_numpy(np.ascontiguousarray(tracks.visible.T))[None]
@@ -70,26 +86,7 @@ def write_cotracker(path: Path, tracks: PointTracks, sequence: VideoSequence | N
     write_bytes(path, buffer.getvalue())
 
 
-def write_nuke(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
-    """Write a folder with track_00000.txt and so on: lines `frame x y`, as Nuke's Tracker reads them with File > Import
-    Time+value Ascii; lines that begin with # are comments (Foundry, Nuke online help, "Importing Tracking Data",
-    learn.foundry.com/nuke/10.5/content/comp_environment/tracking_stabilizing/importing_trackdata.html).
-
-    Nuke's origin is the lower left corner of the frame, and pixel centers are at half-integers. Frame numbers start
-    at 0. All frames are written; a comment lists the frames where the track is occluded."""
-    H = tracks.frame_size[0]
-    if path.exists() and (path.is_file() or any(not file.match("track_*.txt") for file in path.iterdir())):
-        raise UserError(f"{path} is not a folder of exported tracks: remove it, or choose another name")
-    with atomic_folder(path) as folder:
-        for n, (points, visible) in enumerate(zip(tracks.tracks, tracks.visible, strict=True)):
-            t, y, x = tracks.query_points[n]
-            lines = [f"# track {n}, query point: frame {t:.0f}, x {x + 0.5:.3f}, y {H - y - 0.5:.3f}",
-                     f"# occluded in frames: {_ranges(np.flatnonzero(~visible)) or 'none'}"]
-            lines += [f"{t} {x + 0.5:.4f} {H - y - 0.5:.4f}" for t, (x, y) in enumerate(points)]
-            (folder / f"track_{n:05d}.txt").write_text("\n".join(lines) + "\n")
-
-
-def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None = None) -> None:
+def write_rerun(path: Path, tracks: PointTracks, numbers: np.ndarray, sequence: VideoSequence | None) -> None:
     """Write a recording for the Rerun viewer.
 
     `video`: frames and points, orange where visible, blue where occluded. `space`: points at (x, y, depth) in pixels;
@@ -100,7 +97,7 @@ def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None 
         recording.save(str(temporary))
         recording.log("space", rr.ViewCoordinates.RDF, static=True)
         for t in range(tracks.tracks.shape[1]):
-            recording.set_time("frame", sequence=t)
+            recording.set_time("frame", sequence=int(numbers[t]))
             if sequence is not None:
                 recording.log("video", rr.Image(sequence.frame(t)).compress(jpeg_quality=85))
             colors = np.where(tracks.visible[:, t, None], VISIBLE, OCCLUDED).astype(np.uint8)
@@ -112,12 +109,6 @@ def write_rerun(path: Path, tracks: PointTracks, sequence: VideoSequence | None 
         recording.disconnect()  # flushes the buffer
 
 
-def _ranges(frames: np.ndarray) -> str:
-    """Text for ascending frame numbers: `3-5, 9` for 3, 4, 5, 9."""
-    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1) if len(frames) else []
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
 def _rerun():
     try:
         import rerun
@@ -127,5 +118,6 @@ def _rerun():
 
 
 WRITERS: dict[str, Callable] = {
-    ".npz": lambda path, tracks, sequence: save_tracks(path, tracks), ".csv": write_csv, ".pt": write_cotracker,
-    ".nuke": write_nuke, ".rrd": write_rerun}
+    ".npz": lambda path, tracks, numbers, sequence: save_tracks(path, tracks), ".csv": write_csv,
+    ".pt": write_cotracker, ".nuke": write_nuke, ".ae": write_after_effects, ".blender.py": write_blender,
+    ".rrd": write_rerun}

@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import atomic_path
 from common.geometry import inside
 from loaders.npy import ArrayFile
+from loaders.source_frames import MAX_NUMBER, SourceFrames, resize_points, resize_queries
 
 QUERY_STRIDE = 5  # frames; distance of query frames in TAP-Vid's strided mode
 MAX_CSV = 64 << 20  # bytes; larger .csv files are rejected
@@ -40,6 +41,16 @@ class Annotations:
         points = resize_points(self.points, self.frame_size, size)
         return replace(self, points=points, query_points=queries, frame_size=tuple(size))
 
+    def at_frames(self, frames: np.ndarray) -> "Annotations":
+        """These annotations in some of their frames, `(T',)`, ascending; queries must lie in these."""
+        queries = self.query_points
+        if queries is not None:
+            queries = queries.copy()
+            queries[:, 0] = np.searchsorted(frames, queries[:, 0])
+        evaluated = None if self.evaluated is None else self.evaluated[:, frames]
+        return replace(self, points=self.points[:, frames], occluded=self.occluded[:, frames], evaluated=evaluated,
+                       query_points=queries)
+
 
 @dataclass(frozen=True)
 class PointTracks:
@@ -50,11 +61,13 @@ class PointTracks:
     frame_size: tuple[int, int]                # (H, W)
     occlusion_score: np.ndarray | None = None  # (M, T) float32
     depth: np.ndarray | None = None            # (M, T) float32
+    source: SourceFrames | None = None         # where the frames come from; None: not known
 
     def resized(self, size: tuple[int, int]) -> "PointTracks":
         """These tracks for the video resized to `size` (H, W)."""
+        source = None if self.source is None else replace(self.source, size=tuple(size))
         return replace(self, tracks=resize_points(self.tracks, self.frame_size, size), frame_size=tuple(size),
-                       query_points=resize_queries(self.query_points, self.frame_size, size))
+                       query_points=resize_queries(self.query_points, self.frame_size, size), source=source)
 
 
 def save_annotations(path: str | Path, annotations: Annotations) -> None:
@@ -118,13 +131,21 @@ def load_queries(path: str | Path, num_frames: int | None = None, size: tuple[in
 
     UserError if the file is missing, damaged or empty, or if a query is not finite, has a fractional frame number, or
     is outside the clip (checked if `num_frames` and `size` are given)."""
+    return checked_queries(load_query_file(path)[0], path, num_frames, size)
+
+
+def load_query_file(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Query points as `load_queries` without a clip, and the size (H, W) of their frames, None if the file has none."""
+    size = None
     if Path(path).suffix.lower() == ".csv":
         queries = _read_csv(Path(path))
     else:
-        queries = Entries(path).array("query_points", "iuf", (None, 3))
+        entries = Entries(path)
+        queries = entries.array("query_points", "iuf", (None, 3))
+        size = entries.size() if "frame_size" in entries.arrays else None
     if len(queries) == 0:
         raise UserError(f"{path} has no query points: give at least one (t, y, x)")
-    return checked_queries(queries, path, num_frames, size)
+    return checked_queries(queries, path), size
 
 
 def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -> None:
@@ -133,22 +154,14 @@ def save_queries(path: str | Path, queries: np.ndarray, size: tuple[int, int]) -
 
 
 def save_tracks(path: str | Path, tracks: PointTracks) -> None:
-    """Write tracks.npz; fields that are None are left out."""
-    _save(path, vars(tracks))
-
-
-def resize_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Points `(..., 2)` in frames of `size`, transformed to the frames resized to `new_size`, float32.
-
-    The outer edges of the frame, half a pixel beyond the border pixels' centers, are mapped to the outer edges."""
-    scale = np.array([new_size[1] / size[1], new_size[0] / size[0]])
-    return ((points + 0.5) * scale - 0.5).astype(np.float32)
-
-
-def resize_queries(queries: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Query points `(M, 3)` in frames of `size`, transformed to the frames resized to `new_size`, float32."""
-    points = resize_points(queries[:, :0:-1], size, new_size)
-    return np.concatenate([queries[:, :1], points[:, ::-1]], axis=1).astype(np.float32)
+    """Write tracks.npz; fields that are None are left out. A known source is written as the keys `frame_numbers` (T,),
+    `source_size` (H, W) and, if it is known, `frame_rate`."""
+    entries = dict(vars(tracks))
+    source = entries.pop("source")
+    if source is not None:
+        entries |= {"frame_numbers": source.numbers, "source_size": source.source_size,
+                    "frame_rate": source.frame_rate}
+    _save(path, entries)
 
 
 class Entries:
@@ -185,12 +198,25 @@ class Entries:
             raise UserError(f"{self.path}: `{key}` is {out.dtype}, it must be {DTYPES[kinds]}")
         return out
 
-    def size(self) -> tuple[int, int]:
-        """The entry `frame_size`."""
-        H, W = (int(side) for side in self.array("frame_size", "iu", (2,)))
+    def size(self, key: str = "frame_size") -> tuple[int, int]:
+        """The size (H, W) in the entry `key`."""
+        H, W = (int(side) for side in self.array(key, "iu", (2,)))
         if min(H, W) < 1:
-            raise UserError(f"{self.path}: `frame_size` is ({H}, {W}), it must be (height, width) in pixels")
+            raise UserError(f"{self.path}: `{key}` is ({H}, {W}), it must be (height, width) in pixels")
         return H, W
+
+    def source(self, size: tuple[int, int], num_frames: int | None = None) -> SourceFrames | None:
+        """The source of tracks in frames of `size`; None if the file does not have it."""
+        numbers = self.array("frame_numbers", "iu", (num_frames,), optional=True)
+        if numbers is None:
+            return None
+        if len(numbers) == 0 or numbers[0] < 0 or numbers[-1] > MAX_NUMBER or (numbers[1:] <= numbers[:-1]).any():
+            raise UserError(f"{self.path}: `frame_numbers` must be ascending frame numbers, from 0 on")
+        rate = self.array("frame_rate", "iuf", (), optional=True)
+        if rate is not None and not (np.isfinite(rate) and rate > 0):
+            raise UserError(f"{self.path}: `frame_rate` must be frames per second")
+        return SourceFrames(size, self.size("source_size"), numbers.astype(np.int64),
+                            None if rate is None else float(rate))
 
 
 def checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,

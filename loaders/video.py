@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import atan2, degrees
 from pathlib import Path
 
 import av  # imageio's reader returns frames without the display matrix (rotation, mirroring)
@@ -18,13 +20,26 @@ from loaders.images import check_pixels, image_files, no_images, read_image
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
 
+@dataclass
+class VideoFacts:
+    """What `read_video` finds out about a video while it reads it."""
+    frame_rate: float | None = None  # frames per second, on average; None: not known
+    rotation: int = 0                # degrees clockwise, from the stored frames to the upright ones
+    mirrored: bool = False           # whether upright frames are also mirror images of the stored ones
+    times: list[float | None] = field(default_factory=list)  # seconds, of every decoded frame of the file
+
+    def time(self, number: int) -> float | None:
+        """Time of frame `number` in seconds; None if it is not known."""
+        return self.times[number] if number < len(self.times) else None
+
+
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
-               max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
+               max_pixels: int = MAX_PIXELS, facts: VideoFacts | None = None) -> Iterator[np.ndarray]:
     """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images.
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
-    ignored. UserError if the file is missing or cannot be decoded, a frame is larger than `max_pixels`, or the range
-    has no frame."""
+    ignored. `facts` is filled in. UserError if the file is missing or cannot be decoded, a frame is larger than
+    `max_pixels`, or the range has no frame."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
@@ -34,7 +49,7 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
             raise no_images(path)
         frames = (read_image(file, max_pixels) for file in files)
     else:
-        frames = _decode(path, max_pixels)
+        frames = _decode(path, max_pixels, facts or VideoFacts())
     yielded = False
     decoded = 0
     for number, frame in enumerate(islice(frames, stop)):
@@ -85,7 +100,7 @@ def _at_least_one(frames: Iterable[np.ndarray], path: str | Path) -> Iterator[np
     return chain([first], frames)
 
 
-def _decode(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
+def _decode(path: Path, max_pixels: int, facts: VideoFacts) -> Iterator[np.ndarray]:
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
@@ -96,9 +111,11 @@ def _decode(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
             # The frame size may change in the stream. Decoders round it up to whole blocks, hence the margin.
             stream.codec_context.options = {"max_pixels": str(2 * max_pixels + 4096)}
             stream.thread_type = "AUTO"
+            facts.frame_rate = float(stream.average_rate) if stream.average_rate else None
             for frame in container.decode(stream):
                 check_pixels(frame.height, frame.width, path, max_pixels)
-                yield _upright(frame)
+                facts.times.append(frame.time)
+                yield _upright(frame, facts)
     except UserError:
         raise
     except Exception as error:  # errors of FFmpeg; a damaged file can raise any exception in PyAV
@@ -106,11 +123,13 @@ def _decode(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
         raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _upright(frame: av.VideoFrame, facts: VideoFacts) -> np.ndarray:
     """Apply the display matrix of the file to a frame: it maps (x, y) to (a x + c y, b x + d y)."""
     image, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
-        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+        facts.rotation = round(degrees(atan2(b, a))) % 360
+        facts.mirrored = a * d - b * c < 0
         if abs(a) < abs(c):  # a quarter turn
             image, a, d = image.transpose(1, 0, 2), c, b
         image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -12,6 +12,7 @@ from models.kernels.backend import choose_products, pick_backend, set_products
 from models.omnimotion import ModelConfig, OmniMotion
 from models.omnimotion_checkpoint import omnimotion_config, omnimotion_state
 
+OTHER_OPTIONS = {"coordinates"}  # options of eval.py that have the name of a field of ModelConfig, and another meaning
 LARGEST_SETTING = 100_000  # largest number that a checkpoint's configuration may contain
 
 
@@ -19,7 +20,8 @@ def config_from_options(options: Namespace, num_frames: int, size: tuple[int, in
     """The model's shape for a video of `num_frames` frames of `size` = (H, W).
 
     `grid_layers` is the number of motion layers where the options leave it open (`--grid_layers 0`)."""
-    settings = {f.name: getattr(options, f.name) for f in fields(ModelConfig) if hasattr(options, f.name)}
+    settings = {f.name: getattr(options, f.name) for f in fields(ModelConfig)
+                if hasattr(options, f.name) and f.name not in OTHER_OPTIONS}
     settings["grid_layers"] = options.grid_layers or grid_layers
     return ModelConfig(**settings, num_frames=num_frames, height=size[0], width=size[1])
 

@@ -1,5 +1,6 @@
-"""Decode a video into the frames of a sequence folder."""
+"""Decode a video into the frames of a sequence folder, and write there where they come from."""
 
+import hashlib
 import logging
 import shutil
 from itertools import islice
@@ -12,16 +13,18 @@ from common.errors import UserError
 from common.files import MAX_PIXELS
 from loaders.images import image_files, read_image, size_text, write_png
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.video import read_video
+from loaders.source_frames import SourceFrames, write_source
+from loaders.video import VideoFacts, read_video
 
 log = logging.getLogger(__name__)
 MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
+HASH_BYTES = 1 << 24  # bytes that are read at a time
 
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
                    short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> VideoSequence:
-    """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files.
+    """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files, and write video.json.
 
     start, stop, stride: which frames to take, as in range(); stop None: to the end
     max_frames:          largest number of frames
@@ -38,9 +41,10 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{partial} cannot be created ({error.strerror}): give another --data_dir") from error
+    facts = VideoFacts()
     try:
         shape = None
-        for t, frame in enumerate(islice(read_video(video, start, stop, stride, max_pixels), max_frames)):
+        for t, frame in enumerate(islice(read_video(video, start, stop, stride, max_pixels, facts), max_frames)):
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
@@ -59,6 +63,9 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sequence = open_sequence(data_dir, None, max_pixels)
+    source = SourceFrames(sequence.size, shape[:2], start + stride * np.arange(len(sequence)), facts.frame_rate,
+                          Path(video).resolve().name)
+    _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
 
@@ -68,6 +75,24 @@ def check_sides(size: tuple[int, int], where: object) -> None:
     if min(size) < MIN_SIDE:
         raise UserError(f"frames of {where} have {size_text(size)} pixels: each side must have at least {MIN_SIDE}, "
                         "enlarge them (with --video: --resize H W or --short_side N)")
+
+
+def _write_source(sequence: VideoSequence, source: SourceFrames, facts: VideoFacts, video: Path, chosen: dict) -> None:
+    """Write video.json. `chosen` are the options that selected the frames."""
+    names = list(sequence.names)
+    times = [facts.time(number) for number in source.numbers.tolist()]
+    others = chosen | {"hash": _content_hash(video), "rotation": facts.rotation, "mirrored": facts.mirrored}
+    write_source(sequence.root, source, names, times, others)
+
+
+def _content_hash(video: Path) -> str:
+    """Hash of the contents of a video file, or of the images in a folder, 32 hexadecimal digits."""
+    out = hashlib.blake2b(digest_size=16)
+    for path in image_files(video) if video.is_dir() else [video]:
+        with open(path, "rb") as file:
+            while part := file.read(HASH_BYTES):
+                out.update(part)
+    return out.hexdigest()
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | None) -> np.ndarray:

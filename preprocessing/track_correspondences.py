@@ -19,10 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
+from loaders.clip_files import points_of_clip
 from loaders.correspondence_format import block_bytes
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.predicted_tracks import read_tracks
 from loaders.sequence import VideoSequence
+from loaders.source_frames import source_of
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
@@ -50,14 +52,12 @@ def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "a
     visible_th: probability above which a point is visible. pairs, resume: as in preprocessing.pipeline.build_store.
     UserError if a file does not fit the sequence, if there is a store of other frames or settings, or if the disk is
     too small."""
+    clip = source_of(sequence)
+
     def read() -> Iterable[Tracks]:
         for path in paths:
             tracks = read_tracks(path, len(sequence), visible_th=visible_th, hidden=False)
-            if (tracks.frame_size or sequence.size) != sequence.size:
-                raise UserError(f"{path}: its tracks are for frames of {tracks.frame_size[1]}x{tracks.frame_size[0]}, "
-                                f"the sequence's are {sequence.size[1]}x{sequence.size[0]}: resize the frames or the "
-                                "tracks")
-            yield tracks.tracks, tracks.visible
+            yield points_of_clip(tracks.tracks, tracks.frame_size or sequence.size, path, clip), tracks.visible
 
     missing = [path for path in paths if not path.is_file()]
     if missing:
