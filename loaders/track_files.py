@@ -219,8 +219,8 @@ class Entries:
                             None if rate is None else float(rate))
 
 
-def checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None,
-                    size: tuple[int, int] | None) -> np.ndarray:
+def checked_queries(queries: np.ndarray, path: str | Path, num_frames: int | None = None,
+                    size: tuple[int, int] | None = None) -> np.ndarray:
     """Query points as float32. UserError unless each has a whole frame number and lies inside the clip."""
     t, y, x = queries.T
     good = np.isfinite(queries).all(axis=1)
