@@ -113,7 +113,10 @@ OPTIONS = (
         Option("grid_interval", int, 0, "pixels between the drawn points; 0: about 28 points along the longer side",
                minimum=0),
         Option("use_mask", bool, False, "draw only points of the sequence's foreground mask"),
-        Option("foreground_mask_path", str, "", "image whose bright (or opaque) pixels are the foreground"),
+        Option("foreground_mask_path", str, "", "mask of the query frame: labels above 0, bright, or opaque pixels are "
+               "the foreground"),
+        Option("mask_label", int, 0, "label of the foreground in masks with labels; 0: every label above 0",
+               minimum=0),
         Option("fps", float, 10.0, "frames per second of videos and page", minimum=0.1),
         Option("dense_interval", int, 0, "pixels between computed depths, colors and flow; 0: every pixel on a GPU, "
                "96 values along the longer side on a CPU", minimum=0),

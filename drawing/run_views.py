@@ -54,10 +54,10 @@ class Views:
     @cached_property
     def mask(self) -> np.ndarray | None:
         """Foreground `(H, W)` bool of the query frame, of --foreground_mask_path or the sequence's masks, else None."""
-        if self.options.foreground_mask_path:
-            return read_mask(Path(self.options.foreground_mask_path), self.size, self.options.max_pixels)
-        masks = self.sequence.masks()
-        return None if masks is None else masks[self.query_frame]
+        options = self.options
+        if options.foreground_mask_path:
+            return read_mask(Path(options.foreground_mask_path), self.size, options.max_pixels, options.mask_label)
+        return self.sequence.mask(self.query_frame, options.mask_label)
 
     @cached_property
     def points(self) -> np.ndarray:
@@ -72,6 +72,10 @@ class Views:
             return points
         if self.mask is None:
             raise UserError(f"--use_mask: {self.sequence.root / 'mask'} has no masks; give --foreground_mask_path")
+        if not self.mask.any():
+            folder = self.sequence.root / "mask"
+            where = options.foreground_mask_path or f"the mask of frame {self.query_frame} in {folder}"
+            raise UserError(f"{where} has no object: give another mask with --foreground_mask_path")
         inside = _at(self.mask, points)
         if not inside.any():
             raise UserError(f"the foreground of frame {options.query_frame_id} has no point of the grid: try a smaller "

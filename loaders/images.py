@@ -6,8 +6,9 @@ Notation
 """
 
 import io
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,8 +19,11 @@ from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a fe
 
 from common.errors import UserError
 from common.files import MAX_PIXELS, in_natural_order, write_bytes
+from loaders.masks import MaskImage, foreground, labels_of, resize_nearest
 
+log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+LOSSLESS = ("PNG", "BMP", "TIFF")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, not suffix; e.g. EPS would run Ghostscript
 
 
@@ -70,18 +74,75 @@ def decode_image(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.nd
         return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a foreground mask `(H, W)` bool: alpha > 127 if the image has transparency, else gray level > 127.
+def read_mask(path: Path, size: tuple[int, int], max_pixels: int = MAX_PIXELS, label: int = 0) -> np.ndarray:
+    """Read a foreground mask `(H, W)` bool by the rule of loaders/masks.py. Arguments and errors as of `read_masks`."""
+    return read_masks([path], size, max_pixels, label)[0]
 
-    UserError if the image cannot be decoded, is larger than `max_pixels`, or its size is not `size` (H, W)."""
+
+def read_masks(paths: Sequence[Path], size: tuple[int, int], max_pixels: int = MAX_PIXELS,
+               label: int = 0) -> np.ndarray:
+    """Read foreground masks `(T, H, W)` bool by the rule of loaders/masks.py, resized to `size` (H, W).
+
+    label: 0: every label above 0; else this label only
+    UserError if an image cannot be decoded or is larger than `max_pixels`, or if no image has the label."""
+    out = np.empty((len(paths), *size), bool)
+    others = {}  # other size -> number of masks
+    labels = set()
+    for t, path in enumerate(paths):
+        content = _mask_image(path, max_pixels)
+        mask = foreground(content, label, path)
+        if label:
+            labels.update(labels_of(content))
+        if mask.shape != tuple(size):
+            others[mask.shape] = others.get(mask.shape, 0) + 1
+            mask = resize_nearest(mask, size)
+        out[t] = mask
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    for shape, count in others.items():
+        log.info("%s: %s of %s, resized to the frames' %s (nearest neighbor)", where,
+                 "mask" if len(paths) == 1 else f"{count} masks", size_text(shape), size_text(size))
+    if label and label not in labels:
+        known = ", ".join(map(str, sorted(labels)[:20])) or "none"
+        raise UserError(f"{where} has no label {label}: choose --mask_label among {known}")
+    return out
+
+
+def _mask_image(path: Path, max_pixels: int) -> MaskImage:
+    """Decode a mask file."""
     with _opened(path, path, "give another mask", max_pixels) as file:
+        lossless = file.format in LOSSLESS and file.info.get("compression") != "jpeg"
         image = ImageOps.exif_transpose(file)
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        levels = np.array(image.convert("RGBA"))[..., 3] if transparent else np.array(image.convert("L"))
-    if levels.shape != tuple(size):
-        raise UserError(f"the mask {path} is {size_text(levels.shape)}, the frames are {size_text(size)}: resize the "
-                        "mask")
-    return levels > 127
+        mode = image.mode
+        alpha = None
+        if "A" in image.getbands() or ("transparency" in image.info and mode in ("1", "L", "P", "RGB")):
+            alpha = np.array(image.convert("RGBA"))[..., 3]
+        if mode == "P":
+            return _palette_image(image, alpha)
+        if mode == "1":
+            return MaskImage(np.array(image).astype(np.uint8), 1, lossless=lossless)
+        if mode == "F":
+            values = np.nan_to_num(np.array(image), nan=0.0, posinf=np.finfo(np.float32).max, neginf=0.0)
+            return MaskImage(values, 32, lossless=lossless)
+        if mode.startswith("I"):
+            values = np.array(image).astype(np.int64)
+            return MaskImage(values, 16 if values.max() < 1 << 16 else 32, lossless=lossless)
+        if mode in ("L", "LA"):
+            return MaskImage(np.array(image.convert("LA"))[..., 0], lossless=lossless, alpha=alpha)
+        colors = np.array(image.convert("RGB"))
+        gray = (colors == colors[..., :1]).all()
+        return MaskImage(colors[..., 0] if gray else colors, lossless=lossless, alpha=alpha)
+
+
+def _palette_image(image: Image.Image, alpha: np.ndarray | None) -> MaskImage:
+    """An image with a palette: labels, or gray levels if all colors that it uses are different grays."""
+    indices = np.array(image)
+    palette = np.zeros((256, 3), np.uint8)
+    entries = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+    palette[: len(entries)] = entries
+    used = palette[np.flatnonzero(np.bincount(indices.ravel(), minlength=256))]
+    if (used == used[:, :1]).all() and len(np.unique(used[:, 0])) == len(used):
+        return MaskImage(palette[indices, 0], alpha=alpha)
+    return MaskImage(indices, labels=True, alpha=alpha)
 
 
 def read_levels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:

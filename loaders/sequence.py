@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MAX_PIXELS
-from loaders.images import image_files, no_images, read_image, size_text
+from loaders.images import image_files, no_images, read_image, read_mask, read_masks, size_text
 
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
@@ -47,21 +47,39 @@ class VideoSequence:
             out[i] = self.frame(i)
         return out
 
-    def masks(self) -> np.ndarray | None:
-        """Foreground masks `(T, H, W)` bool: images in mask/, sorted by name, one per frame. None if there are none.
+    def masks(self, label: int = 0) -> np.ndarray | None:
+        """Foreground masks `(T, H, W)` bool: images in mask/, in natural order of names, one per frame.
 
-        UserError if there are fewer masks than frames, or if their size differs from the frames."""
+        loaders/masks.py has the rule by which they are read. None if there are none.
+
+        label: 0: every label above 0; else this label only
+        UserError if there are fewer masks than frames, if one cannot be read, or if none has the label."""
         paths = image_files(self.root / "mask")[: len(self)]
         if not paths:
             return None
         if len(paths) != len(self):
             raise UserError(f"{self.root / 'mask'} has {len(paths)} masks for {len(self)} frames: "
                             "one mask a frame is needed, or none")
-        out = np.stack([read_image(path, self.max_pixels).max(axis=-1) > 0 for path in paths])  # (T, H, W)
-        if out.shape[1:] != self.size:
-            raise UserError(f"the masks in {self.root / 'mask'} are {size_text(out.shape[1:])}, the frames "
-                            f"{size_text(self.size)}: resize the masks")
-        return out
+        return read_masks(paths, self.size, self.max_pixels, label)
+
+    def mask(self, t: int, label: int = 0) -> np.ndarray | None:
+        """Foreground mask `(H, W)` bool of frame t; None if there are no masks.
+
+        mask/ has one image per frame, or fewer, of which one has the name of the frame, or a single one that has the
+        name of no frame. UserError if there is no mask of frame t, if it cannot be read, or if it lacks the label."""
+        paths = image_files(self.root / "mask")
+        if not paths:
+            return None
+        stem = Path(self.names[t]).stem
+        if len(paths) >= len(self):
+            path = paths[t]
+        elif named := [path for path in paths if path.stem == stem]:
+            path = named[0]
+        elif len(paths) == 1 and paths[0].stem not in {Path(name).stem for name in self.names}:
+            path = paths[0]
+        else:
+            raise UserError(f"{self.root / 'mask'} has no mask of frame {t}: give one a frame, or one named {stem}.png")
+        return read_mask(path, self.size, self.max_pixels, label)
 
     @cached_property
     def hashes(self) -> list[str]:

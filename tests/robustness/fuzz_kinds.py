@@ -79,6 +79,24 @@ def mask(folder: Path) -> Path:
     return path
 
 
+def labels(folder: Path) -> Path:
+    """A mask with a palette, as DAVIS has them."""
+    path = folder / "labels.png"
+    out = Image.fromarray(picture()[..., 0] // 100, "P")
+    out.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    out.save(path)
+    return path
+
+
+def sequence_mask(folder: Path) -> Path:
+    """The only mask of a sequence, with 16 bits."""
+    sequence(folder)
+    (folder / "mask").mkdir()
+    path = folder / "mask" / "object.png"
+    Image.fromarray((picture()[..., 0] // 100).astype(np.uint16)).save(path)
+    return path
+
+
 def count_map(folder: Path) -> Path:
     """A 16-bit count map."""
     path = folder / "counts.png"
@@ -396,6 +414,8 @@ KINDS = [
     Kind("frame.tif", image(".tif", compression="tiff_lzw"), read_image),
     Kind("frame.webp", image(".webp"), read_image),
     Kind("frame.bmp", image(".bmp"), read_image), Kind("mask.png", mask, lambda path: read_mask(path, SIZE)),
+    Kind("labels.png", labels, lambda path: read_mask(path, (20, 30))),
+    Kind("mask_of_frame.png", sequence_mask, lambda path: open_sequence(path.parents[1]).mask(1)),
     Kind("count_map.png", count_map, read_levels),
     Kind("video.mp4", video(".mp4"), lambda path: list(read_video(path)), share=3),
     Kind("video.gif", video(".gif"), lambda path: list(read_video(path)), share=3),
