@@ -63,10 +63,18 @@ def page_html(data: PageData, megabytes: float = 25.0) -> str:
         "positionColors": POSITIONS.tolist(),
         "blocks": [{"frame": block.query_frame, "rows": block.shape[0], "columns": block.shape[1]}
                    for block in data.blocks],
-        "layers": layers, "notices": data.notices}
+        "layers": layers, "notices": data.notices, "saved": _saved_as(data)}
     items = {f"{name}-{t}": image for name, series in pictures.items() for t, image in enumerate(series)}
     items |= {f"tracks-{b}": block for b, block in enumerate(packed)}
     return _filled(meta, items)
+
+
+def _saved_as(data: PageData) -> dict:
+    """Scales of x and y, and the frame numbers, of tracks that are saved from the page."""
+    if data.source is None:
+        return {"scale": [1, 1], "frames": data.frame_ids}
+    height, width = (new / old for new, old in zip(data.source.source_size, data.source.size, strict=True))
+    return {"scale": [width, height], "frames": data.source.numbers[data.frame_ids].tolist()}
 
 
 def _packed(data: PageData, limit: float) -> tuple[list[bytes], float, tuple[float, float]]:

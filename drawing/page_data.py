@@ -17,6 +17,7 @@ from tqdm import tqdm
 from drawing.pack import GridTracks
 from drawing.run_views import Views
 from inference.dense import grid_pixels
+from loaders.source_frames import SourceFrames, source_of
 
 log = logging.getLogger(__name__)
 MAX_FRAMES = 120          # frames of a page
@@ -40,6 +41,7 @@ class PageData:
     flows: np.ndarray              # (T - 1, h, w, 2) pixels, from each frame to the next
     errors: np.ndarray | None      # (T, h, w) pixels
     notices: list[str] = field(default_factory=list)  # shown on the page: what was left out
+    source: SourceFrames | None = None  # saved tracks are in its pixels and frame numbers; None: in those of the video
 
 
 def collect_page_data(views: Views) -> PageData:
@@ -59,7 +61,8 @@ def collect_page_data(views: Views) -> PageData:
     return PageData(
         title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
         blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
-        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices)
+        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices,
+        source=source_of(views.sequence) if options.coordinates == "source" else None)
 
 
 def _interval(views: Views, frames: int, notices: list[str]) -> int:

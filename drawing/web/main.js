@@ -150,11 +150,13 @@ function hover(here) {
   redraw();
 }
 
-function csv() { // the same columns as eval.py writes
+function csv() { // the same columns, pixels and frame numbers as eval.py writes
   const lines = ["track,frame,x,y,visible,occlusion_score,depth"];
+  const {scale, frames} = meta.saved;
+  const saved = (value, factor) => ((value + 0.5) * factor - 0.5).toFixed(4); // pixel centers are at integers
   state.selection.forEach((track, n) => {
     for (let t = 0; t < meta.count; t++) {
-      lines.push([n, meta.frames[t], track.x[t].toFixed(4), track.y[t].toFixed(4), track.visible[t],
+      lines.push([n, frames[t], saved(track.x[t], scale[0]), saved(track.y[t], scale[1]), track.visible[t],
         track.score[t].toFixed(4), track.depth[t].toFixed(4)].join(","));
     }
   });

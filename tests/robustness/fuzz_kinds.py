@@ -19,12 +19,14 @@ from configs.options import parse
 from evaluation.report import _record
 from inference.load_run import run_options
 from loaders.checkpoint import read_checkpoint
+from loaders.clip_files import annotations_of_clip, queries_of_clip
 from loaders.correspondences import open_correspondences
 from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
 from loaders.omnimotion_layout import OmniMotionFolder
 from loaders.predicted_tracks import load_tracks, read_tracks
 from loaders.sequence import VideoSequence, open_sequence
+from loaders.source_frames import SourceFrames, source_of, write_source
 from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
 from loaders.track_files import (
     Annotations,
@@ -230,6 +232,32 @@ def queries(suffix: str) -> Callable[[Path], Path]:
     return make
 
 
+def source_file(folder: Path) -> Path:
+    """video.json of a sequence."""
+    made = sequence(folder)
+    source = SourceFrames(SIZE, (48, 64), np.arange(1, 2 * FRAMES, 2), 25.0, "clip.mp4")
+    write_source(folder, source, list(made.names), [0.1] * FRAMES, {"hash": "0"})
+    return folder / "video.json"
+
+
+def source_queries(suffix: str) -> Callable[[Path], Path]:
+    """A function that writes query points of the source's frames."""
+    def make(folder: Path) -> Path:
+        path = folder / f"queries{suffix}"
+        if suffix == ".csv":
+            path.write_text("t,y,x\n1,1.5,2\n5,40,60\n")
+        else:
+            save_queries(path, np.array([[1, 1.5, 2], [5, 40, 60]], np.float32), (48, 64))
+        return path
+    return make
+
+
+def read_of_clip(read: Callable) -> Callable[[Path], object]:
+    """The reader `read` for frames that come from a larger source."""
+    source = SourceFrames(SIZE, (48, 64), np.arange(1, 2 * FRAMES, 2), 25.0, "clip.mp4")
+    return lambda path: read(path, source, "source")
+
+
 def benchmark(layout: str) -> Callable[[Path], Path]:
     """A function that writes a TAP-Vid pickle of one video."""
     def make(folder: Path) -> Path:
@@ -326,8 +354,9 @@ def result(folder: Path) -> Path:
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
-                        ["format", "size", "names", "hashes", "method", "00000.png", "00001.png", "metrics", "seconds",
-                         "../../x"]) | st.text(max_size=5), inner, max_size=6), max_leaves=12)
+                        ["format", "size", "names", "numbers", "frames", "frame_rate", "hashes", "method", "00000.png",
+                         "00001.png", "metrics", "seconds", "../../x"]) | st.text(max_size=5), inner, max_size=6),
+                    max_leaves=12)
 JSON_BYTES = st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40),
                        st.integers(1, 100_000).map(lambda depth: b"[" * depth), st.text(max_size=30).map(str.encode))
 CELL = st.one_of(st.floats().map(str), st.integers().map(str), st.sampled_from(["nan", "-inf", "1e999", "=1+1", '"']),
@@ -375,7 +404,8 @@ def fitting_arrays(draw, other_names: bool = False) -> bytes:
     Each array is left out with probability 1/10."""
     T, N = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     shapes = {"points": (N, T, 2), "tracks": (N, T, 2), "occluded": (N, T), "visible": (N, T), "frame_size": (2,),
-              "query_points": (N, 3), "evaluated": (N, T), "depth": (N, T), "occlusion_score": (N, T)}
+              "query_points": (N, 3), "source_size": (2,), "evaluated": (N, T), "depth": (N, T),
+              "occlusion_score": (N, T)}
     floats = st.sampled_from([0.0, 1.0, 2.5, 30.0, -1.0, np.nan, np.inf, 1e30, 1e300])
     out = {}
     for name, shape in shapes.items():
@@ -383,10 +413,12 @@ def fitting_arrays(draw, other_names: bool = False) -> bytes:
             continue
         flat = [draw(floats) for _ in range(int(np.prod(shape)))]
         dtype = draw(st.sampled_from(["f4", "f8", "?", "i8", "f2"])) if draw(st.integers(0, 5)) == 0 else (
-            "?" if name in ("occluded", "visible", "evaluated") else "i8" if name == "frame_size" else "f4")
+            "?" if name in ("occluded", "visible", "evaluated") else "i8" if name.endswith("_size") else "f4")
         with np.errstate(all="ignore"):
             out[name] = np.nan_to_num(flat).clip(-2**62, 2**62).astype(dtype).reshape(shape) if dtype == "i8" else \
                 np.array(flat).astype(dtype).reshape(shape)
+    if draw(st.booleans()):
+        out["frame_numbers"] = 2 * np.arange(T) + draw(st.sampled_from([0, 1, -1, 2**40]))
     if other_names:
         out = {OTHER_NAMES.get(name, name): array for name, array in out.items()}
         for name in ("pred_tracks", "visibility"):
@@ -440,6 +472,10 @@ KINDS = [
     Kind("tracks.pt", other_tracks(".pt"), lambda path: load_tracks(path, FRAMES, np.zeros((4, 3), np.float32), SIZE)),
     Kind("queries.npz", queries(".npz"), load_queries, NPZ_BYTES),
     Kind("queries.csv", queries(".csv"), lambda path: load_queries(path, FRAMES, SIZE), CSV_BYTES),
+    Kind("video.json", source_file, lambda path: source_of(open_sequence(path.parent)), JSON_BYTES),
+    Kind("source_queries.npz", source_queries(".npz"), read_of_clip(queries_of_clip), NPZ_BYTES),
+    Kind("source_queries.csv", source_queries(".csv"), read_of_clip(queries_of_clip), CSV_BYTES),
+    Kind("source_annotations.npz", annotations, read_of_clip(annotations_of_clip), NPZ_BYTES),
     Kind("tapvid.pkl", benchmark("dict"), read_benchmark, PICKLE_BYTES, share=8),
     Kind("tapvid_jpeg.pkl", benchmark("jpeg"), read_benchmark, PICKLE_BYTES),
     Kind("checkpoint.pth", checkpoint, read_checkpoint),
