@@ -3,7 +3,8 @@
 --annotations GT               score the model's tracks against ground truth; --baselines static,chain adds baselines
 --queries Q --out TRACKS       write tracks of any query points, without a score
 --predictions TRACKS --annotations GT   score tracks of any tracker (.npz .npy .pt), without a model
---predictions TRACKS --out FILE         convert tracks; the ending of FILE sets the format: .npz .csv .pt .nuke .rrd
+--predictions TRACKS --out FILE         convert tracks; the ending of FILE sets the format: .npz .csv .pt .nuke .ae
+                                        .blender.py .rrd
 --tapvid FILE                  run a benchmark: preprocess, train, track and score every video
 """
 

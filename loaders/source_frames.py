@@ -85,7 +85,7 @@ def source_of(sequence: VideoSequence) -> SourceFrames:
         raise UserError(f"{path} describes other frames than those in {sequence.root / 'color'}: {ADVICE}")
     name = entries.get("video")
     return SourceFrames(sequence.size, tuple(entries["size"]), np.array(used, np.int64), rate,
-                        " ".join(name.split()) if isinstance(name, str) else "")
+                        Path(" ".join(name.split())).name if isinstance(name, str) else "")
 
 
 def own_source(size: tuple[int, int], num_frames: int) -> SourceFrames:
