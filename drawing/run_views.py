@@ -184,7 +184,8 @@ class Views:
 
     def _each(self, known: dict, name: str, ids: Sequence[int], compute: Callable[[int], Any]) -> list:
         """`compute(t)` for each frame of `ids`; results are cached in `known`."""
-        for t in tqdm([t for t in ids if t not in known], name):
+        missing = [t for t in ids if t not in known]
+        for t in tqdm(missing, name, disable=not missing):
             known[t] = compute(t)
         return [known[t] for t in ids]
 

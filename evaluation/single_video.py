@@ -101,7 +101,8 @@ def convert_tracks(options: Namespace) -> None:
 def score_predictions(options: Namespace) -> None:
     """Score a file of tracks. Its queries must be those of the annotations in the query mode, in the same order."""
     if not options.annotations:
-        raise UserError("--predictions are scored against --annotations FILE: give both")
+        raise UserError("--predictions are scored against --annotations FILE, or converted to --out FILE: "
+                        "give one of them")
     path = Path(options.predictions)
     truth = load_annotations(options.annotations)
     tracks, truth, rows = load_predictions(path, truth, options.query_mode, options.annotations, options.visible_th,

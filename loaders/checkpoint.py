@@ -147,7 +147,8 @@ def find_checkpoint(run_dir: Path, ckpt_path: str = "") -> tuple[Path, Checkpoin
         return Path(ckpt_path), read_checkpoint(Path(ckpt_path))
     found = newest_checkpoint(run_dir)
     if found is None:
-        raise UserError(f"no checkpoint in {run_dir}: train with the same --config, --data_dir and --save_dir first")
+        raise UserError(f"no checkpoint in {run_dir}: train first, or give the run's own --config or --expname, "
+                        "--data_dir and --save_dir")
     return found
 
 
