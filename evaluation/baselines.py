@@ -11,9 +11,11 @@ import numpy as np
 from common.geometry import inside, sample
 from common.multi_interval_flow import follow_intervals
 from loaders.correspondences import MAX_FB, check_adjacent_flow
+from loaders.scenes import Scenes
 from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks
 from preprocessing.flow import FlowModel, flow_between
+from preprocessing.scenes import find_scenes
 
 
 def static_tracks(query_points: np.ndarray, num_frames: int, size: tuple[int, int]) -> PointTracks:
@@ -22,10 +24,11 @@ def static_tracks(query_points: np.ndarray, num_frames: int, size: tuple[int, in
     return PointTracks(tracks, np.ones(tracks.shape[:2], bool), query_points, size)
 
 
-def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
+def chained_flow_tracks(query_points: np.ndarray, store, scenes: Scenes | None = None) -> PointTracks:
     """Query points `(M, 3)` moved along the flow between adjacent frames, forward and backward from their frame.
 
-    store: a CorrespondenceStore. UserError unless it has the flow of every pixel of adjacent frames.
+    store: a CorrespondenceStore. scenes: of the video; a point is visible in its own scene only. UserError unless the
+    store has the flow of every pixel of adjacent frames.
     Once fb exceeds MAX_FB, a point counts as occluded in all later frames of the chain, since the chain may then follow
     the occluder; its position is still chained. A point outside the frame is occluded only while it is outside.
     Of the variants with MAX_FB of 1 or 3 px, with or without recovery after a large fb, and with or without keeping the
@@ -43,7 +46,10 @@ def chained_flow_tracks(query_points: np.ndarray, store) -> PointTracks:
             tracks[rows, b] = tracks[rows, a] + move
             fb = np.linalg.norm(move + sample(store.dense(b, a).flow, tracks[rows, b]), axis=-1)
             lost[rows, b] = lost[rows, a] | (fb > MAX_FB)
-    return PointTracks(tracks, ~lost & inside(tracks, store.size), query_points, store.size)
+    visible = ~lost & inside(tracks, store.size)
+    if scenes is not None:
+        visible &= scenes.can_be_seen(start)
+    return PointTracks(tracks, visible, query_points, store.size)
 
 
 def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence, model: FlowModel) -> PointTracks:
@@ -58,4 +64,7 @@ def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence
         return end, ((move + sample(back, end)) ** 2).sum(axis=-1)
 
     paths = follow_intervals(query_points, len(sequence), sequence.size, step)
-    return PointTracks(paths.tracks, paths.visible, query_points, sequence.size)
+    scenes = find_scenes(sequence.frame(t) for t in range(len(sequence)))
+    start = np.round(query_points[:, 0]).astype(np.int64)
+    visible = paths.visible & scenes.can_be_seen(start)
+    return PointTracks(paths.tracks, visible, query_points, sequence.size)

@@ -12,6 +12,7 @@ from loaders.clip_files import annotations_at
 from loaders.correspondences import open_correspondences
 from loaders.images import size_text
 from loaders.predicted_tracks import load_tracks, stored_source
+from loaders.scenes import read_scenes
 from loaders.sequence import VideoSequence
 from loaders.source_frames import SourceFrames
 from loaders.track_files import Annotations, PointTracks, sample_queries
@@ -36,7 +37,7 @@ def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray, pre
     if name == "static":
         return static_tracks(queries, len(sequence), sequence.size)
     if name == "chain":
-        return chained_flow_tracks(queries, open_correspondences(sequence))
+        return chained_flow_tracks(queries, open_correspondences(sequence), read_scenes(sequence))
     return multi_interval_flow_tracks(queries, sequence, flow_model(preprocessing, sequence.size))
 
 

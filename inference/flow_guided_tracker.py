@@ -7,7 +7,7 @@ Notation
     M, F      query points; frames first, first + 1, ..., first + F - 1
     a, b      a frame and the next one, going away from the query's frame (both directions are processed)
     y         flow position: the point's last confirmed position, moved along by flow (M, 2), pixels. NaN after the
-              tracker switched from flow to the model, or where the store has no flow between two frames
+              tracker switched from flow to the model, or where the store has no valid flow between two frames (a cut)
     fb        forward-backward error: distance between a point and its position after flow a -> b -> a, pixels
     color error  mean distance between the colors of the patch at a position and the patch at the query point
     apart     the model's position is more than MAX_MODEL_DISTANCE away from y; otherwise the model is near
@@ -37,6 +37,7 @@ from common.geometry import corners, inside, sample
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
 from loaders.correspondences import MAX_FB, CorrespondenceStore, check_adjacent_flow
+from loaders.scenes import Scenes
 from models.omnimotion import OmniMotion
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class FlowGuidedTracker(Tracker):
     Raises UserError if the store has no flow between adjacent frames."""
 
     def __init__(self, model: OmniMotion, store: CorrespondenceStore, frames: np.ndarray, use_max_loc: bool = True,
-                 occlusion_th: float = 0.99, chunk_size: int = 2_048):
-        super().__init__(model, use_max_loc, occlusion_th, chunk_size)
+                 occlusion_th: float = 0.99, chunk_size: int = 2_048, scenes: Scenes | None = None):
+        super().__init__(model, use_max_loc, occlusion_th, chunk_size, scenes)
         check_adjacent_flow(store)
         if np.abs(np.diff(store.pairs)).max() == 1:
             log.warning("%s has flow between adjacent frames only: a track that left the flow cannot be confirmed "
@@ -74,7 +75,7 @@ class FlowGuidedTracker(Tracker):
         out = super().track(query_points, range(first, last + 1))
         result = follow(query_points, out.tracks, out.visible, self.store, self.frames, first)
         out.tracks = result.tracks
-        out.visible = result.visible
+        out.visible = result.visible & self.can_be_seen(start)[:, first:last + 1]
         return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))
 
 
@@ -113,7 +114,7 @@ class _Follower:
         self.frames = frames
         self.first = first
         self.start = query_points[:, 0].astype(np.int64) - first
-        self.adjacent = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1}
+        self.adjacent = {(a, b) for a, b in store.pairs.tolist() if abs(a - b) == 1 and store.counts[a, b]}
         self.max_model_distance = MAX_MODEL_DISTANCE * max(store.size)  # pixels
         self.half = store.meta.get("method", {}).get("keep") == "half"
 
@@ -168,7 +169,7 @@ class _Follower:
     def _advance(self, a: int, b: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Move points `x` `(n, 2)` from frame a of the video to b by flow.
 
-        Returns positions `(n, 2)`, NaN where x is NaN or the store lacks the pair in one of both directions; whether
+        Returns positions `(n, 2)`, NaN where x is NaN or the store has no valid flow in one of both directions; whether
         fb <= MAX_FB inside the frame `(n,)`; whether the position is inside the frame `(n,)`."""
         y = np.full_like(x, np.nan)
         consistent = np.zeros(len(x), bool)

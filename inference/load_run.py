@@ -11,6 +11,7 @@ from inference.flow_guided_tracker import FlowGuidedTracker
 from inference.tracker import Tracker
 from loaders.checkpoint import Checkpoint, check_frames, check_length, find_checkpoint
 from loaders.correspondences import open_correspondences
+from loaders.scenes import read_scenes
 from loaders.sequence import VideoSequence, open_sequence
 from models.factory import checkpoint_num_frames, model_from_checkpoint, pick_device
 from models.omnimotion import OmniMotion
@@ -65,9 +66,11 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
 
     UserError if it needs flow and the sequence has none."""
     arguments = options.use_max_loc, options.occlusion_th, options.chunk_size
+    scenes = read_scenes(sequence)
     if not options.follow_flow:
-        return Tracker(model, *arguments)
+        return Tracker(model, *arguments, scenes)
     try:
-        return FlowGuidedTracker(model, open_correspondences(sequence), sequence.frames(), *arguments)
+        return FlowGuidedTracker(model, open_correspondences(sequence), sequence.frames(), *arguments,
+                                 scenes)
     except UserError as error:
         raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.geometry import inside
+from loaders.scenes import Scenes, one_scene
 from models.omnimotion import OmniMotion
 
 
@@ -29,14 +30,16 @@ class Tracker:
     """Tracks points with a trained model, without gradients.
 
     `use_max_loc`: map the sample of largest weight of each ray instead of compositing all samples. `occlusion_th`: a
-    point is occluded where its occlusion score is larger. `chunk_size`: rays at a time."""
+    point is occluded where its occlusion score is larger. `chunk_size`: rays at a time. `scenes`: of the video; points
+    are not visible in blank frames and in other scenes than their own. None: one scene."""
 
     def __init__(self, model: OmniMotion, use_max_loc: bool = True, occlusion_th: float = 0.99,
-                 chunk_size: int = 2_048):
+                 chunk_size: int = 2_048, scenes: Scenes | None = None):
         self.model = model
         self.use_max_loc = use_max_loc
         self.occlusion_th = occlusion_th
         self.chunk_size = chunk_size
+        self.scenes = scenes
         self.device = next(model.parameters()).device
 
     @property
@@ -68,7 +71,13 @@ class Tracker:
                     out.occlusion_score[rows] = scores
                     out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
                     out.visible[np.ix_(rows, ids.numpy() == t)] = True
+        out.visible &= self.can_be_seen(frame)[:, ids.numpy()]
         return out
+
+    def can_be_seen(self, frames: np.ndarray) -> np.ndarray:
+        """Where query points of frames `(N,)` may be visible: `(N, T)` bool, by the scenes of the video."""
+        scenes = one_scene(self.num_frames) if self.scenes is None else self.scenes
+        return scenes.can_be_seen(frames)
 
     def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions `(N, T, 2)`, depths `(N, T)` and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t in frames

@@ -205,11 +205,13 @@ class PairSampler:
 
         Returns the partner frame j, the pixels `(M, 2)`, the corresponding points in frame j `(M, 2)`, and weights
         `(M,)`: 1, or 0 for a cell without stored pixels. The partner is drawn as in training; in mode "last" it is the
-        next frame, as in OmniMotion, or the previous one for the last frame."""
+        next frame, as in OmniMotion, or the previous one for the last frame of the video or of a scene."""
         _, h, w = error_map.sums.shape
         T, W = len(self.counts), self.frames.shape[2]
         if error_map.mode == "last":
             j = i + 1 if i + 1 < T else i - 1
+            if not self.counts[i, j] and 0 < i < T - 1 and self.counts[i, i - 1]:  # the last frame before a cut
+                j = i - 1
         else:
             partners = self.pair_probabilities(T)[i]
             if partners.sum() == 0:

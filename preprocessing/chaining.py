@@ -5,7 +5,7 @@ Notation
     flow     (H, W, 2) pixels: the chained flow from i to j
     alive    (H, W) bool: pixels whose chain has not been broken
     direct   filtered flow that was computed between i and j directly, valid where it is cycle-consistent
-    link     flow between adjacent frames, one step of a chain
+    link     flow between frames that follow each other in a chain: adjacent ones, or those around a blank frame
 
 A rule decides where a chain breaks, and which flow is stored where the chain and direct flow disagree:
     trusted     A chain breaks where the forward-backward error of a link is above LINK_ERROR_TH or the chain leaves the
@@ -16,7 +16,8 @@ A rule decides where a chain breaks, and which flow is stored where the chain an
                 its end.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trust
 
 ReadPair = Callable[[int, int], DensePair]
 ChainState = tuple[Tensor, Tensor]               # (flow, alive)
+Path = Callable[[int, int], Iterable[int]]
 Correspondences = tuple[Tensor, Tensor, Tensor]  # flow (H, W, 2), cycle (H, W), occlusion (H, W)
 
 
@@ -40,9 +42,14 @@ def chain_rule(name: str) -> str:
     return "unfiltered" if name == "published" else name
 
 
+def every_frame(i: int, step: int) -> Iterator[int]:
+    """All frames after i (`step` 1) or before it (-1), without an end."""
+    return count(i + step, step)
+
+
 def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
-              direct: ReadPair, feature_th: float, rule: str,
-              device: str = "cpu") -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+              direct: ReadPair, feature_th: float, rule: str, device: str = "cpu", path: Path = every_frame,
+              ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Correspondences from frame i to each of `targets`: (j, flow `(H, W, 2)`, cycle `(H, W)`, occlusion `(H, W)`).
 
     frame:      t -> image `(H, W, 3)` uint8 RGB
@@ -50,7 +57,9 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
     feature_th: cosine similarity above which the two ends of a chain may show the same point
     rule:       one of RULES
-    Correspondences to adjacent frames are those of `direct`, unchanged."""
+    path:       (i, 1 or -1) -> frames after or before i that a chain passes, in order; `direct` must have the pairs
+                of each and the next one
+    Correspondences to adjacent frames, and to frames that no chain passes, are those of `direct`, unchanged."""
     extend = {"trusted": _extend_trusted, "unfiltered": _extend_unfiltered}[rule]
     choose = {"trusted": _choose_trusted, "unfiltered": _choose_unfiltered}[rule]
     size = frame(i).shape[:2]
@@ -59,10 +68,12 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     for step in (1, -1):
         remaining = {j for j in targets if (j - i) * step > 0}
         state = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
-        j = i
-        while remaining:
-            j += step
-            state = extend(state, j - step, j, direct, grid)
+        a = i
+        for j in path(i, step):
+            if not remaining:
+                break
+            state = extend(state, a, j, direct, grid)
+            a = j
             if j not in remaining:
                 continue
             remaining.remove(j)
@@ -72,6 +83,9 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:
                 yield j, pair.flow, pair.cycle, pair.occlusion
+        for j in sorted(remaining):
+            pair = direct(i, j)
+            yield j, pair.flow, pair.cycle, pair.occlusion
 
 
 def _to_tensors(pair: DensePair, device: str) -> Correspondences:
@@ -79,7 +93,7 @@ def _to_tensors(pair: DensePair, device: str) -> Correspondences:
 
 
 def _extend_unfiltered(state: ChainState, a: int, b: int, direct: ReadPair, grid: Tensor) -> ChainState:
-    """Add the link from frame a to the adjacent frame b at the ends of the chains.
+    """Add the link from frame a to the next frame b at the ends of the chains.
 
     A chain continues where all four pixels around its end are cycle-consistent."""
     flow, alive = state
@@ -90,12 +104,18 @@ def _extend_unfiltered(state: ChainState, a: int, b: int, direct: ReadPair, grid
 
 
 def _extend_trusted(state: ChainState, a: int, b: int, direct: ReadPair, grid: Tensor) -> ChainState:
-    """Add the link from frame a to the adjacent frame b at the ends of the chains.
+    """Add the link from frame a to the next frame b at the ends of the chains.
 
-    A chain continues where the link and the flow back end within LINK_ERROR_TH of the start, inside the frame."""
+    A chain continues where the link and the flow back end within LINK_ERROR_TH of the start, inside the frame. Where
+    the frames are not adjacent, as around a blank frame, both must also be cycle-consistent, since other pixels have no
+    flow."""
     flow, alive = state
-    forward = torch.from_numpy(direct(a, b).flow).to(grid.device)
-    backward = torch.from_numpy(direct(b, a).flow).to(grid.device)
+    there = direct(a, b)
+    back = direct(b, a)
+    forward = torch.from_numpy(there.flow).to(grid.device)
+    backward = torch.from_numpy(back.flow).to(grid.device)
+    if abs(a - b) > 1:
+        alive = alive & _all_cycle(there, grid + flow) & _all_cycle(back, grid + flow + bilinear(forward, grid + flow))
     link = bilinear(forward, grid + flow)  # (H, W, 2)
     flow = flow + link
     end = grid + flow
@@ -132,6 +152,12 @@ def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, ap
     valid = agree | alike | (cycle & ~alive)
     stored_flow = torch.where(alike[..., None], flow, direct_flow)
     return (stored_flow, valid, occlusion & ~valid), state
+
+
+def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
+    """Whether all four pixels around points `(H, W, 2)` are cycle-consistent, `(H, W)`."""
+    cycle = torch.from_numpy(pair.cycle[..., None].astype(np.float32)).to(points.device)
+    return bilinear(cycle, points)[..., 0] > 0.999
 
 
 class _Appearance:

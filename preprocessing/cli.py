@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,11 +16,13 @@ import torch
 from common.cli import Flag, Parser, at_least, positive, share
 from common.errors import UserError, os_error_line
 from common.files import MAX_PIXELS
+from common.locks import lock_folder
 from loaders.correspondences import CorrespondenceStore
 from loaders.images import read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import has_omnimotion_layout
 from loaders.sequence import VideoSequence, open_sequence
+from loaders.video import read_video
 from preprocessing.chaining import RULES, chain_rule
 from preprocessing.convert import convert
 from preprocessing.depth_priors import DEPTHS, write_depth
@@ -27,11 +30,13 @@ from preprocessing.extract_frames import check_sides, extract_frames
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 from preprocessing.pipeline import Method, build_store, summary
+from preprocessing.scenes import find_scenes
 from preprocessing.synthetic import render, tapvid
 from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, build_from_files
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("store", "omnimotion")
+VIDEO_DEFAULTS = {"start": 0, "stride": 1}  # of the options that need --video; others: None
 SYNTHETIC = {"synthetic": (render, "Render a sequence with exact ground truth."),
              "tapvid": (tapvid, "Render a synthetic benchmark as a TAP-Vid file.")}
 
@@ -54,6 +59,8 @@ def main_parser() -> Parser:
     add("--stop", type=at_least(1), help="frame to stop before")
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
+    add("--scene", type=at_least(0), metavar="N", help="of a video with cuts, take the frames of scene N only, counted "
+        "from 0 (without --scene, a line says which scenes there are)")
     add_pixel_limit(frames)
     add = out.add_argument_group("correspondences").add_argument
     add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
@@ -71,6 +78,8 @@ def main_parser() -> Parser:
     add("--chain", nargs="?", const="trusted", type=chain_rule, choices=RULES, help="also correspondences chained over "
         "adjacent frames. trusted (the value of --chain alone): prefer unbroken chains to direct flow; unfiltered "
         "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
+    add("--find_scenes", action=Flag, default=True, help="find cuts, and make pairs within scenes only; "
+        "--no-find_scenes: the video is one scene")
     add("--resume", action=Flag, nargs=0, help="continue unfinished work instead of starting again")
     add("--num_workers", type=at_least(1), default=os.cpu_count(), help="threads")
     add("--memory_gib", "--max_memory", dest="max_memory", type=positive, default=2.0, metavar="GIB", help="limit of "
@@ -175,7 +184,7 @@ def main(argv: list[str]) -> None:
         flow_of_pair(flow_parser().parse_args(argv[1:]))
     elif argv[:1] == ["convert"]:
         args = convert_parser().parse_args(argv[1:])
-        with resumable(args.data_dir):
+        with resumable(args.data_dir), lock_folder(args.data_dir):
             convert(open_sequence(args.data_dir, None, args.max_pixels), args.to, args.resume)
         log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
@@ -185,7 +194,7 @@ def main(argv: list[str]) -> None:
 def preprocess(args: argparse.Namespace) -> None:
     """Video -> sequence folder."""
     models = model_options(args)
-    with resumable(args.data_dir):
+    with resumable(args.data_dir), lock_folder(args.data_dir, make=bool(args.video)):
         sequence = _sequence(args)
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
@@ -205,16 +214,17 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
     """The store, from the source of correspondences that the options name."""
     if args.tracks:
         paths = [Path(path) for path in args.tracks]
-        return build_from_files(sequence, paths, args.pairs, args.resume, args.visible_th)
+        return build_from_files(sequence, paths, args.pairs, args.resume, args.visible_th, args.find_scenes)
     if args.flow == "cotracker":
         if not args.cotracker:
             raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your permissions: "
                             "give --cotracker DIR, a checkout that you trust, or --cotracker github to download it")
         checkout = None if args.cotracker == "github" else Path(args.cotracker)
         tracker = TrackerOptions(checkout, args.grid, args.query_every)
-        return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume)
+        return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume, args.find_scenes)
     keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
-    method = Method(args.flow, args.features, args.cycle_th, args.chain or "", args.pairs, keep)
+    method = Method(args.flow, args.features, args.cycle_th, args.chain or "", args.pairs, keep,
+                    args.find_scenes)
     return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
 
 
@@ -233,14 +243,28 @@ def resumable(data_dir: str) -> Iterator[None]:
 
 def _sequence(args: argparse.Namespace) -> VideoSequence:
     if args.video:
+        if args.scene is not None:
+            choose_scene(args)
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
                               args.resize and tuple(args.resize), args.short_side, args.max_pixels)
-    for name in ("resize", "short_side", "start", "stop", "max_frames"):
-        if getattr(args, name):
+    for name in ("resize", "short_side", "start", "stop", "max_frames", "stride", "scene"):
+        if getattr(args, name) != VIDEO_DEFAULTS.get(name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
     sequence = open_sequence(args.data_dir, None, args.max_pixels)
     check_sides(sequence.size, sequence.root / "color")
     return sequence
+
+
+def choose_scene(args: argparse.Namespace) -> None:
+    """Set --start and --max_frames to the frames of --scene. UserError if the video has no such scene."""
+    if not args.find_scenes:
+        raise UserError("--scene needs the scenes: leave out --no-find_scenes")
+    frames = read_video(args.video, args.start, args.stop, args.stride, args.max_pixels)
+    scenes = find_scenes(islice(frames, args.max_frames))
+    first, end = scenes.frames_of(args.scene)
+    log.info("scene %d of %d: frames %d to %d", args.scene, scenes.count, first, end - 1)
+    args.start += first * args.stride
+    args.max_frames = end - first
 
 
 def flow_of_pair(args: argparse.Namespace) -> None:

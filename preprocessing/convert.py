@@ -17,6 +17,7 @@ from loaders.correspondences import FOLDER, CorrespondenceStore, open_correspond
 from loaders.images import write_png
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import OmniMotionFolder, has_omnimotion_layout
+from loaders.scenes import CONVERTED_FILE, read_scenes
 from loaders.sequence import VideoSequence
 from preprocessing.correspondence_writer import StoreWriter
 from preprocessing.pair_selection import check_disk
@@ -47,8 +48,10 @@ def convert(sequence: VideoSequence, layout: str, resume: bool = False) -> None:
 
 
 def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) -> None:
-    """Write raft_exhaustive/, raft_masks/, count_maps/ and, last, flow_stats.json. UserError if the disk is too small.
+    """Write raft_exhaustive/, raft_masks/, count_maps/, scenes.json if there are cuts or blank frames, and,
+    last, flow_stats.json.
 
+    UserError if the disk is too small.
     Files that exist already are kept, so a run that was killed can be continued."""
     root = sequence.root
     names = sequence.names
@@ -68,12 +71,16 @@ def to_omnimotion_layout(sequence: VideoSequence, store: CorrespondenceStore) ->
         write_png(masks, np.stack(channels, axis=-1).astype(np.uint8) * 255)
     for i, name in enumerate(names):
         write_png(root / "count_maps" / Path(name).with_suffix(".png"), store.count_map(i))
+    scenes = read_scenes(sequence)
+    if not scenes.same_throughout:
+        write_text(root / CONVERTED_FILE, json.dumps({"names": names, "scenes": scenes.as_dict()}))
     write_text(root / "flow_stats.json", json.dumps(stats))
 
 
 def to_store(sequence: VideoSequence, source: OmniMotionFolder, resume: bool = False) -> None:
     """Write a store from OmniMotion's layout."""
-    writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume)
+    writer = StoreWriter(sequence, {"flow": "omnimotion", "source": "converted from the published layout"}, resume,
+                         lambda: read_scenes(sequence))
     for i, j in tqdm(source.pairs.tolist(), desc="store"):
         if not writer.has(i, j):
             pair = source.dense(i, j)

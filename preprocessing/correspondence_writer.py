@@ -11,6 +11,7 @@ Notation
 import json
 import logging
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from loaders.correspondence_format import (
     STEPS,
     DensePair,
     PairIndex,
+    Row,
     as_images,
     block_bytes,
     padded,
 )
 from loaders.correspondences import FOLDER, FORMAT, CorrespondenceStore, read_meta, row_path
 from loaders.npy import read_npy, save_npy
+from loaders.scenes import Scenes, one_scene, scenes_of_meta
 from loaders.sequence import VideoSequence
+from preprocessing.pair_selection import ordered_pairs
 
 log = logging.getLogger(__name__)
 START_AGAIN = "run the same command without --resume"
@@ -43,10 +47,12 @@ class StoreWriter:
     method:   what the store depends on besides the frames; goes to meta.json. With "keep" "half", the finished store
               has every other correspondence of the pairs that are not adjacent (a checkerboard)
     resume:   continue an unfinished store of the same frames and method; otherwise delete it and start again
+    find:     finds the scenes, which also go to meta.json; a resumed store keeps those it has. None: one scene
 
     UserError if `resume` is set and the unfinished store is of other frames or another method."""
 
-    def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False):
+    def __init__(self, sequence: VideoSequence, method: dict, resume: bool = False,
+                 find: Callable[[], Scenes] | None = None):
         self.root = sequence.root / FOLDER
         self.size = sequence.size
         self.num_frames = len(sequence)
@@ -55,10 +61,14 @@ class StoreWriter:
         self._journal = self.root / "unfinished.json"
         meta = describe(sequence, method)
         if resume and self._journal.is_file():
-            check_same(read_meta(self._journal), meta, self._journal)
+            begun = read_meta(self._journal)
+            check_same(begun, meta, self._journal)
+            self.scenes = scenes_of_meta(begun, self.num_frames, self._journal)
         else:
             shutil.rmtree(self.root, ignore_errors=True)
-            write_text(self._journal, json.dumps(meta, indent=1))
+            self.scenes = find() if find else one_scene(self.num_frames)
+            entry = {"scenes": self.scenes.as_dict()} if find else {}
+            write_text(self._journal, json.dumps(meta | entry, indent=1))
         for leftover in self.root.rglob(".tmp-*"):
             leftover.unlink()
 
@@ -85,7 +95,7 @@ class StoreWriter:
                 file.write(np.ascontiguousarray(flow, np.float32))
 
     def dense(self, i: int, j: int) -> DensePair:
-        """A direct pair that was written and, unless the frames are adjacent, whose row is not packed yet. The flow of
+        """A direct pair that was written and, unless it is a link of chains, whose row is not packed yet. The flow of
         adjacent frames has no round-off."""
         stored, data, exact = self._read(self._part(i, j))
         pair = as_images(PairIndex(data, 0, stored, self.size).decode(), self.size)
@@ -141,15 +151,20 @@ class StoreWriter:
             file.write(count_map)
             file.seek(0)
             file.write(row_header(heads))
+        links = {i - 1, i + 1, self.scenes.next(i, -1), self.scenes.next(i, 1)}
         for path in self._part(i, 0).parent.iterdir():
-            if abs(int(path.stem) - i) > 1:  # chains of other rows still need the adjacent pairs
+            if int(path.stem) not in links:  # which chains of other rows still need
                 path.unlink()
 
-    def finish(self) -> None:
-        """Pack what is not packed yet and turn the folder into a finished store."""
+    def finish(self, wanted: Iterable[tuple[int, int]] = ()) -> None:
+        """Pack what is not packed yet and turn the folder into a finished store.
+
+        UserError if it lacks one of the ordered pairs `wanted`."""
         for i in range(self.num_frames):
             if not self.has_row(i):
                 self.pack(i)
+        rows = [Row(row_path(self.root, i), self.size) for i in range(self.num_frames)]
+        check_pairs(self.root, {(i, j) for i, row in enumerate(rows) for j in row.targets.tolist()}, wanted)
         shutil.rmtree(self._parts, ignore_errors=True)
         self._journal.replace(self.root / "meta.json")
 
@@ -179,14 +194,28 @@ class StoreWriter:
         return stored, data[ALIGN:end], data[end:]
 
 
-def finished_store(sequence: VideoSequence, method: dict) -> CorrespondenceStore | None:
-    """The sequence's store if there is a finished one. UserError if it is of other frames or another method."""
+def finished_store(sequence: VideoSequence, method: dict, chosen: list[int]) -> CorrespondenceStore | None:
+    """The sequence's store if there is a finished one. UserError if it is of other frames or another method, or lacks
+    pairs with the intervals `chosen`."""
     meta = sequence.root / FOLDER / "meta.json"
     if not meta.is_file():
         return None
     check_same(read_meta(meta), describe(sequence, method), meta)
+    content = read_meta(meta)
+    store = CorrespondenceStore(meta.parent, content, len(sequence))
+    scenes = scenes_of_meta(content, len(sequence), meta)
+    check_pairs(meta.parent, set(map(tuple, store.pairs.tolist())), ordered_pairs(chosen, scenes))
     log.info("%s is finished already: left as it is", meta.parent)
-    return CorrespondenceStore(meta.parent, read_meta(meta), len(sequence))
+    return store
+
+
+def check_pairs(root: Path, present: set[tuple[int, int]], wanted: Iterable[tuple[int, int]]) -> None:
+    """UserError if a store in `root` lacks some of the ordered pairs `wanted`."""
+    wanted = list(wanted)
+    missing = [pair for pair in wanted if pair not in present]
+    if missing:
+        raise UserError(f"{root} lacks {len(missing)} of {len(wanted)} pairs, first {missing[0]}: delete that folder "
+                        "and run the same command again")
 
 
 def describe(sequence: VideoSequence, method: dict) -> dict:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from loaders.correspondence_format import block_bytes
+from loaders.scenes import Scenes
 
 DISK_MARGIN = 1.05  # free space that is required, as a multiple of the estimate
 
@@ -35,9 +36,14 @@ def intervals(choice: str, num_frames: int) -> list[int]:
     return list(range(1, min(int(width), longest) + 1))
 
 
-def pairs_at(interval: int, num_frames: int) -> list[tuple[int, int]]:
-    """All pairs (i, i + interval)."""
-    return [(i, i + interval) for i in range(num_frames - interval)]
+def pairs_at(interval: int, scenes: Scenes) -> list[tuple[int, int]]:
+    """The pairs (i, i + interval) of frames of one scene; of adjacent frames all pairs."""
+    return [(i, i + interval) for i in range(len(scenes.scene) - interval) if scenes.wanted(i, i + interval)]
+
+
+def ordered_pairs(chosen: list[int], scenes: Scenes) -> list[tuple[int, int]]:
+    """The pairs with the intervals `chosen`, each followed by the pair in the other direction."""
+    return [pair for d in chosen for i, j in pairs_at(d, scenes) for pair in ((i, j), (j, i))]
 
 
 def chunks(items: Sequence, length: int) -> list[Sequence]:
@@ -61,10 +67,11 @@ class Cost:
                 f"({self.peak_disk / 2**20:.0f} MiB while it is made)")
 
 
-def estimate(chosen: list[int], num_frames: int, size: tuple[int, int], shares: dict[int, float], seconds: float,
-             kept: float, done: int, fixed: int) -> Cost:
-    """Cost of the pairs with the intervals `chosen`, extrapolated from a few measured pairs.
+def estimate(numbers: dict[int, int], size: tuple[int, int], shares: dict[int, float], seconds: float, kept: float,
+             done: int, fixed: int) -> Cost:
+    """Cost of the wanted pairs, extrapolated from a few measured pairs.
 
+    numbers: interval -> number of ordered pairs
     size:    (H, W) of the frames
     shares:  measured interval -> share of pixels with a correspondence; interpolated linearly in between
     seconds: time per ordered pair, all threads together
@@ -72,8 +79,8 @@ def estimate(chosen: list[int], num_frames: int, size: tuple[int, int], shares: 
     done:    ordered pairs that are already written
     fixed:   bytes of temporary files besides the pairs'"""
     pixels = size[0] * size[1]
-    interval = np.array(chosen)
-    number = 2 * (num_frames - interval)  # ordered pairs of each interval
+    interval = np.array(list(numbers))
+    number = np.array(list(numbers.values()))
     measured = sorted(shares)
     share = np.interp(interval, measured, [shares[n] for n in measured])
     adjacent = interval == 1  # all pixels are stored; a temporary copy of the flow is kept in float32

@@ -9,6 +9,9 @@ The work is done by tasks on several threads, because OpenCV and PyTorch release
 the caches of frames. A task is first a chunk of pairs (flow in both directions), then one source frame (its chains and
 its row file). The results of a task depend on the frames and settings only, so a store that was interrupted and resumed
 has the same bytes as one that was not.
+
+Pairs are made within scenes (preprocessing/scenes.py). Adjacent frames of different scenes, or with a blank frame, have
+flow but no flags, and chains pass over blank frames by the pair of the frames around them.
 """
 
 import logging
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -33,7 +37,8 @@ from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import Cost, check_disk, chunks, estimate, intervals, pairs_at
+from preprocessing.pair_selection import Cost, check_disk, chunks, estimate, intervals, ordered_pairs, pairs_at
+from preprocessing.scenes import scenes_of
 
 log = logging.getLogger(__name__)
 PROCESS_BYTES = 500 << 20    # memory of the process before any work: Python, PyTorch, OpenCV
@@ -51,6 +56,7 @@ class Method:
     chain: str = ""        # one of preprocessing.chaining.RULES; empty: no chains
     pairs: str = "all"     # all | window:K | log
     keep: str = "auto"     # correspondences of non-adjacent frames to store: all | half (a checkerboard) | auto
+    find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene
 
     def settings(self, size: tuple[int, int], flow: dict, features: dict) -> dict:
         """The entry "method" of meta.json.
@@ -62,6 +68,8 @@ class Method:
             out["pairs"] = self.pairs
         if self.keep == "half" or (self.keep == "auto" and size[0] * size[1] > HALF_ABOVE):
             out["keep"] = "half"
+        if not self.find_scenes:
+            out["find_scenes"] = False
         out |= {f"flow_{key}": value for key, value in flow.items()}
         out |= {f"feature_{key}": value for key, value in features.items()}
         return out
@@ -87,6 +95,7 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     memory or disk space is too small."""
     models = models or ModelOptions()
     chosen = intervals(method.pairs, len(sequence))
+    new_scenes = partial(scenes_of, sequence, method.find_scenes)
     budget = max_memory - PROCESS_BYTES - MIN_CACHE_BYTES
     filtering = filter_bytes(sequence.size)
     extract = FEATURE_EXTRACTORS[method.features](models)
@@ -95,7 +104,7 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     if method.chain == "trusted":
         thresholds["chain_th"] = extract.chain_threshold
     settings = method.settings(sequence.size, model.settings, thresholds | extract.settings)
-    if finished := finished_store(sequence, settings):
+    if finished := finished_store(sequence, settings, chosen):
         return finished
     per_worker = model.working_bytes(sequence.size) + filtering
     wanted = 1 if models.device == "cuda" else num_workers
@@ -106,11 +115,11 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
                         "smaller frames")
     if workers < wanted:
         log.info("using %d of %d threads to stay below %.3g GiB (--memory_gib)", workers, wanted, max_memory / 2**30)
-    writer = StoreWriter(sequence, settings, resume)
+    writer = StoreWriter(sequence, settings, resume, new_scenes)
     cache_bytes = max_memory - PROCESS_BYTES - workers * per_worker
     with _single_threaded_libraries():
         _StoreBuilder(sequence, writer, method, chosen, model, extract, workers, models.device, cache_bytes).run()
-    writer.finish()
+    writer.finish(ordered_pairs(chosen, writer.scenes))
     return open_correspondences(sequence)
 
 
@@ -133,6 +142,7 @@ class _StoreBuilder:
         budget = self.cache_bytes // 3
         encodings = self.writer.scratch("encodings") if self.model.spill else None
         self.frames = FrameCache(lambda t: (frame(t),), budget)
+        self.scenes = self.writer.scenes
         self.features = FrameCache(lambda t: (self.extract(frame(t)),), budget, self.writer.scratch("features"))
         self.encodings = FrameCache(lambda t: self.model.encode(frame(t)), budget, encodings)
 
@@ -155,7 +165,7 @@ class _StoreBuilder:
     def _missing_chunks(self, d: int) -> list[list[tuple[int, int]]]:
         """The pairs of interval d in chunks of the model's batch size, without chunks that are completely written."""
         has = self.writer.has
-        return [chunk for chunk in chunks(pairs_at(d, len(self.sequence)), self.model.batch)
+        return [chunk for chunk in chunks(pairs_at(d, self.scenes), self.model.batch)
                 if not all(has(i, j) and has(j, i) for i, j in chunk)]
 
     def _flow_stage(self, chunks_by_interval: list[list[list]]) -> None:
@@ -189,7 +199,9 @@ class _StoreBuilder:
             self.writer.write(j, i, backward, *flags_back)
 
     def _filter(self, a: int, b: int, flow_ab: np.ndarray, flow_ba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cycle and occlusion flags of the flow from frame a to frame b."""
+        """Cycle and occlusion flags of the flow from frame a to frame b; none between different scenes."""
+        if not self.scenes.same(a, b):
+            return np.zeros(self.sequence.size, bool), np.zeros(self.sequence.size, bool)
         return filter_flow(flow_ab, flow_ba, self.features[a][0], self.features[b][0], abs(a - b),
                            self.method.cycle_th, self.extract.threshold, self.device)
 
@@ -204,10 +216,14 @@ class _StoreBuilder:
             b = [self.encodings[j] for _, j in part]
             starts = [None] * len(part)
             if self.model.warm and previous:
-                starts = [self.writer.start(i, i + previous if j > i else i - previous) for i, j in part]
+                starts = [self._start(i, i + previous if j > i else i - previous) for i, j in part]
             adjacent = abs(part[0][0] - part[0][1]) == 1
             out += self.model.flow(a, b, starts, adjacent)
         return out
+
+    def _start(self, i: int, j: int) -> np.ndarray | None:
+        """What the flow of the next farther pair than (i, j) starts from."""
+        return self.writer.start(i, j) if self.scenes.wanted(i, j) else None
 
     def _finish_row(self, i: int) -> None:
         """Compute the chains of source frame i, if the method has chains, and write its row file."""
@@ -216,29 +232,41 @@ class _StoreBuilder:
             feature_th = self.extract.chain_threshold if rule == "trusted" else self.extract.threshold
             for j, flow, cycle, occlusion in chain_row(
                     i, self.writer.targets(i), lambda t: self.frames[t][0], lambda t: self.features[t][0],
-                    self.writer.dense, feature_th, rule, self.device):
+                    self.writer.dense, feature_th, rule, self.device, self._path):
                 if abs(i - j) > 1:
                     self.writer.write(i, j, flow, cycle, occlusion, chained=True)
         self.writer.pack(i)
 
+    def _path(self, i: int, step: int) -> list[int]:
+        """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
+        out = []
+        a = i
+        while (b := self.scenes.next(a, step)) is not None and abs(a - b) in self.intervals:
+            out.append(b)
+            a = b
+        return out
+
     def _cost(self, left: int) -> Cost:
         """Estimate time and disk space from the flow of three sample pairs, which is not kept. left: pairs to do."""
         T = len(self.sequence)
+        numbers = {d: 2 * len(pairs_at(d, self.scenes)) for d in self.intervals}
+        numbers = {d: number for d, number in numbers.items() if number}
+        present = list(numbers)
         shares = {}
         seconds = []
-        for d in sorted({self.intervals[0], self.intervals[len(self.intervals) // 2], self.intervals[-1]}):
+        for d in sorted({present[0], present[len(present) // 2], present[-1]}):
             begin = time.perf_counter()
-            i = (T - d) // 2
+            sample = pairs_at(d, self.scenes)
+            i = sample[len(sample) // 2][0]
             (forward, _), (backward, _) = self._both_ways([(i, i + d)], None)
             cycle, occlusion = self._filter(i, i + d, forward, backward)
             shares[d] = (cycle | occlusion).mean()
             seconds.append((time.perf_counter() - begin) / 2)
         if self.method.chain:  # chains add correspondences; their number is not known before
             shares = dict.fromkeys(shares, 1.0)
-        ordered_pairs = sum(2 * (T - d) for d in self.intervals)
         encoding_bytes = sum(x.nbytes for x in self.encodings[0]) * T if self.model.spill else 0
-        return estimate(self.intervals, T, self.sequence.size, shares, float(np.median(seconds)) / self.workers,
-                        0.5 if self.writer.half else 1.0, ordered_pairs - 2 * left, encoding_bytes)
+        return estimate(numbers, self.sequence.size, shares, float(np.median(seconds)) / self.workers,
+                        0.5 if self.writer.half else 1.0, sum(numbers.values()) - 2 * left, encoding_bytes)
 
 
 def run_tasks(task: Callable, groups: Sequence[Sequence], num_workers: int, name: str,

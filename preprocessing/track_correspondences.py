@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,9 @@ from loaders.source_frames import source_of
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import check_disk, intervals, pairs_at
+from preprocessing.pair_selection import check_disk, intervals, ordered_pairs
 from preprocessing.pretrained import find_weights
+from preprocessing.scenes import scenes_of
 
 log = logging.getLogger(__name__)
 Tracks = tuple[np.ndarray, np.ndarray]  # (N, T, 2) float32 pixels and (N, T) bool visible
@@ -46,12 +47,12 @@ class TrackerOptions:
 
 
 def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "all", resume: bool = False,
-                     visible_th: float = 0.5) -> CorrespondenceStore:
+                     visible_th: float = 0.5, find_scenes: bool = True) -> CorrespondenceStore:
     """Make a store from files of tracks (formats: loaders/predicted_tracks.py), or open it if it is finished.
 
-    visible_th: probability above which a point is visible. pairs, resume: as in preprocessing.pipeline.build_store.
-    UserError if a file does not fit the sequence, if there is a store of other frames or settings, or if the disk is
-    too small."""
+    visible_th: probability above which a point is visible. pairs, resume, find_scenes: as in
+    preprocessing.pipeline.build_store and Method. UserError if a file does not fit the sequence, if there is a store of
+    other frames or settings, or if the disk is too small."""
     clip = source_of(sequence)
 
     def read() -> Iterable[Tracks]:
@@ -66,11 +67,11 @@ def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "a
     settings = {"flow": "tracks", "tracks": hashes, "pairs": pairs}
     if visible_th != 0.5:  # the only threshold before this option
         settings["visible_th"] = visible_th
-    return _build(sequence, lambda writer: read(), settings, resume)
+    return _build(sequence, lambda writer: read(), settings, resume, find_scenes)
 
 
 def build_from_cotracker(sequence: VideoSequence, options: TrackerOptions, models: ModelOptions, pairs: str = "all",
-                         resume: bool = False) -> CorrespondenceStore:
+                         resume: bool = False, find_scenes: bool = True) -> CorrespondenceStore:
     """Make a store from CoTracker's tracks, or open it if it is finished. Correspondences are valid where CoTracker
     predicts that the point is visible in both frames.
 
@@ -98,7 +99,7 @@ def build_from_cotracker(sequence: VideoSequence, options: TrackerOptions, model
 
     settings = {"flow": "cotracker", "flow_weights": ENTRY, "grid": options.grid, "query_frames": starts,
                 "pairs": pairs}
-    return _build(sequence, read, settings, resume)
+    return _build(sequence, read, settings, resume, find_scenes)
 
 
 def query_grid(t: int, size: tuple[int, int], step: int) -> np.ndarray:
@@ -127,16 +128,17 @@ def correspondences(tracks: np.ndarray, visible: np.ndarray, i: int, j: int,
 
 
 def _build(sequence: VideoSequence, source: Callable[[StoreWriter], Iterable[Tracks]], settings: dict,
-           resume: bool) -> CorrespondenceStore:
+           resume: bool, find_scenes: bool) -> CorrespondenceStore:
     """Make a store from the tracks that `source` returns. settings: written to meta.json."""
-    if finished := finished_store(sequence, settings):
-        return finished
-    T = len(sequence)
     size = sequence.size
-    chosen = intervals(settings["pairs"], T)
-    writer = StoreWriter(sequence, settings, resume)
+    if not find_scenes:
+        settings = settings | {"find_scenes": False}
+    chosen = intervals(settings["pairs"], len(sequence))
+    if finished := finished_store(sequence, settings, chosen):
+        return finished
+    writer = StoreWriter(sequence, settings, resume, partial(scenes_of, sequence, find_scenes))
     tracks, visible = (np.concatenate(arrays) for arrays in zip(*source(writer), strict=True))  # (N, T, 2), (N, T)
-    pairs = [pair for d in chosen for i, j in pairs_at(d, T) for pair in ((i, j), (j, i))]
+    pairs = ordered_pairs(chosen, writer.scenes)
     most = min(int(visible.sum(0).max()), size[0] * size[1])
     if not (visible.sum(1) > 1).any():
         raise UserError("no track is visible in two frames, so there is no correspondence: give other tracks")
@@ -147,6 +149,7 @@ def _build(sequence: VideoSequence, source: Callable[[StoreWriter], Iterable[Tra
     no_occlusion = np.zeros(size, bool)
     for i, j in tqdm(left, desc="pairs"):
         flow, valid = correspondences(tracks, visible, i, j, size)
+        valid &= writer.scenes.same(i, j)
         writer.write(i, j, flow, valid, no_occlusion, every_pixel=False)
-    writer.finish()
+    writer.finish(pairs)
     return open_correspondences(sequence)

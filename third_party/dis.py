@@ -44,6 +44,12 @@ class DisFlow:
             flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR)
         return flow * np.array([W / width, H / height], np.float32)
 
+    @classmethod
+    def between_grays(cls, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Flow `(H, W, 2)` from a to b, two `(H, W)` uint8 gray images, at their own size."""
+        with _without_ipp():
+            return cls._search().calc(a, b, None)
+
     @staticmethod
     def _gray(image: np.ndarray, width: int, height: int) -> np.ndarray:
         gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
