@@ -48,7 +48,9 @@ BAR_RANGE = 6.0      # gray levels: range within a row or column that belongs to
 
 
 def find_scenes(frames: Iterable[np.ndarray]) -> Scenes:
-    """The scenes of frames `(H, W, 3)` uint8 RGB of one size; each is read once."""
+    """The scenes of frames `(H, W, 3)` uint8 RGB of one size; each is read once.
+
+    If no two of more than two frames are connected, as in noise, all are one scene."""
     thumbnails, blank, duplicates = [], [], []
     before = None
     for t, frame in enumerate(frames):
@@ -61,6 +63,9 @@ def find_scenes(frames: Iterable[np.ndarray]) -> Scenes:
     thumbnails = _without_bars(thumbnails, shown)
     scene = np.full(len(blank), BLANK, np.int64)
     scene[shown] = _components(shown, lambda a, b: connected(thumbnails[a], thumbnails[b]))
+    if len(shown) > 2 and scene.max() == len(shown) - 1:
+        log.warning("no two frames are alike enough to find scenes: all frames are taken as one scene")
+        scene[shown] = 0
     return Scenes(scene, tuple(duplicates))
 
 

@@ -142,6 +142,11 @@ def test_one_frame_of_another_scene_does_not_end_the_scene():
     assert find_scenes(frames).scene.tolist() == [0] * 5 + [1] + [0] * 6
 
 
+def test_frames_that_have_nothing_in_common_are_one_scene():
+    assert find_scenes([texture(seed) for seed in range(4)]).scene.tolist() == [0] * 4
+    assert find_scenes([texture(seed) for seed in range(2)]).scene.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rendered_scenes_have_no_cut(recipe):
     for size in ((48, 48), (96, 128)):
