@@ -64,6 +64,8 @@ def load_tracks(path: str | Path, num_frames: int | None = None, queries: np.nda
 
 def stored_source(path: str | Path) -> SourceFrames | None:
     """The source of a file of tracks; None if the file does not have it, as those of other trackers."""
+    if Path(path).suffix.lower() != ".npz":
+        return None
     entries = Entries(path, open_arrays(path))
     known = {"frame_size", "frame_numbers"} <= set(entries.arrays.names or ())
     return entries.source(entries.size()) if known else None

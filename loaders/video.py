@@ -27,6 +27,7 @@ class VideoFacts:
     rotation: int = 0                # degrees clockwise, from the stored frames to the upright ones
     mirrored: bool = False           # whether upright frames are also mirror images of the stored ones
     times: list[float | None] = field(default_factory=list)  # seconds, of every decoded frame of the file
+    numbers: list[int] = field(default_factory=list)  # frame number in the source of every frame that was yielded
 
     def time(self, number: int) -> float | None:
         """Time of frame `number` in seconds; None if it is not known."""
@@ -41,6 +42,7 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
     ignored. `facts` is filled in. UserError if the file is missing or cannot be decoded, a frame is larger than
     `max_pixels`, or the range has no frame."""
     path = Path(path)
+    facts = facts or VideoFacts()
     if not path.exists():
         raise UserError(f"no video {path}: give a video file or a folder of images")
     if path.is_dir():
@@ -49,13 +51,14 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
             raise no_images(path)
         frames = (read_image(file, max_pixels) for file in files)
     else:
-        frames = _decode(path, max_pixels, facts or VideoFacts())
+        frames = _decode(path, max_pixels, facts)
     yielded = False
     decoded = 0
     for number, frame in enumerate(islice(frames, stop)):
         decoded += 1
         if number >= start and (number - start) % stride == 0:
             yielded = True
+            facts.numbers.append(number)
             yield frame
     if decoded == 0 and stop != 0:
         raise UserError(f"no frame of {path} can be decoded: it is damaged or has no key frame, give another video")

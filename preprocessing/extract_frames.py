@@ -63,7 +63,7 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sequence = open_sequence(data_dir, None, max_pixels)
-    source = SourceFrames(sequence.size, shape[:2], start + stride * np.arange(len(sequence)), facts.frame_rate,
+    source = SourceFrames(sequence.size, shape[:2], np.array(facts.numbers), facts.frame_rate,
                           Path(video).resolve().name)
     _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
