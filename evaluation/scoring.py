@@ -8,7 +8,7 @@ import numpy as np
 from common.errors import UserError
 from evaluation.baselines import chained_flow_tracks, multi_interval_flow_tracks, static_tracks
 from evaluation.metrics import error_since_query, tapvid_metrics
-from loaders.clip_files import annotations_at
+from loaders.clip_files import annotations_at, default_size
 from loaders.correspondences import open_correspondences
 from loaders.images import size_text
 from loaders.predicted_tracks import load_tracks, stored_source
@@ -63,20 +63,24 @@ def error_curve(tracks: PointTracks, truth: Annotations, rows: np.ndarray, query
 
 
 def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str, visible_th: float = 0.5,
-                     coordinates: str = "source") -> tuple[PointTracks, Annotations, np.ndarray]:
+                     coordinates: str = "source",
+                     clip: SourceFrames | None = None) -> tuple[PointTracks, Annotations, np.ndarray]:
     """Tracks of any tracker, the ground truth at their frame size, and the ground-truth row of each query.
 
     where: source of the ground truth, for error messages. A file without query points is taken to have the tracks of
-    the query mode's, one without frame size to be in pixels of the ground truth. visible_th: see
-    loaders.predicted_tracks. Ground truth of all frames of the source is reduced to those of the tracks, if their file
-    has these and `coordinates` is "source".
+    the query mode's, one without frame size to be in pixels of the ground truth, or of `clip`. visible_th: see
+    loaders.predicted_tracks. clip: the frames of a file that does not name its own. Ground truth of all frames of the
+    source is reduced to those of the tracks, if these are known and `coordinates` is "source".
     UserError unless the file has the queries of the query mode, in the same order. Where the frame sizes differ, a
     query may be off by half a pixel of the smaller frames, since programs scale in different ways."""
-    source = stored_source(path)
+    source = stored_source(path) or clip
+    size = truth.frame_size
     if source is not None:
         truth = annotations_at(truth, where, source, coordinates)
-    queries, _ = sample_queries(truth, query_mode)
-    tracks = load_tracks(path, truth.points.shape[1], queries, truth.frame_size, visible_th)
+    if clip is not None:
+        size = default_size(clip, coordinates)
+    queries, _ = sample_queries(truth if size == truth.frame_size else truth.resized(size), query_mode)
+    tracks = load_tracks(path, truth.points.shape[1], queries, size, visible_th)
     resized = truth.resized(tracks.frame_size)
     queries, rows = sample_queries(resized, query_mode)
     zoom = max(new / old for new, old in zip(tracks.frame_size, truth.frame_size, strict=True))

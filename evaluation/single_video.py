@@ -18,7 +18,7 @@ from evaluation.scoring import (
 )
 from evaluation.tables import print_header, print_row
 from inference.load_run import load_run
-from loaders.clip_files import annotations_of_clip, queries_of_clip, tracks_of_clip
+from loaders.clip_files import annotations_of_clip, load_tracks_of_clip, queries_of_clip
 from loaders.predicted_tracks import load_tracks
 from loaders.sequence import open_sequence
 from loaders.source_frames import own_source, source_of
@@ -82,31 +82,34 @@ def convert_tracks(options: Namespace) -> None:
     .rrd file also has the frames."""
     path = Path(options.predictions)
     check_format(Path(options.out))
-    sequence = clip = num_frames = size = queries = None
+    sequence = queries = None
     if options.data_dir:
         sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
         clip = source_of(sequence)
-        num_frames = len(sequence)
-        size = sequence.size
-    if options.queries:
-        queries = queries_of_clip(options.queries, clip, options.coordinates) if clip else load_queries(options.queries)
-    tracks = load_tracks(path, num_frames, queries, size, options.visible_th)
-    if clip:
-        tracks = tracks_of_clip(tracks, path, clip)
+        if options.queries:
+            queries = queries_of_clip(options.queries, clip, options.coordinates)
+        tracks = load_tracks_of_clip(path, clip, queries, options.coordinates, options.visible_th)
+    else:
+        queries = load_queries(options.queries) if options.queries else None
+        tracks = load_tracks(path, None, queries, None, options.visible_th)
     check_queries(tracks, queries, options)
     export_tracks(Path(options.out), tracks, sequence, options.coordinates)
     log.info("%d tracks: %s", len(tracks.tracks), options.out)
 
 
 def score_predictions(options: Namespace) -> None:
-    """Score a file of tracks. Its queries must be those of the annotations in the query mode, in the same order."""
+    """Score a file of tracks. Its queries must be those of the annotations in the query mode, in the same order.
+    --data_dir names the frames of a file that does not say which they are."""
     if not options.annotations:
         raise UserError("--predictions are scored against --annotations FILE, or converted to --out FILE: "
                         "give one of them")
     path = Path(options.predictions)
     truth = load_annotations(options.annotations)
+    clip = None
+    if options.data_dir:
+        clip = source_of(open_sequence(options.data_dir, options.num_imgs, options.max_pixels))
     tracks, truth, rows = load_predictions(path, truth, options.query_mode, options.annotations, options.visible_th,
-                                           options.coordinates)
+                                           options.coordinates, clip)
     if options.queries:
         clip = tracks.source or own_source(tracks.frame_size, tracks.tracks.shape[1])
         check_queries(tracks, queries_of_clip(options.queries, clip, options.coordinates), options)

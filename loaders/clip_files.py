@@ -21,6 +21,7 @@ import numpy as np
 from common.errors import UserError
 from common.geometry import inside
 from loaders.images import size_text
+from loaders.predicted_tracks import load_tracks
 from loaders.source_frames import SourceFrames, resize_points, resize_queries
 from loaders.track_files import Annotations, PointTracks, checked_queries, load_annotations, load_query_file
 
@@ -89,6 +90,24 @@ def annotations_at(truth: Annotations, path: str | Path, clip: SourceFrames, coo
             raise UserError(f"{path}: `query_points` row {row} is in frame {truth.query_points[row, 0]:g} of the "
                             f"source, the sequence has its frames {clip.numbers_text()}: remove this point")
     return truth if len(frames) == truth.points.shape[1] else truth.at_frames(frames)
+
+
+def load_tracks_of_clip(path: str | Path, clip: SourceFrames, queries: np.ndarray | None, coordinates: str,
+                        visible_th: float = 0.5) -> PointTracks:
+    """Tracks of any tracker in pixels of the sequence's frames. A file without frame size is in pixels of the source,
+    or with coordinates = "frames" in those of the sequence.
+
+    queries: `(N, 3)`, in pixels of the sequence's frames, are used where the file has none. UserError as
+    `loaders.predicted_tracks.load_tracks` and `tracks_of_clip`."""
+    size = default_size(clip, coordinates)
+    if queries is not None and size != clip.size:
+        queries = resize_queries(queries, clip.size, size)
+    return tracks_of_clip(load_tracks(path, len(clip.numbers), queries, size, visible_th), path, clip)
+
+
+def default_size(clip: SourceFrames, coordinates: str) -> tuple[int, int]:
+    """Size (H, W) of the frames in whose pixels a file without frame size is."""
+    return clip.source_size if coordinates == "source" else clip.size
 
 
 def tracks_of_clip(tracks: PointTracks, path: str | Path, clip: SourceFrames) -> PointTracks:

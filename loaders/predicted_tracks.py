@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from loaders.source_frames import SourceFrames
+from loaders.source_frames import SourceFrames, resize_queries
 from loaders.track_arrays import open_arrays
 from loaders.track_files import Entries, PointTracks, checked_queries
 
@@ -48,8 +48,8 @@ def load_tracks(path: str | Path, num_frames: int | None = None, queries: np.nda
                 size: tuple[int, int] | None = None, visible_th: float = 0.5) -> PointTracks:
     """Tracks of query points from a file of any tracker.
 
-    queries: `(N, 3)`, and size: (H, W), are used where the file has none of its own. The other arguments and errors
-    are those of `read_tracks`; UserError also if there are no query points or no frame size at all."""
+    queries: `(N, 3)`, in frames of `size`, and size: (H, W), are used where the file has none of its own. The other
+    arguments and errors are those of `read_tracks`; UserError also if there are no query points or no frame size."""
     found = read_tracks(path, num_frames, None if queries is None else len(queries), visible_th)
     if found.query_points is None and queries is None:
         raise UserError(f"{path} has no query points: give --queries FILE with one (t, y, x) for each of its "
@@ -57,7 +57,9 @@ def load_tracks(path: str | Path, num_frames: int | None = None, queries: np.nda
     if found.frame_size is None and size is None:
         raise UserError(f"{path} has no `frame_size`: give --data_dir, the sequence that was tracked, or {HOW}")
     frame_size = found.frame_size or tuple(size)
-    points = queries if found.query_points is None else found.query_points
+    points = found.query_points
+    if points is None:
+        points = queries if size is None or frame_size == tuple(size) else resize_queries(queries, size, frame_size)
     return PointTracks(found.tracks, found.visible, np.asarray(points, np.float32), frame_size, found.occlusion_score,
                        found.depth, found.source)
 

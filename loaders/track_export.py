@@ -8,9 +8,9 @@
 .blender.py   a Python script that adds the tracks to a movie clip in Blender
 .rrd          a Rerun recording: frames, tracks, and 3D points over time (needs the package rerun-sdk)
 
-.npz and .pt have the pixels of the sequence's frames. .csv, .nuke, .ae and .blender.py have the pixels and frame
-numbers of the source if it is known and coordinates = "source"; .rrd has its frame numbers, and the pixels of the
-sequence's frames, which it contains.
+.npz has the pixels of the sequence's frames, and names their size. .csv, .nuke, .ae and .blender.py have the pixels
+and frame numbers of the source if it is known and coordinates = "source", and .pt has its pixels; .rrd has its frame
+numbers, and the pixels of the sequence's frames, which it contains.
 
 Notation
     N, T     tracks, frames
@@ -31,7 +31,7 @@ from loaders.compositing import write_after_effects, write_blender, write_nuke
 from loaders.sequence import VideoSequence
 from loaders.track_files import PointTracks, save_tracks
 
-IN_SOURCE = (".csv", ".nuke", ".ae", ".blender.py")  # formats without a frame size of their own
+IN_SOURCE = (".csv", ".pt", ".nuke", ".ae", ".blender.py")  # formats without a frame size of their own
 COLUMNS = ("track", "frame", "x", "y", "visible", "occlusion_score", "depth")
 VISIBLE, OCCLUDED = (255, 176, 0), (86, 180, 233)  # RGB; orange and blue, distinguishable with color blindness
 

@@ -17,6 +17,7 @@ from common.cli import Flag, Parser, at_least, positive, share
 from common.errors import UserError, os_error_line
 from common.files import MAX_PIXELS
 from common.locks import lock_folder
+from loaders.clip_files import COORDINATES
 from loaders.correspondences import CorrespondenceStore
 from loaders.images import read_image
 from loaders.npy import save_npy
@@ -67,6 +68,8 @@ def main_parser() -> Parser:
     add("--tracks", nargs="+", metavar="FILE", help="tracks of any tracker instead of flow, as .npz, .npy or .pt of "
         "positions and visibility")
     add("--visible_th", type=share, default=0.5, help="probability above which points of --tracks are visible")
+    add("--coordinates", choices=COORDINATES, default="source", help="pixels of --tracks without a frame size: those "
+        "of the source video, if it is known, or of the frames")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
     add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
@@ -214,7 +217,8 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
     """The store, from the source of correspondences that the options name."""
     if args.tracks:
         paths = [Path(path) for path in args.tracks]
-        return build_from_files(sequence, paths, args.pairs, args.resume, args.visible_th, args.find_scenes)
+        return build_from_files(sequence, paths, args.pairs, args.resume, args.visible_th, args.find_scenes,
+                                args.coordinates)
     if args.flow == "cotracker":
         if not args.cotracker:
             raise UserError("--flow cotracker runs the code of facebookresearch/co-tracker with all your permissions: "

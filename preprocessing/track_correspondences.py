@@ -19,9 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from loaders.clip_files import points_of_clip
+from loaders.clip_files import default_size, points_of_clip
 from loaders.correspondence_format import block_bytes
 from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.images import size_text
 from loaders.predicted_tracks import read_tracks
 from loaders.sequence import VideoSequence
 from loaders.source_frames import source_of
@@ -47,18 +48,24 @@ class TrackerOptions:
 
 
 def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "all", resume: bool = False,
-                     visible_th: float = 0.5, find_scenes: bool = True) -> CorrespondenceStore:
+                     visible_th: float = 0.5, find_scenes: bool = True,
+                     coordinates: str = "source") -> CorrespondenceStore:
     """Make a store from files of tracks (formats: loaders/predicted_tracks.py), or open it if it is finished.
 
-    visible_th: probability above which a point is visible. pairs, resume, find_scenes: as in
-    preprocessing.pipeline.build_store and Method. UserError if a file does not fit the sequence, if there is a store of
-    other frames or settings, or if the disk is too small."""
+    visible_th: probability above which a point is visible. coordinates: "source" or "frames", in whose pixels files
+    without a frame size are. pairs, resume, find_scenes: as in preprocessing.pipeline.build_store and Method.
+    UserError if a file does not fit the sequence, if there is a store of other frames or settings, or if the disk is
+    too small."""
     clip = source_of(sequence)
 
     def read() -> Iterable[Tracks]:
         for path in paths:
             tracks = read_tracks(path, len(sequence), visible_th=visible_th, hidden=False)
-            yield points_of_clip(tracks.tracks, tracks.frame_size or sequence.size, path, clip), tracks.visible
+            size = tracks.frame_size or default_size(clip, coordinates)
+            if tracks.frame_size is None and clip.size != clip.source_size:
+                log.info("%s has no frame size: its tracks are read in pixels of the %s, %s", path, coordinates,
+                         size_text(size))
+            yield points_of_clip(tracks.tracks, size, path, clip), tracks.visible
 
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -67,6 +74,8 @@ def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "a
     settings = {"flow": "tracks", "tracks": hashes, "pairs": pairs}
     if visible_th != 0.5:  # the only threshold before this option
         settings["visible_th"] = visible_th
+    if coordinates != "source" and clip.known:
+        settings["coordinates"] = coordinates
     return _build(sequence, lambda writer: read(), settings, resume, find_scenes)
 
 

@@ -1,6 +1,8 @@
 """Tracks as CoTracker's and TAPIR's users save them: every name, layout and type gives the same tracks, or one line."""
 
+import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from loaders.correspondences import open_correspondences
 from loaders.predicted_tracks import OCCLUDED, POSITIONS, VISIBLE, load_tracks, read_tracks
+from loaders.source_frames import resize_points, source_of
 from loaders.track_export import export_tracks
-from loaders.track_files import PointTracks, load_annotations, sample_queries
+from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries, save_annotations
+from loaders.video import write_video
+from preprocessing.cli import main
+from preprocessing.extract_frames import extract_frames
 from tests.launch import launch
 
 SIZE = (40, 50)  # (H, W)
@@ -272,3 +279,64 @@ def test_tracks_of_other_points_are_told(small_sequence, tmp_path):
     result = evaluated("--predictions", tmp_path / "t.npz", "--annotations", small_sequence / "annotations.npz",
                        "--query_mode", "first")
     assert "px (median) from their query points: are they in the queries' order" in result.stderr
+
+
+@pytest.fixture
+def resized(tmp_path):
+    """A sequence of frames 3, 5, ..., 15 of a clip, at half of its size; its tracks, and their ground truth in all
+    frames and pixels of the clip."""
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "clip.mp4", [rng.integers(0, 255, (80, 100, 3), np.uint8) for _ in range(16)], 25)
+    sequence = extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq", 3, None, 2, None, None, 40)
+    whole = rng.uniform(5, 75, (4, 16, 2)).astype(np.float32)
+    truth = Annotations(whole, np.zeros((4, 16), bool), (80, 100), evaluated=np.tile(np.arange(16) >= 3, (4, 1)))
+    clip = source_of(sequence)
+    positions = resize_points(whole[:, clip.numbers], (80, 100), (40, 50))
+    queries = np.concatenate([np.zeros((4, 1)), positions[:, 0, ::-1]], axis=1).astype(np.float32)
+    visible = rng.random((4, 7)) > 0.3
+    return sequence, PointTracks(positions, visible, queries, (40, 50), source=clip), truth
+
+
+def test_files_without_frame_size_have_the_sources_pixels(resized, tmp_path):
+    sequence, tracks, truth = resized
+    save_annotations(tmp_path / "gt.npz", truth)
+    save_annotations(tmp_path / "gt7.npz", truth.at_frames(tracks.source.numbers))
+    for name in ("t.npz", "t.pt"):
+        export_tracks(tmp_path / name, tracks, sequence)
+    turned = torch.load(tmp_path / "t.pt", weights_only=True)[0][0].transpose(0, 1).numpy()
+    assert np.allclose(turned, truth.points[:, tracks.source.numbers], atol=1e-4)
+    scores = []
+    for name, annotations, more in (("t.npz", "gt.npz", []), ("t.npz", "gt7.npz", []), ("t.pt", "gt7.npz", []),
+                                    ("t.pt", "gt7.npz", ["--data_dir", sequence.root]),
+                                    ("t.npz", "gt.npz", ["--data_dir", sequence.root]),
+                                    ("t.pt", "gt.npz", ["--data_dir", sequence.root])):
+        evaluated("--predictions", tmp_path / name, "--annotations", tmp_path / annotations, "--query_mode", "first",
+                  "--out", tmp_path / "m.json", *more)
+        scores.append(json.loads((tmp_path / "m.json").read_text()))
+    assert scores[0]["average_pts_within_thresh"] == 1
+    for other in scores[1:]:
+        assert other == pytest.approx(scores[0], abs=1e-4)
+    np.savez(tmp_path / "q.npz", query_points=tracks.query_points, frame_size=(40, 50))
+    for coordinates in ("source", "frames"):
+        export_tracks(tmp_path / "t.pt", tracks, sequence, coordinates)
+        evaluated("--predictions", tmp_path / "t.pt", "--queries", tmp_path / "q.npz", "--data_dir", sequence.root,
+                  "--coordinates", coordinates, "--out", tmp_path / "back.npz")
+        back = load_tracks(tmp_path / "back.npz")
+        assert back.frame_size == (40, 50) and np.allclose(back.query_points, tracks.query_points, atol=1e-4)
+        assert np.allclose(back.tracks, tracks.tracks, atol=1e-4) and np.array_equal(back.visible, tracks.visible)
+
+
+def test_correspondences_of_tracks_without_frame_size(resized, tmp_path):
+    sequence, tracks, truth = resized
+    flows = []
+    np.save(tmp_path / "source.npy", truth.points[:, tracks.source.numbers])
+    np.save(tmp_path / "frames.npy", tracks.tracks)
+    np.savez(tmp_path / "sized.npz", tracks=truth.points[:, tracks.source.numbers], frame_size=(80, 100))
+    for name, coordinates in (("source.npy", "source"), ("frames.npy", "frames"), ("sized.npz", "frames")):
+        shutil.rmtree(sequence.root / "correspondences", ignore_errors=True)
+        main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / name), "--coordinates", coordinates])
+        pair = open_correspondences(sequence).stored(0, 3)
+        flows.append((pair.pixels, pair.flow(slice(None))))
+    assert len(flows[0][0]) == 4
+    for pixels, flow in flows[1:]:
+        assert np.array_equal(pixels, flows[0][0]) and np.allclose(flow, flows[0][1], atol=0.05)
