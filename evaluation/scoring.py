@@ -72,7 +72,7 @@ def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str
     loaders.predicted_tracks. clip: the frames of a file that does not name its own. Ground truth of all frames of the
     source is reduced to those of the tracks, if these are known and `coordinates` is "source".
     UserError unless the file has the queries of the query mode, in the same order. Where the frame sizes differ, a
-    query may be off by half a pixel of the smaller frames, since programs scale in different ways."""
+    query may be off by a pixel of the smaller frames, since programs scale and round in different ways."""
     source = stored_source(path) or clip
     size = truth.frame_size
     if source is not None:
@@ -84,7 +84,7 @@ def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str
     resized = truth.resized(tracks.frame_size)
     queries, rows = sample_queries(resized, query_mode)
     zoom = max(new / old for new, old in zip(tracks.frame_size, truth.frame_size, strict=True))
-    near = 0.01 if tracks.frame_size == truth.frame_size else 0.5 * max(1, zoom)  # pixels
+    near = 0.01 if tracks.frame_size == truth.frame_size else max(1, zoom)  # pixels
     if queries.shape != tracks.query_points.shape or (abs(queries - tracks.query_points) > [0, near, near]).any():
         raise UserError(f"{path}: its query points ({len(tracks.query_points)}, in {size_text(tracks.frame_size)}) are "
                         f"not the {len(queries)} of {where} ({size_text(truth.frame_size)}) in the query mode "

@@ -421,8 +421,8 @@ def test_converting_needs_no_folder_if_the_file_names_the_source(seq, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(60, 80), (480, 640), (256, 256)])
-@pytest.mark.parametrize("shift", [0, 1], ids=["centers at integers", "scaled corners"])
-def test_predictions_of_another_size_have_the_same_score(size, shift, small_sequence, tmp_path):
+@pytest.mark.parametrize("scaled_by", ["centers at integers", "factor", "rounded factor"])
+def test_predictions_of_another_size_have_the_same_score(size, scaled_by, small_sequence, tmp_path):
     truth = load_annotations(small_sequence / "annotations.npz").resized((120, 160))
     queries, rows = sample_queries(truth, "first")
     keep = (queries[:, 1:] > 2).all(axis=1)
@@ -431,9 +431,10 @@ def test_predictions_of_another_size_have_the_same_score(size, shift, small_sequ
     tracks = PointTracks(truth.points[rows] + 1, ~truth.occluded[rows], queries, (120, 160))
     save_tracks(tmp_path / "same.npz", tracks)
     other = tracks.resized(size)
-    if shift:  # x * scale, as programs do that have pixel centers at half-integers
-        zoom = np.array([1, size[0] / 120, size[1] / 160], np.float32)
-        other = PointTracks(other.tracks, other.visible, tracks.query_points * zoom, size)
+    if "factor" in scaled_by:  # x * scale, as programs do that have pixel centers at half-integers
+        points = tracks.query_points * np.array([1, size[0] / 120, size[1] / 160], np.float32)
+        points = np.rint(points) if "rounded" in scaled_by else points
+        other = PointTracks(other.tracks, other.visible, points, size)
     save_tracks(tmp_path / "other.npz", other)
     scores = []
     for name in ("same", "other"):
@@ -441,6 +442,28 @@ def test_predictions_of_another_size_have_the_same_score(size, shift, small_sequ
               "--out", tmp_path / "m.json"])
         scores.append(json.loads((tmp_path / "m.json").read_text()))
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    points = other.query_points.copy()
+    points[3, 1:] += 2.5 * max(1, size[0] / 120)
+    save_tracks(tmp_path / "other.npz", PointTracks(other.tracks, other.visible, points, size))
+    result = launch("eval.py", "--predictions", tmp_path / "other.npz", "--annotations", tmp_path / "a.npz",
+                    "--query_mode", "first")
+    assert result.returncode == 2 and f"{size[1]}x{size[0]}" in result.stderr and "160x120" in result.stderr
+
+
+def test_tracks_of_others_and_annotations_of_all_frames_of_the_source(seq, tmp_path):
+    """The tracks of the strided sequence are exact, so their score is 1."""
+    truth = annotated(16, (96, 128))
+    save_annotations(tmp_path / "a.npz", Annotations(truth.points, np.zeros((2, 16), bool), (96, 128)))
+    tracks = resize_points(truth.points[:, 3::2], (96, 128), (48, 64))
+    queries = np.concatenate([np.zeros((2, 1)), tracks[:, 0, ::-1]], axis=1).astype(np.float32)
+    np.savez(tmp_path / "t.npz", tracks=tracks, visible=np.ones((2, 7), bool), query_points=queries,
+             frame_size=(48, 64))
+    scored = ["--predictions", tmp_path / "t.npz", "--annotations", tmp_path / "a.npz", "--query_mode", "first"]
+    made([*scored, "--data_dir", seq, "--out", tmp_path / "m.json"])
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["average_jaccard"] == metrics["pts_within_1"] == 1
+    result = launch("eval.py", *scored)
+    assert result.returncode == 2 and "7 frames, 16 are needed" in result.stderr, result.stderr
 
 
 def test_correspondences_from_tracks_of_the_sources_size(seq, tmp_path):
