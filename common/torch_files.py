@@ -53,6 +53,8 @@ def _reason(error: Exception) -> str:
     """One line from torch.load's message, without its advice to set weights_only=False."""
     text = str(error)
     if name := text.partition("GLOBAL ")[2].split(" ")[0]:
+        if name.startswith("numpy"):
+            return "it holds numpy arrays, and only tensors are read from PyTorch's files"
         return f"it asks for {name[:60]}, which is not a tensor: do not trust this file"
     if "weights_only" in text:
         return "it is not a file of tensors, or it is damaged"

@@ -145,9 +145,12 @@ def _is_transposed(entries: Entries, name: str, shape: tuple[int, int], N: int |
     if N in shape and T is not None:
         other = second if first == N else first
         raise UserError(f"{path}: `{name}` has {other} frames, {T} are needed: give tracks of the same clip")
-    wanted = f"{'N' if N is None else N} queries and {'T' if T is None else T} frames"
-    raise UserError(f"{path}: `{name}` has the shape {entries.arrays[name].shape}, which does not fit {wanted}: track "
-                    "all query points through all frames of the clip")
+    wanted = " and ".join(f"{count} {what}" for count, what in ((N, "queries"), (T, "frames")) if count is not None)
+    advice = "track the query points of --annotations in the --query_mode, or give those that were tracked"
+    if N is None:
+        advice = "give tracks through all frames of the clip"
+    full = entries.arrays[name].shape
+    raise UserError(f"{path}: `{name}` has the shape {full}, which does not fit {wanted}: {advice}")
 
 
 def _oriented(array: np.ndarray, size: tuple[int, int], transposed: bool, path: str | Path, name: str) -> np.ndarray:

@@ -216,7 +216,7 @@ def test_files_that_are_no_tracks(tmp_path):
     torch.save({"tracks": T38}, tmp_path / "t.pt")  # numpy's array inside: not a tensor
     (tmp_path / "t.csv").write_text("1,2\n")
     (tmp_path / "u.pt").write_bytes(b"PK\x03\x04 cut off")
-    for name, words in (("t.npy", "cannot be read as arrays"), ("t.pt", "cannot be read as tensors"),
+    for name, words in (("t.npy", "cannot be read as arrays"), ("t.pt", "it holds numpy arrays, and only tensors"),
                         ("t.csv", "ends in '.csv'"), ("u.pt", "cannot be read as tensors"), ("v.pt", "no file"),
                         ("v.npy", "no file")):
         with pytest.raises(UserError, match=words) as caught:
@@ -232,6 +232,15 @@ def test_what_is_missing_is_asked_for(tmp_path):
         load_tracks(tmp_path / "t.npz", 8, GOOD.query_points)
     with pytest.raises(UserError, match="or give --queries FILE or --data_dir"):
         load_tracks(tmp_path / "t.npz")
+
+
+def test_what_does_not_fit_is_told(tmp_path):
+    np.savez(tmp_path / "t.npz", tracks=T38, visible=V38)
+    for numbers, words in (((9, None), "does not fit 9 frames: give tracks through all frames of the clip"),
+                           ((9, 4), "does not fit 4 queries and 9 frames: track the query points of --annotations"),
+                           ((None, 4), "does not fit 4 queries: track"), ((9, 3), "has 8 frames, 9 are needed")):
+        with pytest.raises(UserError, match=words):
+            read_tracks(tmp_path / "t.npz", *numbers)
 
 
 def evaluated(*arguments):
