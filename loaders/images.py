@@ -19,10 +19,11 @@ from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a fe
 
 from common.errors import UserError
 from common.files import MAX_PIXELS, in_natural_order, write_bytes
+from loaders.deep_images import Header, ValueRange, clip_range, decode, read_header, sample
 from loaders.masks import MaskImage, foreground, labels_of, resize_nearest
 
 log = logging.getLogger(__name__)
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr"}
 LOSSLESS = ("PNG", "BMP", "TIFF")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, not suffix; e.g. EPS would run Ghostscript
 
@@ -52,18 +53,65 @@ def no_images(folder: Path) -> UserError:
                      "convert them, or give another folder")
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Path, max_pixels: int = MAX_PIXELS, values: ValueRange | None = None) -> np.ndarray:
     """Read an image file as `(H, W, 3)` uint8 RGB.
 
-    Grayscale is repeated, alpha is dropped, 16 bits are reduced to 8, and the EXIF orientation is applied.
-    UserError if the image cannot be decoded, has floating-point values, or is larger than `max_pixels`."""
+    Grayscale is repeated, alpha is dropped, and the EXIF orientation is applied. Values of more than 8 bits are mapped
+    by `values`; without it, of 16 bits the upper 8 are used, and other values are mapped by their own range.
+    UserError if the image cannot be decoded, or is larger than `max_pixels`."""
+    header = deep_header(path)
+    if header is not None and header.wide and values is None:
+        values = clip_range([sample(read_values(path, max_pixels))])
+    if header is not None and values is not None and (header.wide or not values.whole):
+        return values.to_bytes(read_values(path, max_pixels))
     with _opened(path, path, "replace or remove it", max_pixels) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit grayscale
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        if image.mode == "F":  # floating-point values of unknown range
-            raise UserError(f"{path} holds floating-point numbers: save the frames with 8 or 16 bits")
         return np.array(image.convert("RGB"))
+
+
+def read_values(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Values `(H, W)` or `(H, W, 3)` of an image file of more than 8 bits, as the file has them.
+
+    UserError if it cannot be decoded, or is larger than `max_pixels`."""
+    header = deep_header(path)
+    if header is None or header.gray:
+        with _opened(path, path, "replace or remove it", max_pixels) as file:
+            return np.asarray(ImageOps.exif_transpose(file))
+    return _decoded(path, header, max_pixels)[0]
+
+
+def _decoded(path: Path, header: Header, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values and alpha channel of a file of more than 8 bits that Pillow does not read."""
+    check_pixels(*header.largest, path, max_pixels)
+    try:
+        return decode(path.read_bytes(), header)
+    except Exception as error:  # a damaged file can raise any exception in PyAV and OpenCV
+        raise UserError(f"{path} cannot be read as an image (it is damaged, or has channels that are not known): "
+                        "replace or remove it") from error
+
+
+def deep_header(path: Path) -> Header | None:
+    """The header of an image file of more than 8 bits per value; None for other files. UserError if it is missing."""
+    try:
+        with open(path, "rb") as file:
+            return read_header(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as an image ({error.strerror}): replace or remove it") from error
+
+
+def find_range(files: Sequence[Path], max_pixels: int = MAX_PIXELS,
+               fixed: tuple[float, float] | None = None) -> ValueRange | None:
+    """The range of the values of a clip's frames; None if all have at most 8 bits per value.
+
+    fixed: (low, high) to use instead of the clip's percentiles
+    UserError if a file of more bits cannot be read."""
+    deep = [path for path in files if deep_header(path) is not None]
+    if not deep:
+        return None
+    chosen = deep[:1] if fixed else deep
+    return clip_range([sample(read_values(path, max_pixels)) for path in chosen], fixed)
 
 
 def decode_image(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -109,6 +157,14 @@ def read_masks(paths: Sequence[Path], size: tuple[int, int], max_pixels: int = M
 
 def _mask_image(path: Path, max_pixels: int) -> MaskImage:
     """Decode a mask file."""
+    header = deep_header(path)
+    if header is not None and not header.gray:
+        values, alpha = _decoded(path, header, max_pixels)
+        if values.dtype.kind == "f":
+            values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        if values.ndim == 3 and (values == values[..., :1]).all():
+            values = values[..., 0]
+        return MaskImage(values, 16 if values.dtype.itemsize == 2 else 32, alpha=alpha)
     with _opened(path, path, "give another mask", max_pixels) as file:
         lossless = file.format in LOSSLESS and file.info.get("compression") != "jpeg"
         image = ImageOps.exif_transpose(file)
@@ -121,7 +177,7 @@ def _mask_image(path: Path, max_pixels: int) -> MaskImage:
         if mode == "1":
             return MaskImage(np.array(image).astype(np.uint8), 1, lossless=lossless)
         if mode == "F":
-            values = np.nan_to_num(np.array(image), nan=0.0, posinf=np.finfo(np.float32).max, neginf=0.0)
+            values = np.nan_to_num(np.array(image), nan=0.0, posinf=0.0, neginf=0.0)
             return MaskImage(values, 32, lossless=lossless)
         if mode.startswith("I"):
             values = np.array(image).astype(np.int64)

@@ -43,16 +43,17 @@ def foreground(image: MaskImage, label: int, where: object) -> np.ndarray:
     label: 0: all labels above 0; else this one. `where` names the file in messages.
     UserError if there is a `label` and the image has none."""
     if not label and image.alpha is not None and image.alpha.min() < image.alpha.max():
-        return _above_half(image.alpha, 8, where)
+        return _above_half(image.alpha, 16 if image.alpha.dtype == np.uint16 else 8, where)
     if image.alpha is not None and not image.alpha.any():
         return np.zeros(image.alpha.shape, bool)
     values = image.values
     if values.ndim == 3:
         if label:
             raise UserError(f"{where} has colors and no labels: leave out --mask_label, or give a palette image")
-        codes = values.astype(np.int64) @ [1 << 16, 1 << 8, 1]  # (H, W)
-        if image.lossless and codes.min() == 0 and in_regions(codes):
-            return codes > 0
+        if image.lossless and values.dtype in (np.uint8, np.uint16):
+            codes = values.astype(np.int64) @ [1 << 32, 1 << 16, 1]  # (H, W)
+            if codes.min() == 0 and in_regions(codes):
+                return codes > 0
         return _above_half(values.max(axis=-1), image.bits, where)
     if label:
         return values == label
