@@ -77,8 +77,10 @@ class ValueRange:
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """An image `(H, W)` or `(H, W, 3)` as `(H, W, 3)`."""
-    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    """An image `(H, W)`, `(H, W, 1)` or `(H, W, 3)` as `(H, W, 3)`."""
+    if image.ndim == 2:
+        image = image[..., None]
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def srgb(light: np.ndarray) -> np.ndarray:

@@ -7,16 +7,20 @@ Notation
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import MAX_PIXELS
-from loaders.images import image_files, no_images, read_image, read_mask, read_masks, size_text
+from common.files import MAX_PIXELS, read_json, write_json
+from loaders.deep_images import ValueRange
+from loaders.images import deep_header, find_range, image_files, no_images, read_image, read_mask, read_masks, size_text
 
+VALUES = "values.json"   # in the sequence folder: how values of more than 8 bits become frames
+WHOLE = [2**bits - 1 for bits in range(9, 17)]  # values.json: `high` where the upper 8 bits are used
+VALUES_ADVICE = "delete it and the sequence's correspondences, and run `python -m preprocessing` again"
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
 
@@ -27,6 +31,7 @@ class VideoSequence:
     names: tuple[str, ...]
     size: tuple[int, int]
     max_pixels: int = field(default=MAX_PIXELS, repr=False, compare=False)  # larger images are refused
+    values: ValueRange | None = field(default=None, repr=False, compare=False)  # of frames of more than 8 bits
     decoded: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T, H, W, 3), if within CACHE_BYTES
 
     def __len__(self) -> int:
@@ -36,7 +41,7 @@ class VideoSequence:
         """Frame i `(H, W, 3)` uint8 RGB. UserError if its file cannot be read."""
         if self.decoded is not None:
             return self.decoded[i]
-        return read_image(self.root / "color" / self.names[i], self.max_pixels)
+        return read_image(self.root / "color" / self.names[i], self.max_pixels, self.values)
 
     def frames(self) -> np.ndarray:
         """All frames `(T, H, W, 3)` uint8 RGB; if they are cached, each call returns the same array."""
@@ -97,24 +102,53 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
     color = root / "color"
     if not color.is_dir():
         raise UserError(f"no frames: there is no folder {color} (`python -m preprocessing --video ...` makes it)")
-    paths = image_files(color)[:num_imgs]
+    files = image_files(color)
+    paths = files[:num_imgs]
     if not paths:
         raise no_images(color)
     if len(paths) == 1:
         raise UserError(f"{color} has one frame only: tracking needs at least two")
-    first = read_image(paths[0], max_pixels)
+    values = load_values(root, files, max_pixels)
+    first = read_image(paths[0], max_pixels, values)
     size = first.shape[:2]
     if min(size) < 2:
         raise UserError(f"the frames in {color} are {size_text(size)}: they must have at least 2 pixels a side")
     frames = np.empty((len(paths), *size, 3), np.uint8) if len(paths) * first.nbytes <= CACHE_BYTES else None
     for i, path in enumerate(paths):  # every frame is decoded now, so that damage is reported early
-        frame = read_image(path, max_pixels) if i else first
+        frame = read_image(path, max_pixels, values) if i else first
         if frame.shape[:2] != size:
             raise UserError(f"frames of different sizes in {color}: {paths[0].name} is {size_text(size)}, "
                             f"{path.name} is {size_text(frame.shape[:2])}")
         if frames is not None:
             frames[i] = frame
-    return VideoSequence(root, tuple(path.name for path in paths), size, max_pixels, frames)
+    return VideoSequence(root, tuple(path.name for path in paths), size, max_pixels, values, frames)
+
+
+def load_values(root: Path, files: list[Path], max_pixels: int) -> ValueRange | None:
+    """The range of the values of the frames `files`: that of values.json, or else that of all frames.
+
+    None if they have at most 8 bits per value. UserError if values.json is damaged, or a frame cannot be read."""
+    if all(deep_header(path) is None for path in files):
+        return None
+    path = root / VALUES
+    if not path.is_file():
+        return find_range(files, max_pixels)
+    entries = read_json(path, VALUES_ADVICE)
+    low = entries.get("low")
+    high = entries.get("high")
+    flags = [entries.get("curve"), entries.get("whole")]
+    if not all(type(number) in (int, float) and abs(number) < 1e30 for number in (low, high)) or not low < high or not (
+            all(type(flag) is bool for flag in flags)) or (flags[1] and high not in WHOLE):
+        raise UserError(f"{path} is damaged: {VALUES_ADVICE}")
+    return ValueRange(low, high, *flags)
+
+
+def save_values(root: Path, values: ValueRange | None) -> None:
+    """Write values.json, or remove it if `values` is None."""
+    if values is None:
+        (root / VALUES).unlink(missing_ok=True)
+    else:
+        write_json(root / VALUES, asdict(values))
 
 
 def data_hash(*parts) -> str:

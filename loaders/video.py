@@ -1,8 +1,9 @@
 """Reading of videos and folders of images; writing of H.264 and GIF. Frames are (H, W, 3) uint8 RGB."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from math import atan2, degrees
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import MAX_PIXELS, write_bytes
-from loaders.images import check_pixels, image_files, no_images, read_image
+from loaders.deep_images import ValueRange, clip_range, sample
+from loaders.images import check_pixels, find_range, image_files, no_images, read_image
 
 # self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
@@ -35,11 +37,13 @@ class VideoFacts:
 
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
-               max_pixels: int = MAX_PIXELS, facts: VideoFacts | None = None) -> Iterator[np.ndarray]:
+               max_pixels: int = MAX_PIXELS, facts: VideoFacts | None = None,
+               values: ValueRange | None = None) -> Iterator[np.ndarray]:
     """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images.
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
-    ignored. `facts` is filled in. UserError if the file is missing or cannot be decoded, a frame is larger than
+    ignored. `facts` is filled in. `values` maps values of more than 8 bits; without it, `find_video_range` is called.
+    UserError if the file is missing or cannot be decoded, a frame is larger than
     `max_pixels`, or the range has no frame."""
     path = Path(path)
     facts = facts or VideoFacts()
@@ -49,9 +53,11 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
         files = image_files(path)
         if not files:
             raise no_images(path)
-        frames = (read_image(file, max_pixels) for file in files)
+        values = values or find_range(files[start:stop:stride], max_pixels)
+        frames = (read_image(file, max_pixels, values) for file in files)
     else:
-        frames = _decode(path, max_pixels, facts)
+        values = values or find_video_range(path, start, stop, stride, max_pixels)
+        frames = _decode(path, max_pixels, facts, partial(_as_bytes, values=values))
     yielded = False
     decoded = 0
     for number, frame in enumerate(islice(frames, stop)):
@@ -65,6 +71,25 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
     if not yielded:
         raise UserError(f"{path} has {decoded} frames, none in the range {start} to "
                         f"{'the end' if stop is None else stop}: change --start and --stop, or give another video")
+
+
+def find_video_range(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
+                     max_pixels: int = MAX_PIXELS, fixed: tuple[float, float] | None = None) -> ValueRange | None:
+    """The range of the values of a clip, from the frames that `read_video` yields; None if they have at most 8 bits.
+
+    Video in YUV counts as 8 bits up to 12 bits, because FFmpeg maps it to the RGB that it stands for.
+    fixed: (low, high) to use instead of the clip's percentiles. UserError as in `read_video`"""
+    path = Path(path)
+    if path.is_dir():
+        return find_range(image_files(path)[start:stop:stride], max_pixels, fixed)
+    pixel_format = _pixel_format(path)
+    bits = pixel_format.components[0].bits if pixel_format else 8
+    if not pixel_format or not _is_deep(pixel_format):
+        return None
+    if fixed:
+        return clip_range([np.ones(1, np.float32 if bits == 32 else np.uint16)], fixed, bits)
+    frames = islice(_decode(path, max_pixels, VideoFacts(), _counts), start, stop, stride)
+    return clip_range([sample(frame) for frame in frames], None, bits if pixel_format.name.startswith("gray") else 16)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10) -> None:
@@ -103,7 +128,43 @@ def _at_least_one(frames: Iterable[np.ndarray], path: str | Path) -> Iterator[np
     return chain([first], frames)
 
 
-def _decode(path: Path, max_pixels: int, facts: VideoFacts) -> Iterator[np.ndarray]:
+def _pixel_format(path: Path) -> av.VideoFormat | None:
+    """The pixel format of a video; None if it cannot be opened, of which `_decode` tells the reason."""
+    within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
+            return container.streams.video[0].codec_context.format
+    except Exception:
+        return None
+
+
+def _is_deep(pixel_format: av.VideoFormat) -> bool:
+    """Whether the values of a pixel format are counts of more than 8 bits."""
+    bits = pixel_format.components[0].bits
+    if pixel_format.is_rgb or pixel_format.name.startswith("gray"):
+        return bits > 8
+    return bits > 12
+
+
+def _counts(frame: av.VideoFrame) -> np.ndarray:
+    """The values of a frame `(H, W, 1)`, or `(H, W, 3)` RGB of 16 bits or float32."""
+    name = frame.format.name
+    if name.startswith("gray"):
+        return frame.to_ndarray(format=name.removesuffix("be").removesuffix("le") + "le")[..., None]
+    if frame.format.components[0].bits == 32:
+        return frame.to_ndarray(format="gbrpf32le")
+    return frame.to_ndarray(format="rgb48le")
+
+
+def _as_bytes(frame: av.VideoFrame, values: ValueRange | None) -> np.ndarray:
+    """A frame as `(H, W, 3)` uint8 RGB."""
+    if values is None or values.whole or not _is_deep(frame.format):
+        return frame.to_ndarray(format="rgb24")
+    return values.to_bytes(_counts(frame))
+
+
+def _decode(path: Path, max_pixels: int, facts: VideoFacts,
+            convert: Callable[[av.VideoFrame], np.ndarray]) -> Iterator[np.ndarray]:
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
@@ -118,7 +179,7 @@ def _decode(path: Path, max_pixels: int, facts: VideoFacts) -> Iterator[np.ndarr
             for frame in container.decode(stream):
                 check_pixels(frame.height, frame.width, path, max_pixels)
                 facts.times.append(frame.time)
-                yield _upright(frame, facts)
+                yield _upright(frame, facts, convert)
     except UserError:
         raise
     except Exception as error:  # errors of FFmpeg; a damaged file can raise any exception in PyAV
@@ -126,9 +187,9 @@ def _decode(path: Path, max_pixels: int, facts: VideoFacts) -> Iterator[np.ndarr
         raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
 
 
-def _upright(frame: av.VideoFrame, facts: VideoFacts) -> np.ndarray:
+def _upright(frame: av.VideoFrame, facts: VideoFacts, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:
     """Apply the display matrix of the file to a frame: it maps (x, y) to (a x + c y, b x + d y)."""
-    image, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
+    image, matrix = convert(frame), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
         (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
         facts.rotation = round(degrees(atan2(b, a))) % 360

@@ -19,7 +19,7 @@ from common.files import MAX_PIXELS
 from common.locks import lock_folder
 from loaders.clip_files import COORDINATES
 from loaders.correspondences import CorrespondenceStore
-from loaders.images import read_image
+from loaders.images import find_range, read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import has_omnimotion_layout
 from loaders.sequence import VideoSequence, open_sequence
@@ -27,7 +27,7 @@ from loaders.video import read_video
 from preprocessing.chaining import RULES, chain_rule
 from preprocessing.convert import convert
 from preprocessing.depth_priors import DEPTHS, write_depth
-from preprocessing.extract_frames import check_sides, extract_frames
+from preprocessing.extract_frames import check_sides, extract_frames, use_color
 from preprocessing.features import FEATURE_EXTRACTORS
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 from preprocessing.pipeline import Method, build_store, summary
@@ -62,6 +62,9 @@ def main_parser() -> Parser:
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add("--scene", type=at_least(0), metavar="N", help="of a video with cuts, take the frames of scene N only, counted "
         "from 0 (without --scene, a line says which scenes there are)")
+    add("--value_range", type=float, nargs=2, metavar=("A", "B"), help="frames of more than 8 bits per value (16-bit "
+        "counts, floating-point TIFF, OpenEXR; also in DATA_DIR/color): values that become black and white (default: "
+        "percentiles of the whole clip)")
     add_pixel_limit(frames)
     add = out.add_argument_group("correspondences").add_argument
     add("--flow", choices=[*FLOW_MODELS, "cotracker"], default="dis", help="optical flow, or CoTracker's tracks")
@@ -250,13 +253,22 @@ def _sequence(args: argparse.Namespace) -> VideoSequence:
         if args.scene is not None:
             choose_scene(args)
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
-                              args.resize and tuple(args.resize), args.short_side, args.max_pixels)
+                              args.resize and tuple(args.resize), args.short_side, args.max_pixels,
+                              _value_range(args))
     for name in ("resize", "short_side", "start", "stop", "max_frames", "stride", "scene"):
         if getattr(args, name) != VIDEO_DEFAULTS.get(name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
-    sequence = open_sequence(args.data_dir, None, args.max_pixels)
-    check_sides(sequence.size, sequence.root / "color")
-    return sequence
+    return use_color(Path(args.data_dir), args.max_pixels, _value_range(args))
+
+
+def _value_range(args: argparse.Namespace) -> tuple[float, float] | None:
+    """The option --value_range. UserError unless it is two ascending finite numbers."""
+    if args.value_range is None:
+        return None
+    low, high = args.value_range
+    if not -1e30 < low < high < 1e30:
+        raise UserError(f"--value_range {low:g} {high:g}: give the smaller value, then the larger one")
+    return low, high
 
 
 def choose_scene(args: argparse.Namespace) -> None:
@@ -273,7 +285,9 @@ def choose_scene(args: argparse.Namespace) -> None:
 
 def flow_of_pair(args: argparse.Namespace) -> None:
     """Flow of one pair of image files."""
-    a, b = (read_image(Path(path), args.max_pixels) for path in args.images)
+    paths = [Path(path) for path in args.images]
+    values = find_range(paths, args.max_pixels)
+    a, b = (read_image(path, args.max_pixels, values) for path in paths)
     if a.shape != b.shape:
         raise UserError(f"{args.images[0]} is {a.shape[1]}x{a.shape[0]}, {args.images[1]} is {b.shape[1]}x{b.shape[0]}:"
                         " flow needs two images of one size")

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import shutil
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -11,10 +10,11 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MAX_PIXELS
-from loaders.images import image_files, read_image, size_text, write_png
-from loaders.sequence import VideoSequence, open_sequence
+from loaders.deep_images import ValueRange
+from loaders.images import find_range, image_files, read_image, size_text, write_png
+from loaders.sequence import VALUES, VALUES_ADVICE, VideoSequence, open_sequence, save_values
 from loaders.source_frames import SourceFrames, write_source
-from loaders.video import VideoFacts, read_video
+from loaders.video import VideoFacts, find_video_range, read_video
 
 log = logging.getLogger(__name__)
 MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
@@ -23,14 +23,18 @@ HASH_BYTES = 1 << 24  # bytes that are read at a time
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
-                   short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> VideoSequence:
+                   short_side: int | None = None, max_pixels: int = MAX_PIXELS,
+                   value_range: tuple[float, float] | None = None) -> VideoSequence:
     """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files, and write video.json.
+
+    Values of more than 8 bits are mapped to 8 bits, the same way in all frames, and values.json says how.
 
     start, stop, stride: which frames to take, as in range(); stop None: to the end
     max_frames:          largest number of frames
     resize:              frame size (H, W)
     short_side:          pixels of the frames' shorter side, keeping the aspect ratio
     max_pixels:          largest number of pixels of a frame that is decoded
+    value_range:         values of more than 8 bits that become black and white; None: percentiles of the clip
     The folder is created only when all frames are written. If it exists, it must have the same frames.
     UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
     frames, or if it cannot be created."""
@@ -42,9 +46,13 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     except OSError as error:
         raise UserError(f"{partial} cannot be created ({error.strerror}): give another --data_dir") from error
     facts = VideoFacts()
+    if max_frames:
+        stop = min(stop or start + max_frames * stride, start + max_frames * stride)
     try:
+        values = find_video_range(video, start, stop, stride, max_pixels, value_range)
+        say_values(values, video, value_range)
         shape = None
-        for t, frame in enumerate(islice(read_video(video, start, stop, stride, max_pixels, facts), max_frames)):
+        for t, frame in enumerate(read_video(video, start, stop, stride, max_pixels, facts, values)):
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
@@ -62,12 +70,40 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
                             "folder, or leave out --video to use its frames")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    save_values(data_dir, values)
     sequence = open_sequence(data_dir, None, max_pixels)
     source = SourceFrames(sequence.size, shape[:2], np.array(facts.numbers), facts.frame_rate,
                           Path(video).resolve().name)
     _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
+
+
+def say_values(values: ValueRange | None, where: object, value_range: tuple[float, float] | None) -> None:
+    """Say how values of more than 8 bits become frames. UserError for a `value_range` of frames of 8 bits."""
+    if values is not None:
+        log.info("%s has %s", where, values)
+    elif value_range:
+        raise UserError(f"--value_range is for frames of more than 8 bits per value, and {where} has 8: leave it out")
+
+
+def use_color(data_dir: Path, max_pixels: int, value_range: tuple[float, float] | None) -> VideoSequence:
+    """Open the sequence whose frames the user put into `data_dir`/color. If they have more than 8 bits per value,
+    values.json is written. Arguments as of `extract_frames`.
+
+    UserError as of `open_sequence`, or if values.json has another range than `value_range`."""
+    sequence = open_sequence(data_dir, None, max_pixels)
+    check_sides(sequence.size, sequence.root / "color")
+    values = sequence.values
+    if values is not None and value_range:
+        values = find_range(image_files(data_dir / "color"), max_pixels, value_range)
+        if (data_dir / VALUES).is_file() and values != sequence.values:
+            raise UserError(f"{data_dir / VALUES} has another range than --value_range: {VALUES_ADVICE}")
+    say_values(values, sequence.root / "color", value_range)
+    if values is None:
+        return sequence
+    save_values(data_dir, values)
+    return open_sequence(data_dir, None, max_pixels)
 
 
 def check_sides(size: tuple[int, int], where: object) -> None:
