@@ -22,12 +22,10 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 EXR_HEADER = 1 << 20  # bytes; largest header of an OpenEXR file that is read
 FLOAT_SAMPLES = 3     # TIFF's tag SampleFormat
 PALETTE = 3           # TIFF's tag PhotometricInterpretation
-TAGS = {256: "width", 257: "height", 258: "bits", 262: "photometric", 274: "orientation", 277: "samples", 339: "format"}
+TAGS = {256: "width", 257: "height", 258: "bits", 262: "photometric", 277: "samples", 339: "format"}
 TAG_TYPES = {3: "H", 4: "I", 16: "Q"}
 MAX_TAGS = 4096
 MAX_CHANNELS = 64
-TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
-# TIFF's orientation -> quarter turns counterclockwise, after mirroring left and right
 
 PERCENTILES = (0.1, 99.9)  # of the clip's values; shown as black and white
 EXPOSURE = 99.0            # percentile of linear light that is shown as white; lamps and highlights may be brighter
@@ -44,7 +42,6 @@ class Header:
     largest: tuple[int, int]  # height and width that are decoded; OpenEXR has data outside of the picture
     gray: bool        # one channel, which Pillow reads
     wide: bool        # floating-point values, or integers of 32 bits
-    turn: int = 1     # TIFF's orientation
     layer: str = ""   # OpenEXR: layer of the color channels
 
 
@@ -142,6 +139,7 @@ def read_header(file: BinaryIO) -> Header | None:
 def decode(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | None]:
     """Values of an encoded color image or OpenEXR file, and its alpha channel `(H, W)` of the same type, or None.
 
+    OpenCV applies TIFF's orientation.
     ValueError, or an error of FFmpeg or OpenCV, if it cannot be decoded."""
     if header.kind == "exr":
         return _decode_exr(data, header)
@@ -150,12 +148,11 @@ def decode(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray | None]:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
-    if image is None or image.shape[:2] != (header.height, header.width) or image.dtype.kind not in "iuf":
+    size = [header.height, header.width]
+    if image is None or sorted(image.shape[:2]) != sorted(size) or image.dtype.kind not in "iuf":
         raise ValueError("not decoded")
     if image.dtype == np.float64:
         image = image.astype(np.float32)
-    quarters, mirrored = TURNS.get(header.turn, (0, False))
-    image = np.rot90(image[:, ::-1] if mirrored else image, quarters)
     if image.ndim == 2:
         return image, None
     alpha = image[..., 3] if image.shape[2] == 4 else None
@@ -253,4 +250,4 @@ def _tiff_header(file: BinaryIO) -> Header | None:
     gray = tags.get("samples", (1,)) == (1,) and bits in ((32,) if is_float else (12, 16, 32))
     height = tags["height"][0]
     width = tags["width"][0]
-    return Header("tiff", height, width, (height, width), gray, is_float or bits > 16, tags.get("orientation", (1,))[0])
+    return Header("tiff", height, width, (height, width), gray, is_float or bits > 16)

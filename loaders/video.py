@@ -43,8 +43,8 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
     ignored. `facts` is filled in. `values` maps values of more than 8 bits; without it, `find_video_range` is called.
-    UserError if the file is missing or cannot be decoded, a frame is larger than
-    `max_pixels`, or the range has no frame."""
+    UserError if the file is missing or cannot be decoded, a frame is larger than `max_pixels`, or the range has no
+    frame."""
     path = Path(path)
     facts = facts or VideoFacts()
     if not path.exists():

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import shutil
+import sys
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -46,13 +48,13 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     except OSError as error:
         raise UserError(f"{partial} cannot be created ({error.strerror}): give another --data_dir") from error
     facts = VideoFacts()
-    if max_frames:
-        stop = min(stop or start + max_frames * stride, start + max_frames * stride)
+    last = min(n for n in (stop, max_frames and start + max_frames * stride, sys.maxsize) if n is not None)
     try:
-        values = find_video_range(video, start, stop, stride, max_pixels, value_range)
+        values = find_video_range(video, start, last, stride, max_pixels, value_range)
         say_values(values, video, value_range)
         shape = None
-        for t, frame in enumerate(read_video(video, start, stop, stride, max_pixels, facts, values)):
+        frames = read_video(video, start, stop, stride, max_pixels, facts, values)
+        for t, frame in enumerate(islice(frames, max_frames)):
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "

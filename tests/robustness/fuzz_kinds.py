@@ -6,9 +6,12 @@ import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -25,7 +28,7 @@ from loaders.depth import load_depth
 from loaders.images import read_image, read_levels, read_mask
 from loaders.omnimotion_layout import OmniMotionFolder
 from loaders.predicted_tracks import load_tracks, read_tracks
-from loaders.sequence import VideoSequence, open_sequence
+from loaders.sequence import VideoSequence, open_sequence, save_values
 from loaders.source_frames import SourceFrames, source_of, write_source
 from loaders.tapvid import TapVideo, open_benchmark, save_tapvid
 from loaders.track_files import (
@@ -41,6 +44,7 @@ from loaders.video import read_video, write_gif, write_video
 from models.factory import checkpoint_num_frames, model_from_checkpoint, new_model
 from preprocessing.convert import to_omnimotion_layout
 from preprocessing.correspondence_writer import StoreWriter
+from tests.exr_files import write_exr
 
 SIZE, FRAMES = (24, 32), 3  # pixels (H, W), number of frames
 QUICK = "--num_samples_ray 4 --coupling_width 16 --affine_width 8 --affine_layers 2 --field_width 8".split()
@@ -72,6 +76,61 @@ def image(suffix: str, **options) -> Callable[[Path], Path]:
         Image.fromarray(picture()).save(path, **options)
         return path
     return make
+
+
+def deep_image(suffix: str, bits: str) -> Callable[[Path], Path]:
+    """A function that writes a color image whose values have the data type `bits`."""
+    def make(folder: Path) -> Path:
+        path = folder / f"image{suffix}"
+        values = picture().astype(bits)
+        if suffix == ".exr":
+            write_exr(path, {name: np.ascontiguousarray(values[..., k]) for k, name in enumerate("RGB")})
+        else:
+            cv2.imwrite(str(path), values)
+        return path
+    return make
+
+
+def exr_zip(folder: Path) -> Path:
+    """A compressed OpenEXR file."""
+    encoder = av.CodecContext.create("exr", "w")
+    encoder.height, encoder.width, encoder.pix_fmt = *SIZE, "gbrpf32le"
+    encoder.time_base = Fraction(1, 25)
+    encoder.options = {"compression": "zip16"}
+    frame = av.VideoFrame.from_ndarray(picture().astype(np.float32), format="gbrpf32le")
+    path = folder / "image.exr"
+    path.write_bytes(b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None)))
+    return path
+
+
+def read_deep(path: Path) -> None:
+    """Read an image of more than 8 bits as a clip of one frame, and as a mask."""
+    for _ in read_video(path.parent):
+        pass
+    read_mask(path, SIZE)
+
+
+def deep_video(folder: Path) -> Path:
+    """A lossless video of 16-bit counts."""
+    path = folder / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "gray16le"
+        for t in range(FRAMES):
+            values = 30_000 + picture(t)[..., 0].astype(np.uint16)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="gray16le")))
+        container.mux(stream.encode())
+    return path
+
+
+def values_json(folder: Path) -> Path:
+    """The range of the values of a sequence whose frames have 16 bits."""
+    (folder / "color").mkdir()
+    for t in range(FRAMES):
+        values = 30_000 + picture(t)[..., 0].astype(np.uint16)
+        Image.fromarray(values).save(folder / "color" / f"{t:05d}.png")
+    save_values(folder, open_sequence(folder).values)
+    return folder / "values.json"
 
 
 def mask(folder: Path) -> Path:
@@ -445,6 +504,12 @@ KINDS = [
     Kind("frame.png", image(".png"), read_image), Kind("frame.jpg", image(".jpg"), read_image),
     Kind("frame.tif", image(".tif", compression="tiff_lzw"), read_image),
     Kind("frame.webp", image(".webp"), read_image),
+    Kind("frame16.png", deep_image(".png", "u2"), read_deep), Kind("frame16.tif", deep_image(".tif", "u2"), read_deep),
+    Kind("float.tif", deep_image(".tif", "f4"), read_deep),
+    Kind("frame.exr", deep_image(".exr", "f4"), read_deep, share=6),
+    Kind("half.exr", deep_image(".exr", "f2"), read_deep), Kind("zip.exr", exr_zip, read_deep),
+    Kind("values.json", values_json, lambda path: open_sequence(path.parent), JSON_BYTES),
+    Kind("video16.mkv", deep_video, lambda path: list(read_video(path)), share=2),
     Kind("frame.bmp", image(".bmp"), read_image), Kind("mask.png", mask, lambda path: read_mask(path, SIZE)),
     Kind("labels.png", labels, lambda path: read_mask(path, (20, 30))),
     Kind("mask_of_frame.png", sequence_mask, lambda path: open_sequence(path.parents[1]).mask(1)),
