@@ -33,5 +33,20 @@ def _dino(kind: str, options: ModelOptions) -> FeatureExtractor:
                         options.feature_side, options.device)
 
 
+def _aliked(options: ModelOptions) -> FeatureExtractor:
+    from preprocessing.pretrained import find_weights
+    from third_party.kornia_features import AlikedFeatures
+
+    return AlikedFeatures(find_weights(["aliked-n16.pth"], options.weights_dir, options.offline), options.device)
+
+
+def _xfeat(options: ModelOptions) -> FeatureExtractor:
+    from preprocessing.pretrained import find_weights
+    from third_party.kornia_features import XFeatFeatures
+
+    return XFeatFeatures(find_weights(["xfeat.pt"], options.weights_dir, options.offline), options.device)
+
+
 FEATURE_EXTRACTORS: dict[str, Callable[[ModelOptions], FeatureExtractor]] = {
-    "sift": _sift, "dino": partial(_dino, "dino"), "dinov2": partial(_dino, "dinov2")}
+    "sift": _sift, "dino": partial(_dino, "dino"), "dinov2": partial(_dino, "dinov2"),
+    "aliked": _aliked, "xfeat": _xfeat}

