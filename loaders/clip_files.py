@@ -52,7 +52,8 @@ def queries_of_clip(path: str | Path, clip: SourceFrames, coordinates: str) -> n
         t, y, x = queries[row]
         pixels = f" of {size_text(size)} pixels" if size else ""
         raise UserError(f"{path}: `query_points` row {row} (t, y, x) = ({t:g}, {y:g}, {x:g}){pixels} fits neither "
-                        f"{_source_text(clip)} nor the sequence's {size_text(clip.size)}, frames 0 to {T - 1}")
+                        f"{_source_text(clip)} nor the sequence's frames ({size_text(clip.size)}, frames 0 to "
+                        f"{T - 1}): correct or remove it")
     if not good.all():
         return checked_queries(found, path, T, clip.size)
     if by_source:
@@ -148,7 +149,7 @@ def _in_source(queries: np.ndarray, size: tuple[int, int], clip: SourceFrames) -
 
 
 def _source_text(clip: SourceFrames) -> str:
-    return f"{clip.name or 'the source'}, {clip}"
+    return f"{clip.name or 'the source'} ({clip})"
 
 
 def _misfit(path: str | Path, size: tuple[int, int], clip: SourceFrames) -> str:

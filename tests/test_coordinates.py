@@ -249,7 +249,7 @@ def test_how_query_points_were_read_is_said(tmp_path, caplog):
         (tmp_path / f"{t}.csv").write_text(f"t,y,x\n{t},20,30\n")
         queries_of_clip(tmp_path / f"{t}.csv", CLIP, "source")
     first, second = caplog.messages
-    assert "query points are in clip.mp4, 256x192, frames 3, 5, ..., 15" in first
+    assert "query points are in clip.mp4 (256x192, frames 3, 5, ..., 15)" in first
     assert "do not fit clip.mp4" in second and "they are read in the sequence's frames, 128x96, frames 0 to 6" in second
 
 
