@@ -10,12 +10,13 @@ import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while
 import logging
 import sys
 from argparse import Namespace
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.cli import run
+from common.locks import lock_folder
 from configs.options import parse, run_dir
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import diagnosis_due
@@ -30,7 +31,8 @@ log = logging.getLogger("train")
 
 def train(options: Namespace, processes: Processes) -> None:
     """Run `num_iters` steps, or what is left of them. SystemExit 130 if a signal stopped the run."""
-    with record_signals() as received:
+    lock = lock_folder(run_dir(options), make=True) if processes.first else nullcontext()
+    with record_signals() as received, lock:
         trainer = Trainer(options, processes)
         if trainer.step < options.num_iters:
             log.info("estimated peak memory: %s", plan(trainer))

@@ -5,7 +5,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import UserError
@@ -19,8 +19,8 @@ def lock_folder(folder: str | Path, make: bool = False) -> Iterator[None]:
     """Hold the lock of a folder: the file FOLDER/.lock, which is locked and names the process.
 
     The operating system releases the lock when the process ends in any way, even if the file stays. Nothing is locked
-    where that is impossible: in a folder that does not exist (with `make`, it is made), is read-only, or whose file
-    system has no locks. UserError if another process has the lock."""
+    where that is impossible: in a folder that does not exist (with `make`, it is made, and deleted if it stays empty),
+    is read-only, or whose file system has no locks. UserError if another process has the lock."""
     path = Path(folder) / NAME
     file = _locked_file(path, make)
     try:
@@ -29,6 +29,9 @@ def lock_folder(folder: str | Path, make: bool = False) -> Iterator[None]:
         if file is not None:
             path.unlink(missing_ok=True)  # before the lock is released, so that it is this process's file
             file.close()
+            if make:
+                with suppress(OSError):  # it has files
+                    path.parent.rmdir()
 
 
 def _locked_file(path: Path, make: bool):

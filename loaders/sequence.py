@@ -7,6 +7,7 @@ Notation
 """
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.files import MAX_PIXELS, read_json, write_json
 from loaders.deep_images import ValueRange
 from loaders.images import deep_header, find_range, image_files, no_images, read_image, read_mask, read_masks, size_text
 
+log = logging.getLogger(__name__)
 VALUES = "values.json"   # in the sequence folder: how values of more than 8 bits become frames
 WHOLE = [2**bits - 1 for bits in range(9, 17)]  # values.json: `high` where the upper 8 bits are used
 VALUES_ADVICE = "delete it and the sequence's correspondences, and run `python -m preprocessing` again"
@@ -94,7 +96,7 @@ class VideoSequence:
 
 def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
                   max_pixels: int = MAX_PIXELS) -> VideoSequence:
-    """Open the first `num_imgs` frames in `data_dir`/color; None: all frames.
+    """Open the first `num_imgs` frames in `data_dir`/color; None: all frames. A line says that there are more.
 
     UserError if the folder is missing or empty, has one frame only, a damaged frame, a frame of more
     than `max_pixels`, or frames of different sizes."""
@@ -121,6 +123,8 @@ def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
                             f"{path.name} is {size_text(frame.shape[:2])}")
         if frames is not None:
             frames[i] = frame
+    if len(paths) < len(files):
+        log.info("%s has %d frames: the first %d are used (--num_imgs %d)", color, len(files), num_imgs, num_imgs)
     return VideoSequence(root, tuple(path.name for path in paths), size, max_pixels, values, frames)
 
 

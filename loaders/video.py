@@ -17,7 +17,9 @@ from common.errors import UserError
 from common.files import MAX_PIXELS, write_bytes
 from loaders.deep_images import ValueRange, clip_range, sample
 from loaders.images import check_pixels, find_range, image_files, no_images, read_image
+from loaders.video_damage import Losses
 
+MAX_FAILED = 100_000  # packets; a reader that fails again and again could go on forever
 # self-contained formats; other FFmpeg formats (concat, hls, ...) can make it open other files and network addresses
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,ogg,gif,flv,asf,mxf,yuv4mpegpipe"
 
@@ -38,13 +40,14 @@ class VideoFacts:
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
                max_pixels: int = MAX_PIXELS, facts: VideoFacts | None = None,
-               values: ValueRange | None = None) -> Iterator[np.ndarray]:
+               values: ValueRange | None = None, allow_gaps: bool = False) -> Iterator[np.ndarray]:
     """Yields frames start, start + stride, ..., before `stop`, of a video file or of a folder's images.
 
     The rotation or mirroring in the file's metadata is applied. Frames are counted, not timed: a variable frame rate is
-    ignored. `facts` is filled in. `values` maps values of more than 8 bits; without it, `find_video_range` is called.
-    UserError if the file is missing or cannot be decoded, a frame is larger than `max_pixels`, or the range has no
-    frame."""
+    ignored. Frames that the decoder flags as corrupt are left out and not counted. `facts` is filled in. `values` maps
+    values of more than 8 bits; without it, `find_video_range` is called. UserError if the file is missing or cannot be
+    decoded, a frame is larger than `max_pixels`, the range has no frame, or, unless `allow_gaps`, frames are missing
+    between those of the range (loaders/video_damage.py)."""
     path = Path(path)
     facts = facts or VideoFacts()
     if not path.exists():
@@ -57,7 +60,7 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
         frames = (read_image(file, max_pixels, values) for file in files)
     else:
         values = values or find_video_range(path, start, stop, stride, max_pixels)
-        frames = _decode(path, max_pixels, facts, partial(_as_bytes, values=values))
+        frames = _decode(path, max_pixels, facts, partial(_as_bytes, values=values), start, allow_gaps)
     yielded = False
     decoded = 0
     for number, frame in enumerate(islice(frames, stop)):
@@ -88,7 +91,7 @@ def find_video_range(path: str | Path, start: int = 0, stop: int | None = None, 
         return None
     if fixed:
         return clip_range([np.ones(1, np.float32 if bits == 32 else np.uint16)], fixed, bits)
-    frames = islice(_decode(path, max_pixels, VideoFacts(), _counts), start, stop, stride)
+    frames = islice(_decode(path, max_pixels, VideoFacts(), _counts, start, allow_gaps=True), start, stop, stride)
     return clip_range([sample(frame) for frame in frames], None, bits if pixel_format.name.startswith("gray") else 16)
 
 
@@ -164,7 +167,8 @@ def _as_bytes(frame: av.VideoFrame, values: ValueRange | None) -> np.ndarray:
 
 
 def _decode(path: Path, max_pixels: int, facts: VideoFacts,
-            convert: Callable[[av.VideoFrame], np.ndarray]) -> Iterator[np.ndarray]:
+            convert: Callable[[av.VideoFrame], np.ndarray], start: int, allow_gaps: bool) -> Iterator[np.ndarray]:
+    """All usable frames, as `convert` returns them. Other arguments and errors as `read_video`."""
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
@@ -176,15 +180,49 @@ def _decode(path: Path, max_pixels: int, facts: VideoFacts,
             stream.codec_context.options = {"max_pixels": str(2 * max_pixels + 4096)}
             stream.thread_type = "AUTO"
             facts.frame_rate = float(stream.average_rate) if stream.average_rate else None
-            for frame in container.decode(stream):
-                check_pixels(frame.height, frame.width, path, max_pixels)
-                facts.times.append(frame.time)
-                yield _upright(frame, facts, convert)
+            losses = Losses(path, container, stream, start)
+            finished = False
+            try:
+                for frame in _frames(container, stream, losses):
+                    check_pixels(frame.height, frame.width, path, max_pixels)
+                    if losses.gaps and not allow_gaps:
+                        continue  # the file is refused; the rest is only counted
+                    facts.times.append(frame.time)
+                    yield _upright(frame, facts, convert)
+                finished = True
+            except GeneratorExit:
+                losses.check(False, True)
+                raise
+            losses.check(finished, allow_gaps)
     except UserError:
         raise
     except Exception as error:  # errors of FFmpeg; a damaged file can raise any exception in PyAV
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be decoded as a video ({' '.join(why.split())[:160]}): give another") from error
+
+
+def _frames(container, stream, losses: Losses) -> Iterator[av.VideoFrame]:
+    """The usable frames of a stream. What cannot be decoded is noted in `losses`.
+
+    FFmpeg's error is raised if nothing can be decoded."""
+    error = None
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                break
+            losses.add_packet(packet)
+            decoded = packet.decode()
+        except av.error.FFmpegError as raised:
+            error = error or raised
+            losses.failed += 1
+            if losses.failed > MAX_FAILED:
+                break
+            continue
+        yield from filter(losses.usable, decoded)
+    if error is not None and losses.used == 0:
+        raise error
 
 
 def _upright(frame: av.VideoFrame, facts: VideoFacts, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:

@@ -37,7 +37,7 @@ from preprocessing.track_correspondences import TrackerOptions, build_from_cotra
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("store", "omnimotion")
-VIDEO_DEFAULTS = {"start": 0, "stride": 1}  # of the options that need --video; others: None
+VIDEO_DEFAULTS = {"start": 0, "stride": 1, "allow_gaps": False}  # of the options that need --video; others: None
 SYNTHETIC = {"synthetic": (render, "Render a sequence with exact ground truth."),
              "tapvid": (tapvid, "Render a synthetic benchmark as a TAP-Vid file.")}
 
@@ -62,6 +62,7 @@ def main_parser() -> Parser:
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add("--scene", type=at_least(0), metavar="N", help="of a video with cuts, take the frames of scene N only, counted "
         "from 0 (without --scene, a line says which scenes there are)")
+    add("--allow_gaps", action=Flag, nargs=0, help="accept a damaged video, in which frames are missing or corrupt")
     add("--value_range", type=float, nargs=2, metavar=("A", "B"), help="frames of more than 8 bits per value (16-bit "
         "counts, floating-point TIFF, OpenEXR; also in DATA_DIR/color): values that become black and white (default: "
         "percentiles of the whole clip)")
@@ -254,8 +255,8 @@ def _sequence(args: argparse.Namespace) -> VideoSequence:
             choose_scene(args)
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
                               args.resize and tuple(args.resize), args.short_side, args.max_pixels,
-                              _value_range(args))
-    for name in ("resize", "short_side", "start", "stop", "max_frames", "stride", "scene"):
+                              _value_range(args), args.allow_gaps)
+    for name in ("resize", "short_side", "start", "stop", "max_frames", "stride", "scene", "allow_gaps"):
         if getattr(args, name) != VIDEO_DEFAULTS.get(name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
     return use_color(Path(args.data_dir), args.max_pixels, _value_range(args))
@@ -275,7 +276,7 @@ def choose_scene(args: argparse.Namespace) -> None:
     """Set --start and --max_frames to the frames of --scene. UserError if the video has no such scene."""
     if not args.find_scenes:
         raise UserError("--scene needs the scenes: leave out --no-find_scenes")
-    frames = read_video(args.video, args.start, args.stop, args.stride, args.max_pixels)
+    frames = read_video(args.video, args.start, args.stop, args.stride, args.max_pixels, allow_gaps=args.allow_gaps)
     scenes = find_scenes(islice(frames, args.max_frames))
     first, end = scenes.frames_of(args.scene)
     log.info("scene %d of %d: frames %d to %d", args.scene, scenes.count, first, end - 1)

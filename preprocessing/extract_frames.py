@@ -26,7 +26,7 @@ HASH_BYTES = 1 << 24  # bytes that are read at a time
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
                    short_side: int | None = None, max_pixels: int = MAX_PIXELS,
-                   value_range: tuple[float, float] | None = None) -> VideoSequence:
+                   value_range: tuple[float, float] | None = None, allow_gaps: bool = False) -> VideoSequence:
     """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files, and write video.json.
 
     Values of more than 8 bits are mapped to 8 bits, the same way in all frames, and values.json says how.
@@ -37,6 +37,7 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     short_side:          pixels of the frames' shorter side, keeping the aspect ratio
     max_pixels:          largest number of pixels of a frame that is decoded
     value_range:         values of more than 8 bits that become black and white; None: percentiles of the clip
+    allow_gaps:          accept a damaged video that lacks frames in between
     The folder is created only when all frames are written. If it exists, it must have the same frames.
     UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
     frames, or if it cannot be created."""
@@ -53,7 +54,7 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
         values = find_video_range(video, start, last, stride, max_pixels, value_range)
         say_values(values, video, value_range)
         shape = None
-        frames = read_video(video, start, stop, stride, max_pixels, facts, values)
+        frames = read_video(video, start, stop, stride, max_pixels, facts, values, allow_gaps)
         for t, frame in enumerate(islice(frames, max_frames)):
             shape = shape or frame.shape
             if frame.shape != shape:
