@@ -1,6 +1,7 @@
 """Errors that the user can correct. Commands print them as one line and exit with code 2 (common.cli.run)."""
 
 import errno
+import re
 
 ADVICE = {
     errno.ENOSPC: "the disk is full: free some of it",
@@ -24,7 +25,9 @@ class UserError(Exception):
 
 
 def os_error_line(error: OSError, where: object = "") -> str:
-    """Format an operating system error as one line: file and reason. `where` is used if the error has no file name."""
-    path = error.filename or where
+    """Format an operating system error as one line: file and reason. `where` is used if the error has no file name.
+
+    A file that was to be written is named, not the temporary file beside it (common.files.atomic_path)."""
+    path = re.sub(r"\.tmp-[0-9]+-(?=[^/]*$)", "", str(error.filename or where))
     said = ADVICE.get(error.errno) or error.strerror or " ".join(str(error).split()) or type(error).__name__
     return f"{path}: {said}" if path else said

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.cli import run
-from common.errors import UserError
+from common.errors import UserError, os_error_line
 from common.files import check_writable
 from loaders.sequence import open_sequence
 from loaders.video import read_video
@@ -124,3 +124,11 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path):
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and len(lines) == 1, lines
     assert str(folder) in lines[0] and "permission is denied" in lines[0]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_its_temporary_file():
+    error = PermissionError(13, "Permission denied", "/out/.tmp-12-tracks.csv")
+    assert os_error_line(error).startswith("/out/tracks.csv: permission is denied")
+    assert os_error_line(PermissionError(13, "Permission denied"), "/out") == os_error_line(
+        PermissionError(13, "Permission denied", "/out"))
+    assert os_error_line(PermissionError(13, "Permission denied")).startswith("permission is denied")
