@@ -30,12 +30,11 @@ class VideoFacts:
     frame_rate: float | None = None  # frames per second, on average; None: not known
     rotation: int = 0                # degrees clockwise, from the stored frames to the upright ones
     mirrored: bool = False           # whether upright frames are also mirror images of the stored ones
-    times: list[float | None] = field(default_factory=list)  # seconds, of every decoded frame of the file
-    numbers: list[int] = field(default_factory=list)  # frame number in the source of every frame that was yielded
-
-    def time(self, number: int) -> float | None:
-        """Time of frame `number` in seconds; None if it is not known."""
-        return self.times[number] if number < len(self.times) else None
+    time: float | None = None        # of the frame that was decoded last, seconds; None: not known
+    lost: int = 0                    # frames that were lost in gaps before it
+    # of every frame that was yielded:
+    numbers: list[int] = field(default_factory=list)         # frame number in the source; lost frames count
+    times: list[float | None] = field(default_factory=list)  # seconds
 
 
 def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
@@ -67,7 +66,8 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
         decoded += 1
         if number >= start and (number - start) % stride == 0:
             yielded = True
-            facts.numbers.append(number)
+            facts.numbers.append(number + facts.lost)
+            facts.times.append(facts.time)
             yield frame
     if decoded == 0 and stop != 0:
         raise UserError(f"no frame of {path} can be decoded: it is damaged or has no key frame, give another video")
@@ -187,7 +187,8 @@ def _decode(path: Path, max_pixels: int, facts: VideoFacts,
                     check_pixels(frame.height, frame.width, path, max_pixels)
                     if losses.gaps and not allow_gaps:
                         continue  # the file is refused; the rest is only counted
-                    facts.times.append(frame.time)
+                    facts.time = frame.time
+                    facts.lost = losses.lost
                     yield _upright(frame, facts, convert)
                 finished = True
             except GeneratorExit:

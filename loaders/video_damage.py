@@ -56,7 +56,8 @@ class Losses:
         self.decoded = 0
         self.used = 0
         self.leading = 0                 # lost before the first usable frame
-        self.gaps: list[tuple[int, int]] = []  # (number of the usable frame after it, lost frames)
+        self.gaps: list[tuple[int, int]] = []  # (number of the usable frame after it, lost frames), from `start` on
+        self.lost = 0                    # in all gaps
 
     @property
     def reported(self) -> bool:
@@ -92,6 +93,7 @@ class Losses:
         if frame.pts is not None:
             lost = max(lost, self._skipped(frame.pts))
             self.times.append(frame.pts)
+        self.lost += lost
         if lost and (self.used > self.start or self.used == self.start == 0):
             self.gaps.append((self.used, lost))
         self.corrupt = 0

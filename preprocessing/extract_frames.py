@@ -119,9 +119,8 @@ def check_sides(size: tuple[int, int], where: object) -> None:
 def _write_source(sequence: VideoSequence, source: SourceFrames, facts: VideoFacts, video: Path, chosen: dict) -> None:
     """Write video.json. `chosen` are the options that selected the frames."""
     names = list(sequence.names)
-    times = [facts.time(number) for number in source.numbers.tolist()]
     others = chosen | {"hash": _content_hash(video), "rotation": facts.rotation, "mirrored": facts.mirrored}
-    write_source(sequence.root, source, names, times, others)
+    write_source(sequence.root, source, names, facts.times, others)
 
 
 def _content_hash(video: Path) -> str:

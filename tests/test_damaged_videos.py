@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import UserError
 from loaders.sequence import open_sequence
-from loaders.video import read_video
+from loaders.video import VideoFacts, read_video
 from preprocessing.cli import main
 from tests.launch import launch
 from tests.test_scenes import pan
@@ -76,6 +76,17 @@ def test_a_video_that_was_cut_off_is_told(name, encoded, tmp_path, caplog):
     assert f"frames are missing or corrupt ({COUNT - frames} at the end); {frames} are left" in caplog.text
 
 
+@pytest.mark.parametrize("start,stride", [(0, 1), (3, 2), (50, 1)])
+def test_frames_after_a_gap_keep_their_numbers(start, stride, encoded, tmp_path):
+    """The rate is constant, so that the times tell the numbers. --start counts the frames that are left."""
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(zeroed(encoded["clip.mkv"]))
+    facts = VideoFacts()
+    frames = sum(1 for _ in read_video(path, start, None, stride, facts=facts, allow_gaps=True))
+    assert len(facts.numbers) == frames > 5
+    assert facts.numbers == [round(time * 25) for time in facts.times]
+
+
 def test_a_cut_off_avi_file_has_frames_missing_somewhere(encoded, tmp_path):
     (tmp_path / "clip.avi").write_bytes(truncated(encoded["clip.avi"]))
     with pytest.raises(UserError, match=r"of 6\d frames are missing or corrupt; give"):
@@ -106,7 +117,9 @@ def test_frames_that_are_flagged_as_corrupt_are_left_out(encoded, tmp_path):
     assert len(flags) == COUNT and 0 < sum(flags) < 12
     with pytest.raises(UserError, match=f"{sum(flags)} of {COUNT} frames are missing or corrupt"):
         list(read_video(path))
-    frames = np.stack(list(read_video(path, allow_gaps=True)))
+    facts = VideoFacts()
+    frames = np.stack(list(read_video(path, allow_gaps=True, facts=facts)))
+    assert facts.numbers == np.flatnonzero(~np.array(flags)).tolist()  # those of the undamaged video
     whole = np.stack(pan(COUNT, size=SIZE))[~np.array(flags)]
     assert len(frames) == len(whole)
     assert np.median(np.abs(frames.astype(int) - whole).mean(axis=(1, 2, 3))) < 15

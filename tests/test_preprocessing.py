@@ -351,7 +351,7 @@ def broken(tmp_path):
 
 
 @pytest.mark.parametrize("kind,words", [
-    ("missing", "no folder"), ("empty", "no image files"), ("one", "one frame only"),
+    ("missing", "no folder"), ("empty", "no images: "), ("one", "one frame only"),
     ("sizes", "different sizes"), ("corrupt", "00001.png cannot be read")])
 def test_bad_frames_are_one_line_and_exit_code_2(kind, words, broken, tmp_path):
     folder = tmp_path / "nowhere" if kind == "missing" else broken(kind)
