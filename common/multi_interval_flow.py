@@ -15,6 +15,7 @@ over occlusions, and a path of few flows drifts little.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -29,6 +30,23 @@ HIDDEN_COST = 1e12     # square pixels, added to S: a hidden candidate is taken 
 FlowStep = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | None]
 
 
+class Proposal(Protocol):
+    """Another source of positions, such as a model."""
+
+    def candidates(self, rows: np.ndarray, b: int, direction: int, paths: "Paths") -> "Candidates":
+        """Candidates for points `rows` `(n,)` in frame b. `paths` is filled in from the queries to the frame before.
+        Called once for each frame, in order of the direction."""
+
+
+@dataclass
+class Candidates:
+    """Positions of n points in a frame."""
+    positions: np.ndarray  # (n, 2) pixels
+    squared: np.ndarray    # (n,): S
+    visible: np.ndarray    # (n,) bool
+    certain: np.ndarray    # (n,) bool: taken whatever flow says
+
+
 @dataclass
 class Paths:
     """Tracks of M points through T frames."""
@@ -38,8 +56,10 @@ class Paths:
 
 
 def follow_intervals(query_points: np.ndarray, num_frames: int, size: tuple[int, int], step: FlowStep,
-                     intervals: tuple[int, ...] = INTERVALS) -> Paths:
-    """Follow query points `(M, 3)` = (t, y, x) through all frames of `size` (H, W), forward and backward in time."""
+                     proposal: Proposal | None = None) -> Paths:
+    """Follow query points `(M, 3)` = (t, y, x) through all frames of `size` (H, W), forward and backward in time.
+
+    `proposal`: one more candidate in each frame."""
     M = len(query_points)
     start = np.round(query_points[:, 0]).astype(np.int64)
     out = Paths(np.full((M, num_frames, 2), np.nan, np.float32), np.full((M, num_frames), np.inf, np.float32),
@@ -50,31 +70,41 @@ def follow_intervals(query_points: np.ndarray, num_frames: int, size: tuple[int,
     out.visible[every, start] = True
     if M:
         for b in range(start.min() + 1, num_frames):
-            _reach(out, start, b, 1, size, step, intervals)
+            _reach(out, start, b, 1, size, step, proposal)
         for b in range(start.max() - 1, -1, -1):
-            _reach(out, start, b, -1, size, step, intervals)
+            _reach(out, start, b, -1, size, step, proposal)
     return out
 
 
 def _reach(out: Paths, start: np.ndarray, b: int, direction: int, size: tuple[int, int], step: FlowStep,
-           intervals: tuple[int, ...]) -> None:
+           proposal: Proposal | None) -> None:
     """Fill in frame b for all points whose query frame `start` `(M,)` comes before it in the direction."""
     max_squared = (MAX_ERROR * max(size)) ** 2
     lowest = np.full(len(start), np.inf)  # cost of the best candidate so far
-    for interval in range(1, (b if direction > 0 else out.tracks.shape[1] - 1 - b) + 1):
+
+    def offer(rows: np.ndarray, positions: np.ndarray, squared: np.ndarray, seen: np.ndarray) -> None:
+        """Take positions `(n, 2)` for points `rows` `(n,)` where they cost less than what is there.
+
+        `squared` `(n,)`: S; `seen` `(n,)`: whether the point is visible where the path comes from."""
+        visible = seen & (squared <= max_squared) & inside(positions, size)
+        cost = squared + HIDDEN_COST * ~visible
+        better = cost < lowest[rows]
+        chosen = rows[better]
+        lowest[chosen] = cost[better]
+        out.tracks[chosen, b] = positions[better]
+        out.squared_error[chosen, b] = squared[better]
+        out.visible[chosen, b] = visible[better]
+
+    frames_before = b if direction > 0 else out.tracks.shape[1] - 1 - b
+    for interval in range(1, frames_before + 1):
         a = b - direction * interval
-        started = (start - a) * direction <= 0 if interval in intervals else start == a
+        started = (start - a) * direction <= 0 if interval in INTERVALS else start == a
         rows = np.flatnonzero(started & np.isfinite(out.squared_error[:, a]))
         moved = step(a, b, out.tracks[rows, a]) if len(rows) else None
-        if moved is None:
-            continue
-        positions, squared = moved
-        squared = squared + out.squared_error[rows, a]
-        visible = out.visible[rows, a] & (squared <= max_squared) & inside(positions, size)
-        cost = np.where(visible, squared, squared + HIDDEN_COST)
-        better = cost < lowest[rows]
-        rows = rows[better]
-        lowest[rows] = cost[better]
-        out.tracks[rows, b] = positions[better]
-        out.squared_error[rows, b] = squared[better]
-        out.visible[rows, b] = visible[better]
+        if moved is not None:
+            offer(rows, moved[0], out.squared_error[rows, a] + moved[1], out.visible[rows, a])
+    if proposal is not None:
+        rows = np.flatnonzero((b - start) * direction > 0)
+        found = proposal.candidates(rows, b, direction, out)
+        lowest[rows[found.certain]] = np.inf
+        offer(rows, found.positions, found.squared, found.visible)

@@ -128,8 +128,8 @@ OPTIONS = (
     ),
     *_group(
         "inference", TRACK,
-        Option("follow_flow", bool, False, "follow the sequence's correspondences where they are reliable, and mostly "
-               "the model elsewhere"),
+        Option("follow_flow", bool, False, "follow the sequence's correspondences where they are reliable, and the "
+               "model elsewhere"),
         Option("use_max_loc", bool, True, "map the sample of the largest weight; no: composite all samples of the ray"),
         Option("occlusion_th", float, 0.99, "share in [0, 1]; a point is occluded if more of the light than this is "
                "absorbed in front of it"),

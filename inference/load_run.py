@@ -70,7 +70,6 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     if not options.follow_flow:
         return Tracker(model, *arguments, scenes)
     try:
-        return FlowGuidedTracker(model, open_correspondences(sequence), sequence.frames(), *arguments,
-                                 scenes)
+        return FlowGuidedTracker(model, open_correspondences(sequence), *arguments, scenes)
     except UserError as error:
         raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error

@@ -293,7 +293,7 @@ def test_nothing_is_visible_in_another_scene_or_a_blank_frame(name, clips, still
     scenes = read_scenes(sequence)
     expected = expected_visible(name)
     alone = Tracker(still_model, occlusion_th=2, scenes=scenes)
-    guided = FlowGuidedTracker(still_model, store, sequence.frames(), occlusion_th=2, scenes=scenes)
+    guided = FlowGuidedTracker(still_model, store, occlusion_th=2, scenes=scenes)
     assert np.array_equal(alone.track(QUERIES).visible, expected)
     assert np.array_equal(alone.track(QUERIES, [5, 7]).visible, expected[:, [5, 7]])
     chained = chained_flow_tracks(QUERIES, store, scenes).visible
