@@ -7,7 +7,7 @@ from collections.abc import Callable
 import configargparse
 
 from common.errors import UserError, os_error_line
-from common.interrupts import say_stopped
+from common.interrupts import raise_interrupts, say_stopped
 
 YES = ("true", "yes", "on", "1")
 NO = ("false", "no", "off", "0")
@@ -117,6 +117,7 @@ def run(main: Callable[[], None]) -> None:
 
     A UserError or an OSError of the operating system is printed as one line on stderr, and the exit code is 2. Ctrl-C
     prints one line; the exit code is 130."""
+    raise_interrupts()
     try:
         main()
     except KeyboardInterrupt:

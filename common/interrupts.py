@@ -1,13 +1,16 @@
-"""Importing this module makes Ctrl-C print one line instead of a traceback.
+"""Importing this module in a command makes Ctrl-C print one line instead of a traceback.
 
-Commands import it first, because importing PyTorch takes seconds. Afterwards `common.cli.run` does the same, and some
-commands save their state.
+Commands import it first, because importing PyTorch takes seconds. `common.cli.run` then handles Ctrl-C in another way:
+some commands save their state.
 """
 
+import os
+import signal
 import sys
+from pathlib import Path
 
 STOPPED = "stopped by Ctrl-C; files that were written before are intact\n"
-show_other_exceptions = sys.excepthook
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def say_stopped() -> None:
@@ -15,12 +18,26 @@ def say_stopped() -> None:
     sys.stderr.write("\n" * sys.stderr.isatty() + STOPPED)
 
 
-def excepthook(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """The handler of exceptions that nothing catches."""
-    if issubclass(kind, KeyboardInterrupt):
-        say_stopped()
-    else:
-        show_other_exceptions(kind, error, trace)
+def stop_now(number: int, frame: object) -> None:
+    """Handler of SIGINT while modules are imported: end at once.
+
+    Extension modules would turn a KeyboardInterrupt into other errors."""
+    say_stopped()
+    sys.stderr.flush()
+    os._exit(130)
 
 
-sys.excepthook = excepthook
+def raise_interrupts() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt, as usual."""
+    if signal.getsignal(signal.SIGINT) is stop_now:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_command() -> bool:
+    """Whether this process runs one of the project's commands, and not a program that imports one."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return file is not None and Path(file).resolve().parent in (ROOT, ROOT / "preprocessing")
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _is_command():
+    signal.signal(signal.SIGINT, stop_now)

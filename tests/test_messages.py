@@ -49,15 +49,17 @@ def test_ctrl_c_in_a_command_is_one_line_and_exit_code_130(capsys):
 
 
 @pytest.mark.parametrize("command", [["eval.py"], ["viz.py"], ["train.py"], ["-m", "preprocessing"]])
-@pytest.mark.parametrize("wait", [0.3, 1.0])
-def test_ctrl_c_while_modules_are_imported_is_one_line(command, wait, tmp_path):
+@pytest.mark.parametrize("library", ["numpy", "libtorch"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(command, library, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, *command, "--data_dir", str(tmp_path / "none")], cwd=ROOT,
                                env=environment, stderr=subprocess.PIPE, text=True)
-    time.sleep(wait)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and library not in maps.read_text():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     lines = process.communicate()[1].splitlines()
-    assert process.returncode in (-signal.SIGINT, 130, 2) and len(lines) <= 1, lines
+    assert process.returncode in (130, 2) and len(lines) <= 1, lines
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_its_option(tmp_path):
@@ -76,7 +78,7 @@ def test_frames_of_few_pixels_a_side_are_refused(size, tmp_path):
     folder = images(tmp_path / "images", size)
     with pytest.raises(UserError, match=f"{size[1]}x{size[0]} pixels: each side must have at least 16"):
         main(["--video", str(folder), "--data_dir", str(tmp_path / "seq")])
-    assert not any((tmp_path / "seq").iterdir())
+    assert not (tmp_path / "seq").exists() or not any((tmp_path / "seq").iterdir())
     images(tmp_path / "made" / "color", size)
     with pytest.raises(UserError, match="at least"):
         main(["--data_dir", str(tmp_path / "made")])
