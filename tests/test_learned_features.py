@@ -58,7 +58,7 @@ def translated(size, shift, seed=0):
 @kinds
 def test_features_are_a_normalized_grid_with_four_pixels_between(kind, random_weights, small):
     extract = KINDS[kind](random_weights / FILES[kind])
-    for size, grid in (((97, 129), (25, 33)), ((151, 77), (48, 25)), ((40, 60), (25, 37))):
+    for size, grid in (((97, 129), (25, 33)), ((151, 77), (48, 25)), ((40, 60), (25, 37)), ((16, 800), (3, 98))):
         features = extract(picture(size))
         assert features.shape == (*grid, CHANNELS[kind]) and features.dtype == np.float16
         assert np.allclose(np.linalg.norm(features.astype(np.float32), axis=-1), 1, atol=2e-3)

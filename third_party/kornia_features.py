@@ -28,7 +28,8 @@ from torch import Tensor
 from common.errors import UserError
 from common.torch_files import tensors_by_name
 
-STRIDE = 4  # pixels of the resized image between features
+STRIDE = 4        # pixels of the resized image between features
+MAX_ASPECT = 4.0  # the longer side of the resized image is at most this multiple of SIDE, which limits the memory
 
 
 class AlikedFeatures:
@@ -98,7 +99,7 @@ class XFeatFeatures:
 
 def _resize(image: np.ndarray, side: int, device: str) -> tuple[Tensor, tuple[int, int]]:
     """The image in [0, 1], resized to a shorter side of about `side` pixels: `(1, 3, H', W')`; and its grid (h, w)."""
-    zoom = side / min(image.shape[:2])
+    zoom = min(side / min(image.shape[:2]), MAX_ASPECT * side / max(image.shape[:2]))
     h, w = (max(round((n - 1) * zoom / STRIDE), 1) + 1 for n in image.shape[:2])
     x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
     size = ((h - 1) * STRIDE + 1, (w - 1) * STRIDE + 1)
