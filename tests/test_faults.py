@@ -147,8 +147,6 @@ def scene(kind, rng):
     textures = rng.integers(0, 256, (8, 12, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
     if kind == "static":
         return np.stack([textures[0]] * 4)
-    if kind == "black":
-        return np.zeros((4, 48, 64, 3), np.uint8)
     if kind == "two frames":
         return np.stack([textures[0], np.roll(textures[0], 2, axis=1)])
     if kind == "a cut":  # no valid correspondence between its two halves
@@ -156,13 +154,26 @@ def scene(kind, rng):
     return np.stack([np.roll(np.tile(textures[0], (1, 4, 1)), -80 * t, axis=1)[:, :64] for t in range(4)])
 
 
-@pytest.mark.parametrize("kind", ["static", "black", "two frames", "a cut", "faster than the frame"])
+def test_a_black_video_is_refused(tmp_path):
+    """No frame shows anything that could be tracked."""
+    color = tmp_path / "seq" / "color"
+    color.mkdir(parents=True)
+    for t in range(4):
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(color / f"{t:05d}.png")
+    build_store(open_sequence(tmp_path / "seq"), Method())
+    trainer = Trainer(options(tmp_path / "seq", tmp_path, "--num_iters", "10"))
+    with pytest.raises(UserError, match="no frame has a valid correspondence"):
+        trainer.train_step()
+
+
+@pytest.mark.parametrize("kind", ["static", "two frames", "a cut", "faster than the frame"])
 def test_degenerate_videos_train(kind, tmp_path, caplog):
     color = tmp_path / "seq" / "color"
     color.mkdir(parents=True)
     for t, frame in enumerate(scene(kind, np.random.default_rng(0))):
         Image.fromarray(frame).save(color / f"{t:05d}.png")
     build_store(open_sequence(tmp_path / "seq"), Method())
+    caplog.clear()  # it names duplicates and cuts
     trainer = Trainer(options(tmp_path / "seq", tmp_path, "--num_iters", "10", "--w_smoothness", "1"))
     start = parameters(trainer)
     with caplog.at_level(logging.WARNING, "train"):
