@@ -216,7 +216,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # as train.py does
     options = bench_options(args)
-    run_benchmark(options)
+    try:
+        run_benchmark(options)
+    except SystemExit as stop:
+        if stop.code != 1:  # 1: some clips failed and were named; the others are reported
+            raise
     report(options, Path(args.out).resolve() / f"{args.expname}_{benchmark_name(args.clips)}", Path(args.out))
 
 
