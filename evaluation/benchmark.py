@@ -27,7 +27,7 @@ log = logging.getLogger("eval")
 TRAINING = ("data", "model", "optimization")  # groups of options on which a trained model depends
 UNCHECKED_OPTIONS = {"num_imgs"}  # options of these groups that may differ: the benchmark defines the frames
 # options of `python -m preprocessing` that select frames
-FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames")
+FRAME_OPTIONS = ("video", "resize", "short_side", "start", "stop", "stride", "max_frames", "scene", "allow_gaps")
 # options of `python -m preprocessing` that do not affect the correspondences
 RESOURCE_OPTIONS = {"data_dir", "max_pixels", "num_workers", "resume", "max_memory", "device", "weights_dir", "offline",
                     "batch"}
@@ -187,11 +187,13 @@ def check_settings(folder: Path, evidence: str, settings: dict) -> None:
         return
     before = read_json(path, "remove it and what is beside it")
     table = {option.name: option for option in OPTIONS}
+    preprocessing = main_parser()
     for name in settings:
         then = before.get(name)
-        if name not in before and name in table:  # the file has an old name of the option, or is older than the option
-            old = [before[known] for known in table[name].old_names if known in before]
-            then = old[0] if old else table[name].default
+        if name not in before:  # the file has an old name of the option, or is older than the option
+            old = [before[known] for known in table[name].old_names if known in before] if name in table else []
+            default = table[name].default if name in table else preprocessing.get_default(name)
+            then = old[0] if old else default
         if then != settings[name]:
             raise UserError(f"{folder} was made with {name} {then}, now it is {settings[name]}: give another "
                             "--expname, or remove that folder")

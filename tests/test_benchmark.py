@@ -232,9 +232,9 @@ def test_legends_are_inside_the_picture(name):
 def test_results_are_resumed_if_missing_settings_have_their_default(tmp_path):
     """An option that is missing in settings.json had its default value."""
     (tmp_path / "a.npz").touch()
-    settings = {"chain": False, "seed": 3, "deform_start": 0.0}
+    settings = {"chain": False, "seed": 3, "deform_start": 0.0, "find_scenes": True}
     (tmp_path / "settings.json").write_text(json.dumps({"chain": False, "seed": 3}))
     check_settings(tmp_path, "*.npz", settings)
-    for changed in ({"deform_start": 8000.0}, {"chain": "trusted"}, {"seed": 4}):
+    for changed in ({"deform_start": 8000.0}, {"chain": "trusted"}, {"seed": 4}, {"find_scenes": False}):
         with pytest.raises(UserError, match=next(iter(changed))):
             check_settings(tmp_path, "*.npz", settings | changed)
