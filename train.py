@@ -5,6 +5,7 @@ run that was stopped; Ctrl-C and SIGTERM save a checkpoint first.
 """
 
 import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
 import logging

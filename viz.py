@@ -10,6 +10,7 @@ all         all of these except the page
 """
 
 import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
 import logging

@@ -1,6 +1,7 @@
 """train.py, eval.py and viz.py in separate processes, and their error messages."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -179,3 +180,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(kind, words, trained, small
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and words in lines[-1], result.stderr
     assert len([line for line in lines if not line.startswith("model: ") and "(--num_imgs 5)" not in line]) == 1
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+@pytest.mark.parametrize("module", ["train", "eval", "viz", "preprocessing.__main__"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(module, own):
+    """OpenMP reads the variable when PyTorch loads it."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if own:
+        environment["OMP_WAIT_POLICY"] = own
+    code = f"import sys; sys.modules['torch'] = None\ntry: import {module}\nexcept ImportError: pass\n" \
+           "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    out = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.split() == [own or "PASSIVE"], out.stderr
