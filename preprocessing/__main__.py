@@ -1,6 +1,6 @@
 """`python -m preprocessing`: see preprocessing/cli.py."""
 
-import common.interrupts  # noqa: F401, first: Ctrl-C prints one line also while PyTorch is imported
+import common.interrupts
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
