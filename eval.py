@@ -8,7 +8,7 @@
 --tapvid FILE                  run a benchmark: preprocess, train, track and score every video
 """
 
-import common.interrupts
+import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is imported
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split

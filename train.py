@@ -4,7 +4,7 @@ Results go to SAVE_DIR/EXPNAME_SEQUENCE/: checkpoints, args.txt, TensorBoard fil
 run that was stopped; Ctrl-C and SIGTERM save a checkpoint first.
 """
 
-import common.interrupts
+import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is imported
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split

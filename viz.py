@@ -9,7 +9,7 @@ canonical   the canonical volume                          page       an interact
 all         all of these except the page
 """
 
-import common.interrupts
+import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is imported
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split

@@ -1,6 +1,6 @@
 """`python -m preprocessing`: see preprocessing/cli.py."""
 
-import common.interrupts
+import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is imported
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
