@@ -72,4 +72,4 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     try:
         return FlowGuidedTracker(model, open_correspondences(sequence), *arguments, scenes)
     except UserError as error:
-        raise UserError(f"{error}; or say --follow_flow 0, which needs none") from error
+        raise UserError(f"{error}; or say --no-follow_flow, which needs no flow") from error

@@ -156,7 +156,7 @@ def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
         chained_flow_tracks(queries, store)
     options = parse("eval", [*GRIDS, "--data_dir", str(tmp_path / "seq"), "--follow_flow", "1"])
     model = new_model(options, T, size, torch.device("cpu"))
-    with pytest.raises(UserError, match="or say --follow_flow 0"):
+    with pytest.raises(UserError, match="or say --no-follow_flow"):
         new_tracker(model, sequence, options)
 
 
@@ -183,5 +183,5 @@ def test_the_tracker_of_a_run_with_follow_flow(small_sequence, tmp_path):
     (bare / "color").mkdir(parents=True)
     for path in (small_sequence / "color").iterdir():
         (bare / "color" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="--follow_flow 0"):
+    with pytest.raises(UserError, match="--no-follow_flow"):
         new_tracker(model, open_sequence(bare), options)
