@@ -72,7 +72,9 @@ def clip_options(options: Namespace, sequence: Path, root: Path, follow_flow: bo
 
 
 def saved_tracks(name: str, clip: str, root: Path, options: Namespace) -> PointTracks:
-    """A tracker's tracks of the annotations' queries. Those of the model alone are computed if they are missing."""
+    """A tracker's tracks of the annotations' queries. Those of the model alone are computed if they are missing.
+
+    eval.py calls the run's tracks "model", so those of the model without flow are in the folder "alone"."""
     stored = {"tracks": "model", "model": "alone"}.get(name, name)
     path = root / options.query_mode / stored / f"{clip}.npz"
     if name == "model" and not path.is_file():

@@ -44,7 +44,7 @@ class Candidates:
     positions: np.ndarray  # (n, 2) pixels
     squared: np.ndarray    # (n,): S
     visible: np.ndarray    # (n,) bool
-    certain: np.ndarray    # (n,) bool: taken whatever flow says
+    certain: np.ndarray    # (n,) bool: replaces the candidates of flow
 
 
 @dataclass
@@ -83,9 +83,10 @@ def _reach(out: Paths, start: np.ndarray, b: int, direction: int, size: tuple[in
     lowest = np.full(len(start), np.inf)  # cost of the best candidate so far
 
     def offer(rows: np.ndarray, positions: np.ndarray, squared: np.ndarray, seen: np.ndarray) -> None:
-        """Take positions `(n, 2)` for points `rows` `(n,)` where they cost less than what is there.
+        """Take positions `(n, 2)` for points `rows` `(n,)` where they cost less than the best candidate so far.
 
-        `squared` `(n,)`: S; `seen` `(n,)`: whether the point is visible where the path comes from."""
+        `squared` `(n,)`: S. `seen` `(n,)` bool: whether the point is visible in the frame that the flow starts from; of
+        the proposal, whether it is visible in b."""
         visible = seen & (squared <= max_squared) & inside(positions, size)
         cost = squared + HIDDEN_COST * ~visible
         better = cost < lowest[rows]

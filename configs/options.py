@@ -2,7 +2,7 @@
 
 A config file (`--config configs/default.txt`) holds `name = value` lines; the command line overrides it. Every driver
 accepts all options, so that one config file serves all three. `--help` of a driver lists only those that it reads.
-Of inference and data, eval.py and viz.py take the options that the run was trained with where neither says otherwise.
+For options of inference and data that are given in neither place, eval.py and viz.py use the values of the run.
 Schedules are given in steps of a reference run of 100,000 steps; a run of `num_iters` steps scales them all.
 """
 
@@ -291,7 +291,7 @@ def parse(driver: str, argv: list[str] | None = None,
     """Options of `driver` ("train", "eval", "viz") from the command line and the config file that it names.
 
     stored: gives, for the options so far, the texts of the options of the run that they name; those in `taken_from_run`
-    replace the defaults. One line names them if they differ. SystemExit 2 for a mistake, after one line on stderr."""
+    replace the defaults. A message lists those that differ. SystemExit 2 for a mistake, after one line on stderr."""
     reader = parser(driver)
     options = _parse(reader, argv)
     if stored is not None:

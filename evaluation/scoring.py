@@ -19,7 +19,7 @@ from loaders.track_files import Annotations, PointTracks, sample_queries
 from preprocessing.cli import flow_model
 
 log = logging.getLogger("eval")
-FAR = 0.02  # share of the longer side of the frame
+FAR = 0.02  # share of the frame's longer side: tracks that start farther from their query points get a warning
 BASELINES = ("static", "chain", "multiflow")
 
 
@@ -67,10 +67,11 @@ def load_predictions(path: Path, truth: Annotations, query_mode: str, where: str
                      clip: SourceFrames | None = None) -> tuple[PointTracks, Annotations, np.ndarray]:
     """Tracks of any tracker, the ground truth at their frame size, and the ground-truth row of each query.
 
-    where: source of the ground truth, for error messages. A file without query points is taken to have the tracks of
-    the query mode's, one without frame size to be in pixels of the ground truth, or of `clip`. visible_th: see
-    loaders.predicted_tracks. clip: the frames of a file that does not name its own. Ground truth of all frames of the
-    source is reduced to those of the tracks, if these are known and `coordinates` is "source".
+    where: file of the ground truth, for error messages. visible_th: see loaders.predicted_tracks.
+    clip: source of the frames, used if the file does not have its own.
+    A file without query points must hold the tracks of the query mode's query points, in their order. A file without
+    frame size is in pixels of `clip`, or of the ground truth if there is no `clip`. Ground truth of all frames of the
+    source is reduced to the frames of the tracks, if these are known and `coordinates` is "source".
     UserError unless the file has the queries of the query mode, in the same order. Where the frame sizes differ, a
     query may be off by a pixel of the smaller frames, since programs scale and round in different ways."""
     source = stored_source(path) or clip

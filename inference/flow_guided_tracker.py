@@ -1,8 +1,8 @@
 """Tracks that combine stored optical flow with the model.
 
 Points follow the stored flow over several intervals (common/multi_interval_flow.py). The model's position is one more
-candidate in every frame, trusted as far as the model agreed with the track before: it finds points again that flow has
-lost, and says where they are occluded.
+candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model which
+agreed with the track is preferred. The model finds points that flow has lost, and decides where they are occluded.
 
 Notation
     M, T      query points, frames
@@ -26,8 +26,8 @@ from models.omnimotion import OmniMotion
 
 log = logging.getLogger(__name__)
 MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the distance between model and track
-PRIOR_FRAMES = 2              # frames that the prior counts as
-DECAY = 0.9                   # weight of a frame's distance, per frame since
+PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
+DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
@@ -134,7 +134,7 @@ class ModelProposal:
             self.sum = self.frames * self.prior
         before = b - direction
         squared = ((paths.tracks[rows, before] - self.model[rows, before]) ** 2).sum(axis=-1)
-        counts = paths.visible[rows, before] & (squared > 0)  # 0: the query, or the model's own position
+        counts = paths.visible[rows, before] & (squared > 0)  # 0: query frame, or the model's own position
         decay = np.where(counts, DECAY, 1)
         self.sum[rows] = decay * self.sum[rows] + np.where(counts, squared, 0)
         self.frames[rows] = decay * self.frames[rows] + counts

@@ -1,16 +1,20 @@
 """Which pixels of a mask image are the object. One rule for --foreground_mask_path and for the files in mask/.
 
+The first row that fits an image counts; with a chosen label (--mask_label) the first row is skipped.
+
 | image | object |
 |---|---|
-| palette with colors (DAVIS) | labels above 0, or one label |
-| alpha channel or transparent color | alpha above half of what it reaches; ignored where it is the same everywhere |
-| label image: lossless grayscale with small values in regions | labels above 0, or one label |
+| alpha channel or transparent color that is not the same in all pixels | alpha above half of its largest value |
+| alpha 0 in all pixels | none |
+| palette with colors (DAVIS) | labels above 0, or the chosen one |
 | lossless colors in regions on black | colors other than black |
-| other grayscale and colors, of any number of bits | above half of what the file's values reach |
+| label image: lossless grayscale with small values in regions | labels above 0, or the chosen one |
+| other grayscale and colors, of any number of bits | values above half of the largest value in the file |
 
-Small values are below a quarter of what the bits hold (64 of 8 bits, 16,384 of 16 bits). They are in regions if, for
-half of the values or more, at least a tenth of the pixels equal all four neighbors, unlike noise and soft edges. A
-lossless image of 0 and one other value is a label image. Grayscale that reaches less than NOISE is noise: no object.
+Small values are below a quarter of 2^bits (64 for 8 bits, 16,384 for 16 bits). They are in regions if, for half of the
+values or more, at least a tenth of the pixels equal all four neighbors; noise and soft edges are not in regions. A
+lossless grayscale image of one value, or of 0 and one other value, is a label image. In the last row, a file whose
+largest value is below NOISE is noise and has no object.
 """
 
 import logging
@@ -22,8 +26,8 @@ from common.errors import UserError
 
 log = logging.getLogger(__name__)
 NOISE = 32       # gray levels; rounding in a JPEG changes a flat background by less
-SMALL = 0.25     # share of the values that the bits hold; labels are below
-INNER = 0.1      # share of pixels
+SMALL = 0.25     # share of 2^bits; labels are below it
+INNER = 0.1      # share of the pixels of a value in regions that equal all four neighbors, at least
 MAX_LABEL = 1 << 24  # larger values are not counted one by one
 
 

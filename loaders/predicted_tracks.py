@@ -8,7 +8,7 @@
 
 Notation
     N, T     tracks, frames
-    layout   order of the first two sides of an array: (N, T) or (T, N); a leading batch dimension of 1 is dropped
+    layout   order of the first two axes of an array: (N, T) or (T, N); a leading batch dimension of 1 is dropped
 """
 
 import logging
@@ -79,7 +79,7 @@ def read_tracks(path: str | Path, num_frames: int | None = None, num_queries: in
 
     num_frames, num_queries: what they must be; None: not known. The layout follows from them and from the file's own
     query points. visible_th: a point is visible if its probability is larger. Without visibility, all points are.
-    hidden: whether the positions of points that are not visible are needed, too; if not, missing ones become 0.
+    hidden: whether positions of points that are not visible must be finite, too; if not, those that are not become 0.
     UserError if the file is missing or damaged, tracks are missing, two layouts fit, an array has a wrong shape or
     type, a position is not finite, or visibility is outside [0, 1]."""
     entries = Entries(path, open_arrays(path))
@@ -107,14 +107,14 @@ def _position_name(entries: Entries) -> str:
     there = [name for name in POSITIONS if name in entries.arrays]
     if not there:
         names = ", ".join(sorted(entries.arrays.names)[:20]) or "nothing"
-        raise UserError(f"{entries.path} has no `tracks`: it has {names}; read are {', '.join(POSITIONS)}")
+        raise UserError(f"{entries.path} has no `tracks`: it has {names}; positions are named {', '.join(POSITIONS)}")
     if there[:2] == ["tracks", "pred_tracks"]:
         raise UserError(f"{entries.path} has `tracks` and `pred_tracks`: keep those that are to be read")
     return there[0]
 
 
 def _without_batch(array: np.ndarray, ndim: int, path: str | Path, name: str) -> np.ndarray:
-    """`array` with `ndim` sides, without a leading batch dimension of 1."""
+    """`array` with `ndim` axes, without a leading batch dimension of 1."""
     if array.ndim == ndim + 1 and array.shape[0] == 1:
         return array[0]
     if array.ndim == ndim + 1 and array.shape[0] > 1:
@@ -223,7 +223,7 @@ def _queries(entries: Entries) -> np.ndarray | None:
 
 def _in_order(queries: np.ndarray, tracks: np.ndarray, entries: Entries) -> np.ndarray:
     """Query points as (t, y, x). `query_points` have this order; `queries` have it, or CoTracker's (t, x, y), whichever
-    the tracks start at. UserError if that does not tell."""
+    the tracks start at. UserError if both orders or neither fit."""
     if "query_points" in entries.arrays:
         return queries
     frames = queries[:, 0]

@@ -96,7 +96,8 @@ class VideoSequence:
 
 def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
                   max_pixels: int = MAX_PIXELS) -> VideoSequence:
-    """Open the first `num_imgs` frames in `data_dir`/color; None: all frames. A line says that there are more.
+    """Open the first `num_imgs` frames in `data_dir`/color; None: all frames. A message is logged if there are
+    more.
 
     UserError if the folder is missing or empty, has one frame only, a damaged frame, a frame of more
     than `max_pixels`, or frames of different sizes."""

@@ -8,7 +8,7 @@ Notation
     point    (x, y) in pixels, x right, y down; pixel centers are at integers, in the frames and in the source
 
 A frame is a resized source frame, so x_source = (x + 0.5) * W_source / W - 0.5, and y likewise. Frame t of the sequence
-is frame numbers[t] of the source. Sequences without video.json are their own source.
+is frame numbers[t] of the source. Without video.json, the frames count as their own source.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class SourceFrames:
     numbers: np.ndarray = field(compare=False)  # (T,) int64, ascending: source frame number of each frame
     frame_rate: float | None = None   # of the source, frames per second; None: not known
     name: str = ""                    # file name of the source
-    known: bool = True                # False: nothing is known of another source than the frames themselves
+    known: bool = True                # False: the source is not known; the frames stand for it
 
     @property
     def is_the_sequence(self) -> bool:
@@ -89,7 +89,7 @@ def source_of(sequence: VideoSequence) -> SourceFrames:
 
 
 def own_source(size: tuple[int, int], num_frames: int) -> SourceFrames:
-    """Frames of `size` whose source is not known: they are their own."""
+    """The source of frames whose video is not known: the frames themselves."""
     return SourceFrames(size, size, np.arange(num_frames), known=False)
 
 
@@ -129,5 +129,5 @@ def _is_size(value: object) -> bool:
 
 
 def _is_list(value: object, kind: type) -> bool:
-    """Whether `value` is a list of `kind`; True and False are no numbers."""
+    """Whether `value` is a list of `kind`; True and False do not count as int."""
     return isinstance(value, list) and all(type(item) is kind for item in value)

@@ -183,7 +183,7 @@ class Entries:
             return found.astype(np.float32)
 
     def array(self, key: str, kinds: str, shape: tuple, optional: bool = False):
-        """The array `key`, whose dtype is one of `kinds` and whose sides are `shape` (None: any)."""
+        """The array `key`, whose dtype is one of `kinds` and whose shape is `shape` (None: any length)."""
         if key not in self.arrays:
             if optional:
                 return None

@@ -132,7 +132,7 @@ def _at_least_one(frames: Iterable[np.ndarray], path: str | Path) -> Iterator[np
 
 
 def _pixel_format(path: Path) -> av.VideoFormat | None:
-    """The pixel format of a video; None if it cannot be opened, of which `_decode` tells the reason."""
+    """The pixel format of a video; None if it cannot be opened; `_decode` then raises the error."""
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:

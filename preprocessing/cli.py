@@ -61,7 +61,7 @@ def main_parser() -> Parser:
     add("--stride", type=at_least(1), default=1, help="take every STRIDE-th frame")
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add("--scene", type=at_least(0), metavar="N", help="of a video with cuts, take the frames of scene N only, counted "
-        "from 0 (without --scene, a line says which scenes there are)")
+        "from 0 (without --scene, a message lists the scenes)")
     add("--allow_gaps", action=Flag, nargs=0, help="accept a damaged video, in which frames are missing or corrupt")
     add("--value_range", type=float, nargs=2, metavar=("A", "B"), help="frames of more than 8 bits per value (16-bit "
         "counts, floating-point TIFF, OpenEXR; also in DATA_DIR/color): values that become black and white (default: "

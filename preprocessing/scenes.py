@@ -38,7 +38,7 @@ FEW_TEXTURED = 0.02  # a frame with a smaller share of textured patches has no c
 SIMILAR_GRAY = 16.0  # gray levels: mean difference below which two frames without texture are connected
 REACH = 3            # largest distance of frames that are compared around a possible cut, not counting blank ones
 REACH_BLANK = 10     # the same around blank frames, which may be something that passes close to the camera
-SHIFTS = 3           # peaks of the phase correlation that are tried
+SHIFTS = 3           # number of peaks of the phase correlation that are tried
 BLANK_SIDE = 32      # pixels of the shorter side of the picture in which a blank frame is of one color
 BLANK_RANGE = 8.0    # levels of each color between the darkest and brightest 0.5% of a blank frame, at most
 DUPLICATE_MEAN = 0.3   # levels: largest mean difference of a duplicated frame
@@ -63,7 +63,7 @@ def find_scenes(frames: Iterable[np.ndarray]) -> Scenes:
     thumbnails = _without_bars(thumbnails, shown)
     scene = np.full(len(blank), BLANK, np.int64)
     scene[shown] = _components(shown, lambda a, b: connected(thumbnails[a], thumbnails[b]))
-    if len(shown) > 2 and scene.max() == len(shown) - 1:
+    if len(shown) > 2 and scene.max() == len(shown) - 1:  # each frame is a scene
         log.warning("no two frames are alike enough to find scenes: all frames are taken as one scene")
         scene[shown] = 0
     return Scenes(scene, tuple(duplicates))
@@ -102,8 +102,11 @@ def connected(a: np.ndarray, b: np.ndarray) -> bool:
     return any(_share_of_counterparts(a, b, textured, shift) >= MIN_SHARE for shift in [(0, 0), *_shifts(a, b)])
 
 
-def _components(shown: list[int], connected: Callable[[int, int], bool]) -> np.ndarray:
-    """Numbers `(n,)` of the components of frames `shown`, n of them, from 0 in order of appearance."""
+def _components(shown: list[int], linked: Callable[[int, int], bool]) -> np.ndarray:
+    """Number of the component of each of the n frames `shown`, `(n,)`, from 0 in order of appearance.
+
+    `linked` compares two frames. Neighbors are compared first, then frames on both sides of those that are not linked.
+    """
     count = len(shown)
     parent = np.arange(count)
 
@@ -114,7 +117,7 @@ def _components(shown: list[int], connected: Callable[[int, int], bool]) -> np.n
 
     gaps = []
     for k in range(count - 1):
-        if connected(shown[k], shown[k + 1]):
+        if linked(shown[k], shown[k + 1]):
             parent[root(k + 1)] = root(k)
         else:
             gaps.append(k)
@@ -123,7 +126,7 @@ def _components(shown: list[int], connected: Callable[[int, int], bool]) -> np.n
         for distance in range(2, reach + 1):
             for k in range(max(gap - distance + 1, 0), min(gap, count - 1 - distance) + 1):
                 low, high = sorted((root(k), root(k + distance)))
-                if low != high and connected(shown[k], shown[k + distance]):
+                if low != high and linked(shown[k], shown[k + distance]):
                     parent[high] = low
     roots = [root(k) for k in range(count)]
     order = {r: number for number, r in enumerate(dict.fromkeys(roots))}
@@ -170,20 +173,21 @@ def _is_duplicate(before: np.ndarray, frame: np.ndarray) -> bool:
     return bool(difference.mean() <= DUPLICATE_MEAN and cv2.blur(difference, (3, 3)).max() <= largest)
 
 
-def _patch_variance(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _patch_statistics(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance `(h, w)` of the patch around each pixel of a thumbnail."""
     mean = cv2.blur(a, (PATCH, PATCH))
     return mean, cv2.blur(a * a, (PATCH, PATCH)) - mean * mean
 
 
 def _textured(a: np.ndarray) -> np.ndarray:
     """Pixels `(h, w)` bool of a thumbnail whose patches have texture."""
-    return _patch_variance(a)[1] > max(1.0, min(MIN_TEXTURE, TEXTURE_SHARE * float(a.var())))
+    return _patch_statistics(a)[1] > max(1.0, min(MIN_TEXTURE, TEXTURE_SHARE * float(a.var())))
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pixels `(h, w)` bool at which the patches of two thumbnails are correlated."""
-    mean_a, variance_a = _patch_variance(a)
-    mean_b, variance_b = _patch_variance(b)
+    mean_a, variance_a = _patch_statistics(a)
+    mean_b, variance_b = _patch_statistics(b)
     covariance = cv2.blur(a * b, (PATCH, PATCH)) - mean_a * mean_b
     return covariance > ALIKE * np.sqrt(np.maximum(variance_a, 1) * np.maximum(variance_b, 1))
 

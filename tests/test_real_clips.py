@@ -1,5 +1,4 @@
-"""benchmarks.real_clips on small cases whose results are known, and as a whole on two rendered clips."""
-
+"""Label propagation and bootstrap of benchmarks.real_clips on small cases whose results are known."""
 
 import numpy as np
 import pytest
