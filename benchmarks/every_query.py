@@ -23,7 +23,7 @@ from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
 from loaders.track_files import Annotations
 
-NEAR = 5  # frames, upper end of the first range of distances
+FIRST_RANGE = 5  # frames: upper end of the first range of distances
 
 
 def every_query(truth: Annotations) -> tuple[np.ndarray, np.ndarray]:
@@ -35,13 +35,13 @@ def every_query(truth: Annotations) -> tuple[np.ndarray, np.ndarray]:
 def far_apart(truth: Annotations, queries: np.ndarray, rows: np.ndarray) -> dict[str, Annotations]:
     """Ground truth with one row for each query, for ranges of the distance in frames to the query.
 
-    The ranges are 1 to NEAR, NEAR + 1 to 2 NEAR, 2 NEAR + 1 to 4 NEAR, and so on; each key names a range. Ranges
-    without a visible position are left out."""
+    With FIRST_RANGE = 5 the ranges are 1 to 5, 6 to 10, 11 to 20, and so on; each key names a range. Ranges without a
+    visible position are left out."""
     T = truth.points.shape[1]
     away = np.abs(np.arange(T) - queries[:, :1])  # (M, T)
     used = np.ones((len(rows), T), bool) if truth.evaluated is None else truth.evaluated[rows]
     out = {}
-    low, high = 1, NEAR
+    low, high = 1, FIRST_RANGE
     while low < T:
         some = used & (away >= low) & (away <= high)
         if (some & ~truth.occluded[rows]).any():

@@ -29,8 +29,8 @@ from third_party.dis import DisFlow
 
 SIDE = 256      # pixels of the frames' sides
 CYCLE_TH = 3.0  # pixels, as the default of preprocessing
-NEAR = 4.0      # pixels: largest error of a correct flow
-FAR = 8.0       # pixels: smallest error of a wrong flow
+CORRECT_ERROR = 4.0  # pixels: largest error of a correct flow
+WRONG_ERROR = 8.0    # pixels: smallest error of a wrong flow
 COLUMNS = ["features", "AUC", "correct flows: percentiles 5, 10, 50", "wrong flows: 25, 50, 75", "random points: 50",
            "correct and wrong flows above the threshold", "above that of chains", "CPU s of a frame, 854x480"]
 
@@ -76,7 +76,7 @@ def row(name: str, extract: FeatureExtractor, frames: list[np.ndarray],
 
     found = np.concatenate([similar(*pair, rows[:, :2], rows[:, 2:4]) for pair, rows in flows.items()])
     error = np.concatenate([rows[:, 4] for rows in flows.values()])
-    correct, wrong = found[error < NEAR], found[error > FAR]
+    correct, wrong = found[error < CORRECT_ERROR], found[error > WRONG_ERROR]
     random = similar(min(features), max(features), *np.random.default_rng(0).uniform(0, SIDE - 1, (2, 5000, 2)))
     percentiles = [", ".join(f"{value:.2f}" for value in np.percentile(values, shares)) for values, shares in (
         (correct, (5, 10, 50)), (wrong, (25, 50, 75)), (random, (50,)))]

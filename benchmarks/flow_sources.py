@@ -42,7 +42,7 @@ from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
 
 SOURCES = {"DIS": ("dis", ""), "RAFT small": ("raft", "raft-small.pth")}  # --flow and --raft_weights
 BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames; 1000: no upper end
-NEAR = 4.0  # pixels at 256x256
+CORRECT_ERROR = 4.0  # pixels at 256x256: largest error of a correct position
 MEMORY = 1 << 30  # bytes that a flow model may use
 
 
@@ -153,12 +153,12 @@ def cost_cells(cost: dict, store: CorrespondenceStore) -> list[str]:
 
 
 def near_cell(error: np.ndarray) -> str:
-    """Share of errors below NEAR, and the share of points that have a correspondence if that is not all."""
+    """Share of errors below CORRECT_ERROR, and the share of points that have a correspondence if that is not all."""
     error = error[error != np.inf]
     known = error[~np.isnan(error)]
     if not len(known):
         return "-"
-    good = f"{(known < NEAR).mean():.0%}"
+    good = f"{(known < CORRECT_ERROR).mean():.0%}"
     return good if len(known) == len(error) else f"{good} of {len(known) / len(error):.0%}"
 
 

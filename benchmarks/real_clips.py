@@ -31,7 +31,7 @@ from common.geometry import regular_grid
 from configs.options import parse
 from evaluation.benchmark import benchmark_name, run_benchmark, sequences_folder
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
-from evaluation.tables import markdown
+from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
 from loaders.predicted_tracks import load_tracks
 from loaders.sequence import VideoSequence, open_sequence
@@ -44,7 +44,7 @@ from loaders.track_files import (
 )
 
 TRACKERS = ("static", "chain", "multiflow", "model", "tracks")
-METRICS = {"average_jaccard": "AJ", "average_pts_within_thresh": "delta_avg", "occlusion_accuracy": "OA"}
+METRICS = {key: title for key, title in COLUMNS.items() if key != "temporal_coherence"}
 QUICK_CLIPS = ("breakdance", "car-shadow", "dance-twirl", "kite-surf")
 QUICK_STEPS = 600
 PIXEL_STRIDE = 4   # pixels between the queries of label propagation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.flow_sources import NEAR, by_interval, frame_pairs, interval_names, stored_ends
+from benchmarks.flow_sources import CORRECT_ERROR, by_interval, frame_pairs, interval_names, stored_ends
 from common.cli import Parser
 from evaluation.tables import markdown
 from loaders.correspondences import open_correspondences
@@ -47,7 +47,7 @@ def main() -> None:
         cells = []
         for error in by_interval(found[:, 0], found[:, 1], BINS):
             known = error[~np.isnan(error)]
-            cells.append(f"{len(known) / len(error):.0%}, {np.mean(known > NEAR):.1%}" if len(known) else "-")
+            cells.append(f"{len(known) / len(error):.0%}, {np.mean(known > CORRECT_ERROR):.1%}" if len(known) else "-")
         rows.append([root, *cells])
     print(markdown(["stored, of these wrong; by interval", *interval_names(BINS)], rows))
 

@@ -19,7 +19,7 @@ from loaders.track_files import Annotations, PointTracks, sample_queries
 from preprocessing.cli import flow_model
 
 log = logging.getLogger("eval")
-FAR = 0.02  # share of the frame's longer side: tracks that start farther from their query points get a warning
+MAX_START_DISTANCE = 0.02  # share of the frame's longer side; a larger distance from the query points is logged
 BASELINES = ("static", "chain", "multiflow")
 
 
@@ -100,6 +100,6 @@ def warn_if_far(tracks: PointTracks, path: Path) -> None:
         return
     start = tracks.tracks[np.arange(len(tracks.tracks)), tracks.query_points[:, 0].astype(int)]  # (M, 2)
     distance = float(np.median(np.linalg.norm(start - tracks.query_points[:, :0:-1], axis=1)))
-    if distance > FAR * max(tracks.frame_size):
+    if distance > MAX_START_DISTANCE * max(tracks.frame_size):
         log.warning("%s: its tracks are %.1f px (median) from their query points: are they in the queries' order, and "
                     "in pixels of frames of %dx%d?", path, distance, *tracks.frame_size[::-1])

@@ -28,7 +28,7 @@ VISIBLE = ("visible", "visibles", "visibility", "visibilities", "pred_visibility
 OCCLUDED = ("occluded", "occlusion", "occlusions", "pred_occluded", "pred_occlusion")
 OWN = {"tracks", "visible", "query_points", "frame_size"}
 ROUNDING = 1e-3  # probabilities may be this far outside [0, 1]
-NEAR = 2.0       # pixels between a query and its track, in the median, up to which the track starts at the query
+MAX_QUERY_DISTANCE = 2.0  # pixels: tracks start at queries if the median distance is at most this
 HOW = "save it as .npz with `tracks` (N, T, 2), `visible` (N, T), `query_points` (N, 3) and `frame_size` (H, W)"
 
 
@@ -231,10 +231,10 @@ def _in_order(queries: np.ndarray, tracks: np.ndarray, entries: Entries) -> np.n
     start = tracks[rows, frames[rows].astype(int)]  # (N', 2)
     if len(rows):
         yx, xy = (np.median(np.linalg.norm(start - queries[rows][:, order], axis=1)) for order in ([2, 1], [1, 2]))
-        if xy <= NEAR < yx:
+        if xy <= MAX_QUERY_DISTANCE < yx:
             log.info("%s: its `queries` are read as (t, x, y), where its tracks start", entries.path)
             return queries[:, [0, 2, 1]]
-        if yx <= NEAR < xy:
+        if yx <= MAX_QUERY_DISTANCE < xy:
             return queries
     raise UserError(f"{entries.path}: its `queries` may be (t, x, y) or (t, y, x): name them `query_points`, with "
                     "(t, y, x)")

@@ -4,7 +4,7 @@ Notation
     thumbnail  (h, w) gray: a frame with a shorter side of at most SIDE pixels, without bars at its borders
     a, b       two thumbnails
     share      part of the textured pixels of a that have a counterpart in b: optical flow leads there and back within
-               MAX_FB, inside the frame, and the patches at both ends are alike
+               MAX_CYCLE_ERROR, inside the frame, and the patches at both ends are alike
 
 Two frames are connected if the share is at least MIN_SHARE, from a to b or from b to a. Scenes are the connected
 components. Each frame is compared with the next one that is not blank; if the two are not connected, frames that are
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SIDE = 96            # pixels of a thumbnail's shorter side
 MIN_SHARE = 0.12     # smallest share of connected frames
 QUICK_SHARE = 0.4    # frames with this share of patches that are alike at the same place are connected
-MAX_FB = 1.0         # pixels of a thumbnail: largest forward-backward error of a counterpart
+MAX_CYCLE_ERROR = 1.0  # pixels of a thumbnail: largest forward-backward error of a counterpart
 ALIKE = 0.8          # smallest correlation of patches that are alike
 PATCH = 9            # pixels of a thumbnail: side of a patch
 MIN_TEXTURE = 16.0   # squared gray levels: smallest variance of a textured patch, if the frame has enough contrast
@@ -212,9 +212,9 @@ def _counterparts(a: np.ndarray, b: np.ndarray, there: np.ndarray, back: np.ndar
     x, y = x + there[..., 0], y + there[..., 1]
     inside = (x >= 0) & (y >= 0) & (x <= w - 1) & (y <= h - 1)
     error = there + cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    closed = (error ** 2).sum(axis=-1) <= MAX_FB ** 2
+    consistent = (error ** 2).sum(axis=-1) <= MAX_CYCLE_ERROR ** 2
     warped = cv2.remap(b, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return float((closed & inside & textured & _alike(a, warped)).sum() / textured.sum())
+    return float((consistent & inside & textured & _alike(a, warped)).sum() / textured.sum())
 
 
 def _flow(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
