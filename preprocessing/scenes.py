@@ -27,7 +27,7 @@ from third_party.dis import DisFlow
 
 log = logging.getLogger(__name__)
 SIDE = 96            # pixels of a thumbnail's shorter side
-MIN_SHARE = 0.12     # smallest share of connected frames
+MIN_SHARE = 0.17     # smallest share of connected frames
 QUICK_SHARE = 0.4    # frames with this share of patches that are alike at the same place are connected
 MAX_CYCLE_ERROR = 1.0  # pixels of a thumbnail: largest forward-backward error of a counterpart
 ALIKE = 0.8          # smallest correlation of patches that are alike

@@ -142,6 +142,10 @@ def test_one_frame_of_another_scene_does_not_end_the_scene():
     assert find_scenes(frames).scene.tolist() == [0] * 5 + [1] + [0] * 6
 
 
+def test_small_frames_of_two_scenes_that_are_alike_by_chance_are_two_scenes():
+    assert find_scenes(pan(5, seed=13) + pan(5, seed=63, speed=-2)).count == 2
+
+
 def test_frames_that_have_nothing_in_common_are_one_scene():
     assert find_scenes([texture(seed) for seed in range(4)]).scene.tolist() == [0] * 4
     assert find_scenes([texture(seed) for seed in range(2)]).scene.tolist() == [0, 1]
