@@ -67,7 +67,7 @@ class ValueRange:
 
     def __str__(self) -> str:
         if self.whole:
-            return "more than 8 bits per value: the upper 8 bits are used"
+            return "more than 8 bits per value: the upper 8 bits are used (--value_range A B sets black and white)"
         curve = ", through sRGB's curve" if self.curve else ""
         return (f"more than 8 bits per value: {self.low:.6g} is shown as black, {self.high:.6g} as white{curve} "
                 "(--value_range A B sets them)")

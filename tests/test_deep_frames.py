@@ -349,3 +349,7 @@ def test_ranges_of_constant_empty_and_fixed_clips():
     assert not (sample(np.array([[0, 1], [2, 0]])) == 0).any()
     assert ValueRange(0, 1023, whole=True).to_bytes(np.array([[0, 3, 4, 1023, 2000]]))[0, :, 0].tolist() == [
         0, 0, 1, 255, 255]
+
+
+def test_the_line_about_16_bits_names_the_option_that_changes_them():
+    assert "--value_range A B" in str(clip_range([np.array([0, 65535])]))
