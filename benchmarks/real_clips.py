@@ -19,7 +19,6 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -29,12 +28,13 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.geometry import regular_grid
 from configs.options import parse
-from evaluation.benchmark import benchmark_name, run_benchmark, sequences_folder
+from evaluation.benchmark import benchmark_name, check_settings, run_benchmark, sequences_folder, tracker_settings
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
 from evaluation.tables import COLUMNS, markdown
 from inference.load_run import load_run
+from loaders.images import image_files, read_masks
 from loaders.predicted_tracks import load_tracks
-from loaders.sequence import VideoSequence, open_sequence
+from loaders.sequence import open_sequence
 from loaders.track_files import (
     Annotations,
     PointTracks,
@@ -75,8 +75,8 @@ def saved_tracks(name: str, clip: str, root: Path, options: Namespace) -> PointT
     """A tracker's tracks of the annotations' queries. Those of the model alone are computed if they are missing.
 
     eval.py calls the run's tracks "model", so those of the model without flow are in the folder "alone"."""
-    stored = {"tracks": "model", "model": "alone"}.get(name, name)
-    path = root / options.query_mode / stored / f"{clip}.npz"
+    folders = {"tracks": root / options.query_mode / "model", "model": root / "alone"}
+    path = folders.get(name, root / options.query_mode / name) / f"{clip}.npz"
     if name == "model" and not path.is_file():
         sequence = sequences_folder(options) / clip
         run_ = load_run(clip_options(options, sequence, root, False))
@@ -116,9 +116,10 @@ def label_propagation(name: str, clip: str, root: Path, options: Namespace) -> f
         return read_json(path, "remove it")["iou"]
     folder = sequences_folder(options) / clip
     sequence = open_sequence(folder, None)
-    masks = clip_masks(Path(options.tapvid) / clip, sequence)
-    if masks is None:
+    files = image_files(Path(options.tapvid) / clip / "mask")
+    if not files:
         return float("nan")
+    masks = read_masks(files, sequence.size, options.max_pixels)
     queries = label_queries(sequence.size, len(sequence))
     if name in ("model", "tracks"):
         tracker = load_run(clip_options(options, folder, root, name == "tracks" and options.follow_flow)).tracker
@@ -128,15 +129,6 @@ def label_propagation(name: str, clip: str, root: Path, options: Namespace) -> f
     iou = propagated_iou(queries, found.tracks[:, 0], found.visible[:, 0], masks)
     write_json(path, {"iou": iou})
     return iou
-
-
-def clip_masks(folder: Path, sequence: VideoSequence) -> np.ndarray | None:
-    """The masks `(T, H, W)` bool of a clip's own folder at the size of `sequence`; None if it has none."""
-    masks = open_sequence(folder, None).masks()
-    if masks is None:
-        return None
-    H, W = sequence.size
-    return np.stack([cv2.resize(mask.astype(np.uint8), (W, H), interpolation=cv2.INTER_NEAREST) > 0 for mask in masks])
 
 
 def bootstrap(pairs: list[tuple[PointTracks, PointTracks, Annotations, np.ndarray]], metric: str,
@@ -177,6 +169,8 @@ def report(options: Namespace, root: Path, out: Path) -> None:
     done = sorted(path.stem for path in (root / options.query_mode / "model").glob("*.npz"))
     if not done:
         raise UserError(f"no clip in {options.tapvid} could be tracked")
+    for folder in ("labels", "alone"):
+        check_settings(root / folder, "*", tracker_settings(options, "model"))
     rows, pairs, values = [], [], {name: [] for name in TRACKERS}
     for clip in tqdm(done, desc="clips"):
         truth = load_annotations(sequences_folder(options) / clip / "annotations.npz")

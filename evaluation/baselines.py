@@ -9,7 +9,7 @@ Notation
 import numpy as np
 
 from common.geometry import inside, sample
-from common.multi_interval_flow import follow_intervals
+from inference.multi_interval_flow import follow_intervals
 from loaders.correspondences import MAX_FB, check_adjacent_flow
 from loaders.scenes import Scenes
 from loaders.sequence import VideoSequence
@@ -54,7 +54,7 @@ def chained_flow_tracks(query_points: np.ndarray, store, scenes: Scenes | None =
 
 def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence, model: FlowModel) -> PointTracks:
     """Query points `(M, 3)` that follow optical flow over 1, 2, 4, ... frames and from their query frame; of all paths
-    to a frame, the one with the smallest forward-backward error counts (common/multi_interval_flow.py).
+    to a frame, the one with the smallest forward-backward error counts (inference/multi_interval_flow.py).
 
     Computes about 2 log2(T) flows per frame from the images; needs no correspondences."""
     def step(a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

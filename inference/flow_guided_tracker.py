@@ -1,8 +1,9 @@
 """Tracks that combine stored optical flow with the model.
 
-Points follow the stored flow over several intervals (common/multi_interval_flow.py). The model's position is one more
-candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model which
-agreed with the track is preferred. The model finds points that flow has lost, and decides where they are occluded.
+Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
+more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
+which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
+occluded.
 
 Notation
     M, T      query points, frames
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.geometry import corners
-from common.multi_interval_flow import Candidates, Paths, follow_intervals
+from inference.multi_interval_flow import Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
 from loaders.correspondences import CorrespondenceStore, check_adjacent_flow
@@ -124,20 +125,21 @@ class ModelProposal:
         self.visible = visible
         self.prior = (MODEL_DISTANCE * longer_side) ** 2
         self.trusted = (TRUSTED_DISTANCE * longer_side) ** 2
-        self.direction = 0
+        # for each direction: sum of the weighted squared distances (M,), and of their weights (M,)
+        weights = np.full(len(model), float(PRIOR_FRAMES))
+        self.sums = {direction: weights * self.prior for direction in (1, -1)}
+        self.weights = {direction: weights.copy() for direction in (1, -1)}
 
     def candidates(self, rows: np.ndarray, b: int, direction: int, paths: Paths) -> Candidates:
-        """See `common.multi_interval_flow.Proposal`."""
-        if direction != self.direction:
-            self.direction = direction
-            self.frames = np.full(len(self.model), float(PRIOR_FRAMES))
-            self.sum = self.frames * self.prior
+        """See `inference.multi_interval_flow.Proposal`."""
+        total = self.sums[direction]
+        weight = self.weights[direction]
         before = b - direction
         squared = ((paths.tracks[rows, before] - self.model[rows, before]) ** 2).sum(axis=-1)
         counts = paths.visible[rows, before] & (squared > 0)  # 0: query frame, or the model's own position
         decay = np.where(counts, DECAY, 1)
-        self.sum[rows] = decay * self.sum[rows] + np.where(counts, squared, 0)
-        self.frames[rows] = decay * self.frames[rows] + counts
-        mean = self.sum[rows] / self.frames[rows]
+        total[rows] = decay * total[rows] + np.where(counts, squared, 0)
+        weight[rows] = decay * weight[rows] + counts
+        mean = total[rows] / weight[rows]
         visible = self.visible[rows, b]
         return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))

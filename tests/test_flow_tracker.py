@@ -8,11 +8,11 @@ import torch
 
 from common.errors import UserError
 from common.geometry import sample
-from common.multi_interval_flow import Paths
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
 from inference.flow_guided_tracker import FlowGuidedTracker, StoredFlow, guide
 from inference.load_run import new_tracker
+from inference.multi_interval_flow import Paths
 from inference.tracker import Tracker
 from loaders.correspondence_format import StoredPair
 from loaders.correspondences import open_correspondences

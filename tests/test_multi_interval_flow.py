@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from common.geometry import inside
-from common.multi_interval_flow import INTERVALS, MAX_ERROR, follow_intervals
 from evaluation.baselines import multi_interval_flow_tracks
+from inference.multi_interval_flow import INTERVALS, MAX_ERROR, follow_intervals
 from loaders.sequence import open_sequence
 from loaders.track_files import load_annotations, sample_queries
 from preprocessing.cli import flow_model
