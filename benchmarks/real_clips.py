@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.cli import Parser, run
+from common.cli import Flag, Parser, run
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.geometry import regular_grid
@@ -164,8 +164,10 @@ def clip_seconds(root: Path, options: Namespace, clip: str) -> dict[str, float]:
     return read_json(root / options.query_mode / "model" / f"{clip}.json", "remove it")["seconds"]
 
 
-def report(options: Namespace, root: Path, out: Path) -> None:
-    """Score all trackers on all clips that are done, print the tables and write them to `out`."""
+def report(options: Namespace, root: Path, out: Path, propagate: bool, command: str) -> None:
+    """Score all trackers on all clips that are done, print the tables and write them to `out`.
+
+    propagate: also measure label propagation. command: what is named in the file of results."""
     done = sorted(path.stem for path in (root / options.query_mode / "model").glob("*.npz"))
     if not done:
         raise UserError(f"no clip in {options.tapvid} could be tracked")
@@ -179,16 +181,16 @@ def report(options: Namespace, root: Path, out: Path) -> None:
         pairs.append((tracks["tracks"], tracks["multiflow"], truth, annotation_rows))
         for name in TRACKERS:
             metrics = score(tracks[name], truth, annotation_rows, options.query_mode)
-            values[name].append([*(metrics[key] for key in METRICS), label_propagation(name, clip, root, options)])
+            iou = [label_propagation(name, clip, root, options)] if propagate else []
+            values[name].append([*(metrics[key] for key in METRICS), *iou])
         rows.append([clip, truth.points.shape[1], *(cell(values[name][-1]) for name in TRACKERS),
                      f"{sum(clip_seconds(root, options, clip).values()):.0f}"])
     rows.append(["mean", None, *(cell(np.nanmean(values[name], axis=0)) for name in TRACKERS), None])
     columns = ["clip", "frames", *TRACKERS, "seconds"]
     differences = {title: bootstrap(pairs, key) for key, title in METRICS.items()}
     write_json(out / "real_clips.json", {
-        "title": "AJ / delta_avg / OA / IoU of label propagation", "columns": columns, "rows": rows,
-        "command": f"python -m benchmarks.real_clips --clips {options.tapvid} --config {options.config}",
-        "tracks_minus_multiflow": differences})
+        "title": "AJ / delta_avg / OA" + (" / IoU of label propagation" if propagate else ""), "columns": columns,
+        "rows": rows, "command": command, "tracks_minus_multiflow": differences})
     print(markdown(columns, [["" if value is None else str(value) for value in row] for row in rows]))
     for title, (mean, low, high) in differences.items():
         print(f"tracks - multiflow, {title}: {mean:+.3f} (90%: {low:+.3f} to {high:+.3f})")
@@ -209,6 +211,8 @@ def main() -> None:
     parser.add_argument("--preprocessing", default="--chain --pairs log", help="options of python -m preprocessing")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="device to compute on")
     parser.add_argument("--quick", action="store_true", help=f"{len(QUICK_CLIPS)} clips, {QUICK_STEPS} steps")
+    parser.add_argument("--propagation", action=Flag, default=True, help="measure label propagation, which takes as "
+                        "long as training")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # as train.py does
     options = bench_options(args)
@@ -217,7 +221,11 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code != 1:  # 1: some clips failed and were named; the others are reported
             raise
-    report(options, Path(args.out).resolve() / f"{args.expname}_{benchmark_name(args.clips)}", Path(args.out))
+    root = Path(args.out).resolve() / f"{args.expname}_{benchmark_name(args.clips)}"
+    command = f"python -m benchmarks.real_clips --clips {Path(args.clips).name} --config {args.config}"
+    if args.num_iters:
+        command += f" --num_iters {args.num_iters}"
+    report(options, root, Path(args.out), args.propagation, command)
 
 
 if __name__ == "__main__":
