@@ -182,14 +182,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(kind, words, trained, small
     assert len([line for line in lines if not line.startswith("model: ") and "(--num_imgs 5)" not in line]) == 1
 
 
-@pytest.mark.parametrize("own", [None, "ACTIVE"])
+@pytest.mark.parametrize("own,expected", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                                          ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")])
 @pytest.mark.parametrize("module", ["train", "eval", "viz", "preprocessing.__main__"])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(module, own):
-    """OpenMP reads the variable when PyTorch loads it."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    if own:
-        environment["OMP_WAIT_POLICY"] = own
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(module, own, expected):
+    """OpenMP reads the variables when PyTorch loads it."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     code = f"import sys; sys.modules['torch'] = None\ntry: import {module}\nexcept ImportError: pass\n" \
-           "import os; print(os.environ['OMP_WAIT_POLICY'])"
-    out = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert out.stdout.split() == [own or "PASSIVE"], out.stderr
+           "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    out = subprocess.run([sys.executable, "-c", code], env=environment | own, cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.split() == [expected], out.stderr
