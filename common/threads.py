@@ -1,8 +1,8 @@
 """How OpenMP's threads wait for each other. To be imported before PyTorch, which loads OpenMP.
 
 Waiting threads first spin, by default for milliseconds. Where other programs use the CPU cores too, a spinning thread
-keeps its core from the thread that it waits for. Training steps in 18 s (`demo.txt`, two threads on two cores, GNU
-OpenMP), on idle cores and beside another program that uses both:
+keeps its core from the thread that it waits for. Training steps in about 18 s (`demo.txt`, two threads on two cores,
+GNU OpenMP), on idle cores and beside another program that uses both:
 
     default                       350      8
     GOMP_SPINCOUNT=1000, as here  249    108
