@@ -131,27 +131,31 @@ def label_propagation(name: str, clip: str, root: Path, options: Namespace) -> f
     return iou
 
 
-def bootstrap(pairs: list[tuple[PointTracks, PointTracks, Annotations, np.ndarray]], metric: str,
-              draws: int = DRAWS) -> tuple[float, float, float]:
-    """Mean over the clips of the difference of a metric between two trackers, and its interval.
+def bootstrap(pairs: list[tuple[PointTracks, PointTracks, Annotations, np.ndarray]],
+              draws: int = DRAWS) -> dict[str, tuple[float, float, float]]:
+    """For each of METRICS, the mean over the clips of its difference between two trackers, and its interval.
 
     pairs: for each clip (tracks, other tracks, ground truth, ground-truth row of each query). Points are drawn with
     replacement within each clip, the same for both trackers."""
     rng = np.random.default_rng(0)
 
-    def difference(chosen: list[np.ndarray]) -> float:
+    def differences(chosen: list[np.ndarray]) -> np.ndarray:
+        """Mean difference of each metric `(len(METRICS),)` for the chosen points of each clip."""
         values = []
         for (tracks, other, truth, rows), some in zip(pairs, chosen, strict=True):
             try:
-                values.append(score(subset(tracks, some), truth, rows[some], "first")[metric]
-                              - score(subset(other, some), truth, rows[some], "first")[metric])
+                ours = score(subset(tracks, some), truth, rows[some], "first")
+                theirs = score(subset(other, some), truth, rows[some], "first")
             except UserError:  # none of the drawn points is visible
                 continue
-        return float(np.mean(values))
+            values.append([ours[key] - theirs[key] for key in METRICS])
+        return np.mean(values, axis=0)
 
     sizes = [len(rows) for *_, rows in pairs]
-    drawn = [difference([rng.integers(0, n, n) for n in sizes]) for _ in tqdm(range(draws), desc=f"bootstrap {metric}")]
-    return difference([np.arange(n) for n in sizes]), *np.percentile(drawn, INTERVAL)
+    drawn = [differences([rng.integers(0, n, n) for n in sizes]) for _ in tqdm(range(draws), desc="bootstrap")]
+    means = differences([np.arange(n) for n in sizes])
+    low, high = np.percentile(drawn, INTERVAL, axis=0)
+    return {key: (float(means[k]), float(low[k]), float(high[k])) for k, key in enumerate(METRICS)}
 
 
 def subset(tracks: PointTracks, rows: np.ndarray) -> PointTracks:
@@ -187,7 +191,7 @@ def report(options: Namespace, root: Path, out: Path, propagate: bool, command: 
                      f"{sum(clip_seconds(root, options, clip).values()):.0f}"])
     rows.append(["mean", None, *(cell(np.nanmean(values[name], axis=0)) for name in TRACKERS), None])
     columns = ["clip", "frames", *TRACKERS, "seconds"]
-    differences = {title: bootstrap(pairs, key) for key, title in METRICS.items()}
+    differences = {METRICS[key]: values for key, values in bootstrap(pairs).items()}
     write_json(out / "real_clips.json", {
         "title": "AJ / delta_avg / OA" + (" / IoU of label propagation" if propagate else ""), "columns": columns,
         "rows": rows, "command": command, "tracks_minus_multiflow": differences})

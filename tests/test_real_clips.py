@@ -50,7 +50,7 @@ def test_bootstrap_of_a_difference():
     half, _ = tracks_off_by(np.where(rows % 2, 100.0, 0.0))
     all_off, _ = tracks_off_by(np.full(30, 100.0))
     metric = "average_pts_within_thresh"
-    assert bootstrap([(exact, exact, truth, rows)], metric, 50) == (0, 0, 0)
-    assert bootstrap([(exact, all_off, truth, rows)], metric, 50) == (1, 1, 1)
-    mean, low, high = bootstrap([(exact, half, truth, rows)] * 2, metric, 200)
+    assert bootstrap([(exact, exact, truth, rows)], 50)[metric] == (0, 0, 0)
+    assert bootstrap([(exact, all_off, truth, rows)], 50)[metric] == (1, 1, 1)
+    mean, low, high = bootstrap([(exact, half, truth, rows)] * 2, 200)[metric]
     assert mean == 0.5 and 0.3 < low < 0.5 < high < 0.7
