@@ -12,6 +12,12 @@ import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is 
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
+from configs.options import parse
+
+if __name__ == "__main__":
+    parse("eval")  # --help and mistakes end here, before PyTorch is imported, which takes seconds
+
+# isort: split
 import logging
 from argparse import Namespace
 
@@ -19,7 +25,6 @@ import torch
 
 from common.cli import run
 from common.errors import UserError
-from configs.options import parse
 from evaluation.benchmark import run_benchmark
 from evaluation.single_video import check_modes, convert_tracks, score_model, score_predictions, track_queries
 from inference.load_run import run_options

@@ -8,6 +8,12 @@ import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is 
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
+from configs.options import parse
+
+if __name__ == "__main__":
+    parse("train")  # --help and mistakes end here, before PyTorch is imported, which takes seconds
+
+# isort: split
 import logging
 import sys
 from argparse import Namespace
@@ -18,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.cli import run
 from common.locks import lock_folder
-from configs.options import parse, run_dir
+from configs.options import run_dir
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import diagnosis_due
 from training.memory import plan

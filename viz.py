@@ -13,6 +13,12 @@ import common.interrupts  # first: Ctrl-C prints one line also while PyTorch is 
 import common.threads  # noqa: F401, before PyTorch: it loads OpenMP
 
 # isort: split
+from configs.options import parse
+
+if __name__ == "__main__":
+    parse("viz")  # --help and mistakes end here, before PyTorch is imported, which takes seconds
+
+# isort: split
 import logging
 from argparse import Namespace
 from collections.abc import Iterable
@@ -23,7 +29,6 @@ import torch
 from common.cli import run
 from common.errors import UserError
 from common.files import check_writable
-from configs.options import parse
 from drawing.output import FORMATS
 from drawing.run_views import Views
 from drawing.visualizations import VISUALIZATIONS

@@ -33,7 +33,7 @@ from inference.load_run import new_tracker
 from loaders.correspondences import open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations, sample_queries
-from preprocessing.chaining import RULES, chain_rule
+from preprocessing.options import RULES, chain_rule
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 from preprocessing.synthetic.scenes import RECIPES

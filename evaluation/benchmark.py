@@ -20,7 +20,7 @@ from evaluation.runners import run_here, run_on_ray
 from evaluation.scoring import BASELINES, chosen_baselines
 from evaluation.video_job import Job, record_failure, write_sequence
 from loaders.tapvid import benchmark_name, open_benchmark
-from preprocessing.cli import main_parser
+from preprocessing.options import main_parser
 from preprocessing.pipeline import chain_settings
 
 log = logging.getLogger("eval")

@@ -48,7 +48,8 @@ from loaders.track_files import (
     save_queries,
     save_tracks,
 )
-from preprocessing.cli import main_parser, preprocess
+from preprocessing.cli import preprocess
+from preprocessing.options import main_parser
 from training.run_metadata import versions
 
 log = logging.getLogger("eval")

@@ -26,7 +26,6 @@ from torch import Tensor
 from common.geometry import bilinear, pixel_grid, similarity
 from loaders.correspondence_format import DensePair
 
-RULES = ("trusted", "unfiltered")
 COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
 LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
 AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trusted chain because it does not drift
@@ -35,11 +34,6 @@ ReadPair = Callable[[int, int], DensePair]
 ChainState = tuple[Tensor, Tensor]               # (flow, alive)
 Path = Callable[[int, int], Iterable[int]]
 Correspondences = tuple[Tensor, Tensor, Tensor]  # flow (H, W, 2), cycle (H, W), occlusion (H, W)
-
-
-def chain_rule(name: str) -> str:
-    """The rule of a given name, which may be the older name "published" of "unfiltered"."""
-    return "unfiltered" if name == "published" else name
 
 
 def every_frame(i: int, step: int) -> Iterator[int]:
@@ -56,7 +50,7 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     features:   t -> appearance features `(h, w, c)`
     direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
     feature_th: cosine similarity above which the two ends of a chain may show the same point
-    rule:       one of RULES
+    rule:       "trusted" or "unfiltered"
     path:       (i, 1 or -1) -> frames after or before i that a chain passes, in order; `direct` must have the pairs
                 of each and the next one
     Correspondences to adjacent frames, and to frames that no chain passes, are those of `direct`, unchanged."""

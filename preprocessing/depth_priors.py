@@ -25,7 +25,6 @@ from preprocessing.flow import ModelOptions
 from preprocessing.frame_cache import FrameCache
 
 log = logging.getLogger(__name__)
-DEPTHS = ("depth_anything", "midas", "npz")
 RANGE = (0.0, 2.0)          # of z: OmniMotion's min_depth and max_depth
 PERCENTILES = (1, 99)       # of d over the video; they are mapped to the ends of RANGE, values beyond are clamped
 PERCENTILE_SAMPLES = 10_000 # about so many pixels per frame are used for the percentiles
@@ -37,7 +36,7 @@ def write_depth(sequence: VideoSequence, kind: str, models: ModelOptions, source
                 disparity: bool = False) -> None:
     """Write the depth priors of a sequence. They are valid when meta.json, the last file, is written.
 
-    kind:      one of DEPTHS
+    kind:      "depth_anything", "midas" or "npz"
     source:    for "npz": a folder of .npy files, one per frame in natural order of names, or an .npz file with the
                array `depth` `(T, H, W)`
     name:      for the other kinds: another model of the kind than the default

@@ -53,7 +53,7 @@ class Method:
     flow: str = "dis"      # a key of FLOW_MODELS
     features: str = "sift"  # a key of FEATURE_EXTRACTORS
     cycle_th: float = 3.0  # pixels: largest forward-backward error
-    chain: str = ""        # one of preprocessing.chaining.RULES; empty: no chains
+    chain: str = ""        # trusted | unfiltered; empty: no chains
     pairs: str = "all"     # all | window:K | log
     keep: str = "auto"     # correspondences of non-adjacent frames to store: all | half (a checkerboard) | auto
     find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene

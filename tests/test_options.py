@@ -11,7 +11,7 @@ from common.cli import Parser, yes_or_no
 from configs.options import ALL, OPTIONS, parse, parser
 from models.factory import OTHER_OPTIONS
 from models.omnimotion import ModelConfig
-from preprocessing.cli import convert_parser, flow_parser, main_parser
+from preprocessing.options import convert_parser, flow_parser, main_parser
 
 FLAGS = [option for option in OPTIONS if option.type is bool]
 
@@ -104,9 +104,19 @@ def test_the_model_has_the_options_defaults():
             assert field.default == defaults[field.name], field.name
 
 
-def test_options_import_no_torch():
-    code = "import sys, configs.options, common.cli, common.files, common.errors; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+@pytest.mark.parametrize("argument, code", [("--help", 0), ("--no_such_option", 2)])
+@pytest.mark.parametrize("command", ["train.py", "eval.py", "viz.py", "preprocessing"])
+def test_help_and_refused_options_import_no_torch(command, argument, code):
+    script = f"""
+import runpy, sys
+sys.argv = ["command", {argument!r}]
+try:
+    runpy.{"run_path" if command.endswith(".py") else "run_module"}({command!r}, run_name="__main__")
+except SystemExit as error:
+    sys.exit(100 if "torch" in sys.modules else error.code)
+"""
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == code
 
 
 def test_presets_are_read():

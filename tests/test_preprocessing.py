@@ -21,10 +21,10 @@ from common.geometry import bilinear, pixel_grid, similarity
 from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from preprocessing.chaining import RULES, chain_row
-from preprocessing.cli import main_parser
+from preprocessing.chaining import chain_row
 from preprocessing.correspondence_writer import StoreWriter, encode
 from preprocessing.filtering import cycle_flags
+from preprocessing.options import RULES, main_parser
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 from tests.launch import Launched, launch

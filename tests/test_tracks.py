@@ -13,8 +13,9 @@ from common.errors import UserError
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import PointTracks, save_tracks
-from preprocessing.cli import main, main_parser
+from preprocessing.cli import main
 from preprocessing.flow import ModelOptions
+from preprocessing.options import main_parser
 from preprocessing.track_correspondences import TrackerOptions, build_from_cotracker, correspondences, query_grid
 
 STAND_IN = '''

@@ -31,22 +31,6 @@ MIN_SIDE = 48      # pixels: smallest height and width
 START_FRAMES = 5   # points are chosen in so many frames
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the `synthetic` command."""
-    parser.add_argument("--data_dir", required=True, help="sequence folder to write")
-    parser.add_argument("--scene", choices=list(RECIPES), default="demo", help="layout and motion")
-    add_scene_arguments(parser, side=192, num_points=256)
-
-
-def add_scene_arguments(parser: argparse.ArgumentParser, side: int, num_points: int) -> None:
-    """Options that the `synthetic` and `tapvid` commands share, with their defaults of frame size and points."""
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(side, side),
-                        help="frame size in pixels")
-    parser.add_argument("--num_frames", type=int, default=24, help="number of frames")
-    parser.add_argument("--seed", type=int, default=0, help="seed of textures, placement and points")
-    parser.add_argument("--num_points", type=int, default=num_points, help="number of ground-truth points per scene")
-
-
 def main(args: argparse.Namespace) -> None:
     """Run the `synthetic` command. Errors as in `write_scene`."""
     write_scene(Path(args.data_dir), args.scene, tuple(args.size), args.num_frames, args.seed, args.num_points,

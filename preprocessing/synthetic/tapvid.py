@@ -6,19 +6,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from loaders.tapvid import TapVideo, save_tapvid
-from preprocessing.synthetic.render import add_scene_arguments, render_scene
-from preprocessing.synthetic.scenes import RECIPES
+from preprocessing.synthetic.render import render_scene
 
 log = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the `tapvid` command."""
-    parser.add_argument("--out", required=True, help="file to write (.pkl)")
-    parser.add_argument("--scenes", default=",".join(RECIPES), help="comma-separated scenes, one per video")
-    parser.add_argument("--layout", choices=["dict", "list", "jpeg"], default="dict",
-                        help="dict: as in TAP-Vid-DAVIS and RoboTAP; list: RGB-Stacking; jpeg: Kinetics (JPEG frames)")
-    add_scene_arguments(parser, side=256, num_points=64)
 
 
 def main(args: argparse.Namespace) -> None:
