@@ -26,7 +26,7 @@ from common.cli import run
 from common.locks import lock_folder
 from configs.options import run_dir
 from training.distributed import Processes, join_processes, leave_processes
-from training.failure_modes import diagnosis_due
+from training.failure_modes import diagnosis_at, diagnosis_due
 from training.memory import plan
 from training.monitoring import Monitor
 from training.run_metadata import write_run_metadata
@@ -53,6 +53,9 @@ def train(options: Namespace, processes: Processes) -> None:
     if trainer.step < options.num_iters:
         log.info("stopped at step %d of %d; the same command resumes the run", trainer.step, options.num_iters)
         sys.exit(130)
+    if processes.first:
+        for line in (diagnosis_at(trainer.dir, trainer.step) or {"warnings": []})["warnings"]:
+            log.warning("this run ended with a failure: %s", line)
 
 
 def take_steps(trainer: Trainer, monitor: Monitor, received: list[int]) -> None:

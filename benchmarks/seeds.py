@@ -27,6 +27,7 @@ DIAGNOSIS = {  # entries of diagnosis.json (see training/failure_modes.py) and t
     "far_missed": "missed, distant frames",
     "hidden": "behind another surface",
     "twice": "in the volume twice",
+    "not_invertible": "not invertible",
 }
 
 
@@ -70,7 +71,8 @@ def seed_table(runs: list[dict], trips: list[float]) -> str:
     runs: results of `train_and_score` for the seeds 1, 2, ...; trips: their round-trip errors, pixels."""
     columns = {title: [run[key] for run in runs] for key, title in COLUMNS.items() if all(key in run for run in runs)}
     if all(run["diagnosis"] for run in runs):
-        columns |= {title: [run["diagnosis"][key] for run in runs] for key, title in DIAGNOSIS.items()}
+        columns |= {title: [run["diagnosis"][key] for run in runs] for key, title in DIAGNOSIS.items()
+                    if all(key in run["diagnosis"] for run in runs)}
     columns["round trip, px"] = trips
     columns["training, s"] = [run["seconds"] for run in runs]
     rows = []

@@ -169,7 +169,7 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
                   "with those of papers."]
     lines += _paper_lines(benchmark, options)
     for table in own:
-        lines += ["", f"## {table.tracker}, video by video", "", _video_table(table)]
+        lines += ["", f"## {table.tracker}, video by video", "", _video_table(table), *_failure_lines(table)]
     programs = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines += ["", "## Settings and times", "", f"Seed {options.seed}. {programs}.",
               "Machines: " + "; ".join(sorted({r["machine"] for t in tables for r in t.videos.values()})) + ".",
@@ -190,6 +190,12 @@ def _video_table(table: Table) -> str:
         rows.append([name, str(record["num_queries"]), *_percents(record["metrics"]), *seconds])
     rows += [[name, f"failed: {error.replace('|', '/')}"] for name, error in table.failed.items()]
     return markdown(["video", "queries", *COLUMNS.values(), *(f"{stage} (s)" for stage in STAGES)], rows)
+
+
+def _failure_lines(table: Table) -> list[str]:
+    """The failures that training/failure_modes.py found in the models, one line each."""
+    return [line for name, record in table.videos.items()
+            for failure in record.get("diagnosis", {}).get("warnings", []) for line in ("", f"{name}: {failure}")]
 
 
 def paper_rows(benchmark: str, query_mode: str) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ from loaders.sequence import open_sequence
 from loaders.source_frames import own_source, source_of
 from loaders.track_export import check_format, export_tracks
 from loaders.track_files import PointTracks, load_annotations, load_queries, sample_queries, save_tracks
+from training.failure_modes import diagnosis_at
 
 log = logging.getLogger("eval")
 
@@ -58,6 +59,8 @@ def score_model(options: Namespace) -> None:
     metrics |= score(tracks, truth, rows, options.query_mode)
     if table:
         metrics["baselines"] = table
+    if diagnosis := diagnosis_at(run.checkpoint_path.parent, run.checkpoint.step):
+        metrics["diagnosis"] = diagnosis
     save_tracks(run_dir(options) / "annotation_tracks.npz", tracks)
     write_metrics(path, metrics)
 
@@ -132,4 +135,6 @@ def write_metrics(path: Path, metrics: dict) -> None:
     for name, row in metrics.get("baselines", {}).items():
         print_row(name, row)
     print_row("model + flow" if metrics.get("follow_flow") else "model", metrics)
+    for line in metrics.get("diagnosis", {}).get("warnings", []):
+        log.warning("diagnosis of the model after step %d: %s", metrics["diagnosis"]["step"], line)
     log.info("%s", path)

@@ -50,6 +50,7 @@ from loaders.track_files import (
 )
 from preprocessing.cli import preprocess
 from preprocessing.options import main_parser
+from training.failure_modes import diagnosis_at
 from training.run_metadata import versions
 
 log = logging.getLogger("eval")
@@ -176,13 +177,15 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
         with _stage(job, "track"):
             tracks = _track(job, tracker, queries)
         seconds["track"] = round(time.monotonic() - before, 2)
+    diagnosis = diagnosis_at(run, job.options.num_iters) if tracker == "model" else None
     save_tracks(job.result(tracker).with_suffix(".npz"), tracks)
     write_json(job.result(tracker), {
         "video": job.name, "query_mode": mode, "num_queries": len(tracks.tracks),
         "num_frames": tracks.tracks.shape[1], "frame_size": list(tracks.frame_size),
         "metrics": score(tracks, truth, rows, mode), "error_since_query": error_curve(tracks, truth, rows, mode),
         "seconds": seconds, "seed": job.options.seed, "threads": job.threads,
-        "machine": machine(job.options.device), "versions": versions()})
+        "machine": machine(job.options.device), "versions": versions(),
+        **({"diagnosis": diagnosis} if diagnosis else {})})
 
 
 def _preprocess(job: Job) -> None:

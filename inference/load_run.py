@@ -24,6 +24,7 @@ class Run:
     """A trained run."""
     dir: Path
     sequence: VideoSequence
+    checkpoint_path: Path
     checkpoint: Checkpoint
     tracker: Tracker
 
@@ -58,7 +59,7 @@ def load_run(options: Namespace) -> Run:
     check_frames(checkpoint, sequence.size, sequence.hashes, path)
     model = model_from_checkpoint(checkpoint, sequence.size, options, pick_device(options.device)).eval()
     log.info("model: %s", path)
-    return Run(folder, sequence, checkpoint, new_tracker(model, sequence, options))
+    return Run(folder, sequence, path, checkpoint, new_tracker(model, sequence, options))
 
 
 def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) -> Tracker:

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from models.omnimotion import ModelConfig, OmniMotion
-from training.failure_modes import WARNING_SHARE, Shares, diagnose, diagnosis_due, examine, point_outcomes
+from training.failure_modes import (
+    WARNING_SHARE,
+    Shares,
+    diagnose,
+    diagnosis_at,
+    diagnosis_due,
+    examine,
+    invertibility_findings,
+    not_invertible,
+    point_outcomes,
+)
 from training.monitoring import errors_logged
 
 SIZE, T = (40, 60), 5
@@ -91,7 +101,7 @@ def test_the_right_order_raises_no_alarm():
 def test_an_object_behind_what_it_hides_is_found():
     found = shares(volume(FAR_Z, NEAR_Z), FAR)
     assert found["hidden"] > 0.8 and found["twice"] == 0
-    assert "wrong surface order" in Shares(0, 0, found["hidden"], found["twice"], 1).warnings()[0]
+    assert "wrong surface order" in Shares(0, 0, found["hidden"], found["twice"], 1).findings()[0].failure
 
 
 def test_a_doubled_object_is_found():
@@ -111,12 +121,12 @@ def test_a_doubled_object_is_found():
     near, far = shares(model, NEAR), shares(model, FAR)
     assert near == {"missed": 0, "hidden": 0, "twice": 0}
     assert far["twice"] > 0.8 and far["hidden"] == 0
-    assert "twice" in Shares(near["missed"], far["missed"], 0, far["twice"], 1).warnings()[0]
+    assert "twice" in Shares(near["missed"], far["missed"], 0, far["twice"], 1).findings()[0].failure
 
 
 def test_an_untrained_model_is_not_reported_as_doubled():
-    assert Shares(0.6, 0.9, 0.0, 0.9, 20).warnings() == []
-    assert Shares(0.0, WARNING_SHARE, WARNING_SHARE, WARNING_SHARE, 1).warnings() == []
+    assert Shares(0.6, 0.9, 0.0, 0.9, 20).findings() == []
+    assert Shares(0.0, WARNING_SHARE, WARNING_SHARE, WARNING_SHARE, 1).findings() == []
 
 
 def test_examining_a_new_run_is_repeatable(small_sequence, tmp_path):
@@ -135,17 +145,66 @@ def test_when_a_run_is_examined(steps, times):
     assert [step for step in range(steps + 1) if diagnosis_due(step, steps)] == times
 
 
-def test_findings_are_added_to_a_file(tmp_path, monkeypatch, caplog):
-    """A resumed run replaces those of the steps that it takes again; a damaged file is replaced."""
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A trainer of 200 steps whose model hides half of the points and brings back all but 2% of a frame's positions."""
     monkeypatch.setattr("training.failure_modes.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
-    trainer = SimpleNamespace(options=SimpleNamespace(seed=0), dir=tmp_path, model=None,
-                              sampler=SimpleNamespace(store=None))
-    path = tmp_path / "diagnosis.json"
+    shares = {"first": [0.0, 0.02], "middle": [0.0, 0.0], "last": [0.001, 0.0]}
+    monkeypatch.setattr("training.failure_modes.not_invertible", lambda _: shares)
+    return SimpleNamespace(options=SimpleNamespace(seed=0, num_iters=200), dir=tmp_path, model=None, step=0,
+                           sampler=SimpleNamespace(store=None))
+
+
+def test_findings_are_added_to_a_file(run, caplog):
+    """A resumed run replaces those of the steps that it takes again; a damaged file is replaced."""
+    path = run.dir / "diagnosis.json"
     path.write_text("[{")
-    for trainer.step in [100, 125, 150, 125]:
-        diagnose(trainer)
-    assert [found["step"] for found in json.loads(path.read_text())] == [100, 125]
-    assert len(caplog.messages) == 4 and all("step" in line for line in caplog.messages)
+    for run.step in [100, 125, 150, 125]:
+        diagnose(run)
+    found = json.loads(path.read_text())
+    assert [entry["step"] for entry in found] == [100, 125] and all(len(e["warnings"]) == 2 for e in found)
+    assert found[-1]["hidden"] == 0.5 and found[-1]["not_invertible"] == 0.02
+    assert len(caplog.messages) == 2 * 4 and all("not the last" in line for line in caplog.messages)
+    assert diagnosis_at(run.dir, 99) is None and diagnosis_at(run.dir, 124) == found[0]
+    assert diagnosis_at(run.dir, 125) == diagnosis_at(run.dir, 200) == found[1]
+
+
+@pytest.mark.parametrize("content", ["[{", "[3]", '[{"step": 1}]', "{}"])
+def test_a_damaged_file_has_no_entries(content, tmp_path):
+    (tmp_path / "diagnosis.json").write_text(content)
+    assert diagnosis_at(tmp_path, 10) is None
+
+
+def test_a_store_without_visible_points_still_says_what_is_not_invertible(run, monkeypatch):
+    monkeypatch.setattr("training.failure_modes.examine", lambda *_: None)
+    diagnose(run)
+    (entry,) = json.loads((run.dir / "diagnosis.json").read_text())
+    assert entry["not_invertible"] == 0.02 and "hidden" not in entry and len(entry["warnings"]) == 1
+
+
+def test_failures_are_reported_at_the_end_and_in_the_metrics(small_sequence, tmp_path, monkeypatch, caplog, capsys):
+    """Training says them after everything else, and so does the same command again; eval.py writes them."""
+    import eval
+    import train
+    from tests.test_crash_safety import SMALL
+
+    monkeypatch.setattr("training.failure_modes.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
+    common = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *SMALL]
+    command = ["train.py", *common, "--num_iters", "100", "--i_img", "0"]
+    for _ in range(2):
+        caplog.clear()
+        monkeypatch.setattr(sys, "argv", command)
+        with caplog.at_level(logging.INFO):
+            train.main()
+        lines = [line for line in caplog.messages if "surface order" in line]
+        assert lines[-1] == caplog.messages[-1] and "this run ended" in lines[-1] and "--mask_near" in lines[-1]
+    assert len(lines) == 1  # nothing was trained the second time
+    monkeypatch.setattr(sys, "argv", ["eval.py", *common, "--annotations", str(small_sequence / "annotations.npz"),
+                                      "--query_mode", "first"])
+    eval.main()
+    found = json.loads((tmp_path / "default_small" / "metrics.json").read_text())["diagnosis"]
+    assert found["step"] == 100 and found["hidden"] == 0.5 and found["not_invertible"] <= 0.001
+    assert len(found["warnings"]) == 1 and found["warnings"][0] in caplog.messages[-2]
 
 
 def test_an_error_is_one_warning_and_its_traceback_is_for_debugging(caplog):
@@ -189,9 +248,50 @@ def test_errors_in_what_looks_at_a_run_do_not_end_it(name, small_sequence, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["hidden", "twice"])
-def test_warnings_say_what_to_try(kind):
-    (line,) = Shares(0, 0, 0.5 * (kind == "hidden"), 0.5 * (kind == "twice"), 1).warnings()
-    assert "--seed" in line and "\n" not in line
+def test_findings_say_what_to_try(kind):
+    (finding,) = Shares(0, 0, 0.5 * (kind == "hidden"), 0.5 * (kind == "twice"), 1).findings()
+    assert "--seed" in finding.remedy and "\n" not in str(finding)
+
+
+# Positions that do not come back
+
+class Folded(Slides):
+    """Moves x by `off` pixels on the way back in frame 2, at the depths of the near half, left of the center."""
+    off = 0.0
+
+    def to_canonical(self, x):
+        return x
+
+    def to_local(self, u):
+        here = (self.t == 2) & (u[..., 2] < 1) & (u[..., 0] < 0)
+        step = torch.where(here, self.off * 2 / (SIZE[1] - 1), 0.0)
+        return torch.stack([u[..., 0] + step, u[..., 1], u[..., 2]], dim=-1)
+
+
+@pytest.mark.parametrize("off,share", [(0, 0), (0.9, 0), (1.1, 32 / 65), (float("nan"), 32 / 65)])
+def test_positions_that_do_not_come_back_are_counted(off, share):
+    """Of the middle frame's nearer layer, those of the 32 columns left of the center, in all 65 rows."""
+    model = Built([], None)
+    model.maps = lambda ids: Folded(ids, torch.zeros_like)
+    Folded.off = off
+    found = not_invertible(model)
+    assert found == {"first": [0, 0], "middle": [pytest.approx(share), 0], "last": [0, 0]}
+    findings = invertibility_findings(found)
+    assert len(findings) == (share > 0)
+    assert all("49.2%" in finding.failure and "middle frame" in finding.failure for finding in findings)
+
+
+def test_a_few_positions_raise_no_alarm():
+    assert invertibility_findings({"first": [0.001], "middle": [0.0], "last": [0.0005]}) == []
+
+
+@pytest.mark.parametrize("config,layers", [
+    ({"deform": "grid", "field": "grid", "grid_levels": 3, "grid_layers": 3}, 3),
+    ({"coupling_width": 16, "affine_width": 16, "affine_layers": 2, "field_width": 16}, 2)], ids=["grid", "mlp"])
+def test_new_models_are_invertible(config, layers):
+    torch.manual_seed(0)
+    found = not_invertible(OmniMotion(ModelConfig(T, *SIZE, **config)))
+    assert found == {name: [0] * layers for name in ("first", "middle", "last")}
 
 
 # Stores with little in them

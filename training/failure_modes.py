@@ -1,4 +1,5 @@
-"""Detect the two failure modes that the OmniMotion authors describe, by comparing the model with the correspondences.
+"""Diagnosis of a model: the two failure modes that the OmniMotion authors describe, found by comparing the model with
+the correspondences, and how many positions its maps do not bring back.
 
 Notation
     p, q     ends of a cycle-consistent correspondence, pixels in frames i and j; the point is visible in both  (N, 2)
@@ -8,20 +9,26 @@ Notation
              in front of a visible one. Many hidden points late in a run mean a wrong surface order
     twice    missed, although the model renders the same opaque color at p and at q. If points of adjacent frames are
              mapped well and many points of distant frames are `twice`, the volume holds two copies of an object
+    not invertible   a position of a frame that is mapped to the canonical volume and back, and ends more than
+             `MAX_ROUND_TRIP` pixels from where it started
 """
 
 import json
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from common.files import write_text
+from models.coords import denormalize_pixels
 from models.omnimotion import OmniMotion
 from training.run_metadata import read_entries
 
 log = logging.getLogger("train")
+FILE = "diagnosis.json"
 MISS = 0.03          # largest error of a point that is not missed, as a fraction of the longer side
 SAME_COLOR = 0.1     # colors in [0, 1]: the mean absolute difference over channels is below this
 OPAQUE = 0.5         # smallest absorbed light of an opaque pixel, in [0, 1]
@@ -30,6 +37,19 @@ POINTS = 200         # points drawn per pair
 WARNING_SHARE = 0.15  # a warning is logged above this share of points
 MIN_STEPS = 100      # shorter runs are not examined, because the examination takes longer than training them again
 FITTED = 0.05        # the model counts as fitted below this share of missed points in adjacent frames
+ROUND_TRIP_SIDE = 65  # positions along each side of a frame that are mapped to the canonical volume and back
+MAX_ROUND_TRIP = 1.0  # pixels
+MAX_NOT_INVERTIBLE = 0.001  # a warning is logged above this share of positions, in any frame
+MLP_DEPTHS = 2       # depths of the positions of a model without motion layers (deform = mlp)
+
+
+class Finding(NamedTuple):
+    """A failure of a model, and what to do about it, in one line each."""
+    failure: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.failure}. {self.remedy}"
 
 
 @dataclass
@@ -41,17 +61,21 @@ class Shares:
     twice: float
     error: float
 
-    def warnings(self) -> list[str]:
-        """One line for each failure mode found, with a remedy."""
+    def findings(self) -> list[Finding]:
+        """The failure modes found."""
         out = []
         if self.hidden > WARNING_SHARE:
-            out.append(f"wrong surface order: {self.hidden:.0%} of the points that are seen in two frames are behind "
-                       "another surface in the model. If later warnings say the same, it will not recover: try "
-                       "--mask_near, another --seed (python -m benchmarks.seeds), or a depth prior (--init_depth)")
+            out.append(Finding(
+                f"wrong surface order: {self.hidden:.0%} of the points that are seen in two frames are behind another "
+                "surface in the model",
+                "Train again from the start (--no-reload) with --mask_near, another --seed (python -m "
+                "benchmarks.seeds), or a depth prior (--init_depth)"))
         if self.near_missed < FITTED and self.twice > WARNING_SHARE:
-            out.append(f"an object is in the canonical volume twice: {self.twice:.0%} of the points that distant "
-                       "frames have in common are at two places of it, of the same color. Try another --seed, a "
-                       "larger --start_interval, or longer correspondences (preprocessing --chain, --features dino)")
+            out.append(Finding(
+                f"an object is in the canonical volume twice: {self.twice:.0%} of the points that distant frames have "
+                "in common are at two places of it, of the same color",
+                "Train again from the start (--no-reload) with another --seed or a larger --start_interval, or on "
+                "longer correspondences (preprocessing --chain, --features dino)"))
         return out
 
 
@@ -117,6 +141,45 @@ def _outcomes(model: OmniMotion, store, i: int, j: int, rng, device: torch.devic
     return point_outcomes(model, int(i), int(j), torch.from_numpy(p).to(device), torch.from_numpy(q).to(device))
 
 
+@torch.no_grad()
+def not_invertible(model: OmniMotion) -> dict[str, list[float]]:
+    """Shares (0 to 1) of positions that do not come back from the canonical volume, for the "first", "middle" and
+    "last" frame: one share for each motion layer, nearest first, or for each of MLP_DEPTHS depth ranges.
+
+    The positions are ROUND_TRIP_SIDE x ROUND_TRIP_SIDE over the whole frame, in the middle of the layer's depths. A
+    result that is not finite has not come back."""
+    config = model.config
+    device = next(model.parameters()).device
+    layers = config.grid_layers if config.deform == "grid" else MLP_DEPTHS
+    side = torch.linspace(-1, 1, ROUND_TRIP_SIDE, device=device)
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    shares = {}
+    for name, t in (("first", 0), ("middle", config.num_frames // 2), ("last", config.num_frames - 1)):
+        maps = model.maps(torch.tensor([t], device=device))
+        shares[name] = []
+        for layer in range(layers):
+            depth = config.min_depth + (layer + 0.5) / layers * (config.max_depth - config.min_depth)
+            start = torch.stack([x, y, torch.full_like(x, depth)], dim=-1).reshape(1, -1, 3)
+            end = maps.to_local(maps.to_canonical(start))
+            moved = denormalize_pixels(end[..., :2], model.size) - denormalize_pixels(start[..., :2], model.size)
+            back = moved.norm(dim=-1) <= MAX_ROUND_TRIP  # False for NaN
+            shares[name].append(1 - back.float().mean().item())
+    return shares
+
+
+def invertibility_findings(shares: dict[str, list[float]]) -> list[Finding]:
+    """What to say about the result of `not_invertible`: nothing, or one finding about the worst frame and layer."""
+    worst = max(shares, key=lambda name: max(shares[name]))
+    share = max(shares[worst])
+    if share <= MAX_NOT_INVERTIBLE:
+        return []
+    return [Finding(
+        f"maps are not invertible: {share:.1%} of the positions of the {worst} frame do not come back from the "
+        f"canonical volume (more than {MAX_ROUND_TRIP:g} px off)",
+        "Do not trust tracks through such positions. The maps of configs/small.txt and configs/default.txt are "
+        "invertible except for rounding (--precision fp32)")]
+
+
 def diagnosis_due(step: int, num_iters: int) -> bool:
     """Whether a run is examined after `step` steps: at half of its steps, then after every eighth of them, and at the
     end. Runs below MIN_STEPS are not examined."""
@@ -124,14 +187,30 @@ def diagnosis_due(step: int, num_iters: int) -> bool:
 
 
 def diagnose(trainer) -> None:
-    """Examine the model, add the findings to diagnosis.json, and log warnings. The run's random generators are not
-    used."""
+    """Examine the model, add an entry to diagnosis.json, and log the failures found, except after the last step:
+    train.py reports these at the end. The run's random generators are not used."""
     shares = examine(trainer.model, trainer.sampler.store, trainer.options.seed + trainer.step)
-    if shares is None:
-        return
-    path = trainer.dir / "diagnosis.json"
-    earlier = [entry for entry in read_entries(path) if entry["step"] < trainer.step]
-    found = {"step": trainer.step, **asdict(shares), "warnings": shares.warnings()}
-    write_text(path, json.dumps([*earlier, found], indent=1) + "\n")
-    for line in found["warnings"]:
-        log.warning("step %d: %s", trainer.step, line)
+    round_trips = not_invertible(trainer.model)
+    findings = [*(shares.findings() if shares else []), *invertibility_findings(round_trips)]
+    earlier = [entry for entry in _entries(trainer.dir) if entry["step"] < trainer.step]
+    found = {"step": trainer.step, **(asdict(shares) if shares else {}),
+             "not_invertible": max(map(max, round_trips.values())), "not_invertible_in_frames": round_trips,
+             "warnings": [str(finding) for finding in findings]}
+    write_text(trainer.dir / FILE, json.dumps([*earlier, found], indent=1) + "\n")
+    if trainer.step < trainer.options.num_iters:
+        for finding in findings:
+            log.warning("step %d, not the last: %s", trainer.step, finding.failure)
+
+
+def diagnosis_at(run_dir: Path, step: int) -> dict | None:
+    """The newest entry of a run's diagnosis.json that is not later than `step`; None if there is none."""
+    entries = [entry for entry in _entries(run_dir) if entry["step"] <= step]
+    return entries[-1] if entries else None
+
+
+def _entries(run_dir: Path) -> list[dict]:
+    """The entries of a run's diagnosis.json; none if it is missing or damaged."""
+    entries = read_entries(run_dir / FILE)
+    complete = all(isinstance(entry, dict) and isinstance(entry.get("step"), int)
+                   and isinstance(entry.get("warnings"), list) for entry in entries)
+    return entries if complete else []
