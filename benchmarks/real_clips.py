@@ -12,7 +12,8 @@ missing. Reported for each clip, and as the mean over the clips:
 
 for five trackers: points that do not move (`static`), flow from frame to frame (`chain`), flow over several intervals
 (`multiflow`), the model alone (`model`), and the run's tracks (`tracks`). A paired bootstrap over the points gives the
-difference between `tracks` and `multiflow` its 90% interval.
+difference between `tracks` and `multiflow` its 90% interval. A second table has the precision and recall of
+"occluded"; its means are over the clips in which they are defined.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from common.geometry import regular_grid
 from configs.options import parse
 from evaluation.benchmark import benchmark_name, check_settings, run_benchmark, sequences_folder, tracker_settings
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
-from evaluation.tables import COLUMNS, markdown
+from evaluation.tables import COLUMNS, OCCLUSION_COLUMNS, markdown
 from inference.load_run import load_run
 from loaders.images import image_files, read_masks
 from loaders.predicted_tracks import load_tracks
@@ -178,6 +179,7 @@ def report(options: Namespace, root: Path, out: Path, propagate: bool, command: 
     for folder in ("labels", "alone"):
         check_settings(root / folder, "*", tracker_settings(options, "model"))
     rows, pairs, values = [], [], {name: [] for name in TRACKERS}
+    occlusion = {name: [] for name in TRACKERS}
     for clip in tqdm(done, desc="clips"):
         truth = load_annotations(sequences_folder(options) / clip / "annotations.npz")
         _, annotation_rows = sample_queries(truth, options.query_mode)
@@ -187,6 +189,7 @@ def report(options: Namespace, root: Path, out: Path, propagate: bool, command: 
             metrics = score(tracks[name], truth, annotation_rows, options.query_mode)
             iou = [label_propagation(name, clip, root, options)] if propagate else []
             values[name].append([*(metrics[key] for key in METRICS), *iou])
+            occlusion[name].append([metrics.get(key, np.nan) for key in OCCLUSION_COLUMNS])
         rows.append([clip, truth.points.shape[1], *(cell(values[name][-1]) for name in TRACKERS),
                      f"{sum(clip_seconds(root, options, clip).values()):.0f}"])
     rows.append(["mean", None, *(cell(np.nanmean(values[name], axis=0)) for name in TRACKERS), None])
@@ -196,13 +199,26 @@ def report(options: Namespace, root: Path, out: Path, propagate: bool, command: 
         "title": "AJ / delta_avg / OA" + (" / IoU of label propagation" if propagate else ""), "columns": columns,
         "rows": rows, "command": command, "tracks_minus_multiflow": differences})
     print(markdown(columns, [["" if value is None else str(value) for value in row] for row in rows]))
+    table = occlusion_table(done, occlusion)
+    write_json(out / "real_clips_occlusion.json", table | {"command": command})
+    print(f"\n{table['title']}\n\n{markdown(table['columns'], table['rows'])}\n")
     for title, (mean, low, high) in differences.items():
         print(f"tracks - multiflow, {title}: {mean:+.3f} (90%: {low:+.3f} to {high:+.3f})")
 
 
+def occlusion_table(clips: list[str], values: dict[str, list[list[float]]]) -> dict:
+    """Table of the precision and recall of "occluded"; title, columns and rows as benchmarks.results reads them.
+
+    values: for each tracker one pair for each clip, NaN where it is not defined. Means are over the other clips."""
+    rows = [[clip, *(cell(pairs[k]) for pairs in values.values())] for k, clip in enumerate(clips)]
+    means = [np.ma.masked_invalid(pairs).mean(axis=0).filled(np.nan) for pairs in values.values()]
+    return {"title": "Precision / recall of \"occluded\"; -: nothing is predicted occluded / nothing is occluded",
+            "columns": ["clip", *values], "rows": [*rows, ["mean where defined", *map(cell, means)]]}
+
+
 def cell(values) -> str:
-    """One tracker's numbers as a table cell."""
-    return " / ".join(f"{value:.3f}" for value in values)
+    """One tracker's numbers as a table cell; "-" for NaN."""
+    return " / ".join("-" if np.isnan(value) else f"{value:.3f}" for value in values)
 
 
 def main() -> None:

@@ -34,7 +34,11 @@ def tapvid_metrics(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks:
       jaccard_D                  true positives (visible in both, distance below D) / (truly visible + false positives),
                                  a false positive being predicted visible and either occluded or not within D
       average_*                  means over D = 1, 2, 4, 8, 16
-      temporal_coherence         see `temporal_coherence`; left out where it is not defined
+      occluded_precision         share of the counted frames predicted occluded that are truly occluded (not TAP-Vid's)
+      occluded_recall            share of the counted, truly occluded frames that are predicted occluded (not TAP-Vid's)
+      temporal_coherence         see `temporal_coherence`
+    Of the last three, those that are not defined are left out: nothing is predicted occluded, nothing is occluded, or
+    no three frames in a row are counted. Means over videos are then over those where they are defined.
 
     UserError if the arrays do not fit each other, the mode is unknown, or no counted frame has a visible point (then
     no ratio is defined)."""
@@ -50,6 +54,9 @@ def tapvid_metrics(query_points: np.ndarray, gt_occluded: np.ndarray, gt_tracks:
     error = np.where(visible[..., None], np.asarray(pred_tracks, np.float64) - gt_tracks, 0) * scale  # (M, T, 2)
     square = (error ** 2).sum(axis=-1)
     out = {"occlusion_accuracy": (pred_occluded == gt_occluded)[counted].mean()}
+    for name, among in (("occluded_precision", pred_occluded & counted), ("occluded_recall", gt_occluded & counted)):
+        if among.any():
+            out[name] = (pred_occluded & gt_occluded & counted).sum() / among.sum()
     for threshold in THRESHOLDS:
         correct = visible & (square < threshold ** 2)
         positives = (correct & pred_visible).sum()

@@ -2,18 +2,20 @@
 
 Notation
     tracker  the model, a baseline, or predictions of another tracker; its results are files NAME.json in one folder
-    mean     plain mean over the videos, as in TAP-Vid; for temporal coherence, over the videos in which it is defined
+    mean     plain mean over the videos, as in TAP-Vid; for metrics that are not defined in some videos (temporal
+             coherence, precision and recall of "occluded"), over the others
 """
 
 import csv
 import io
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json, write_json, write_text
-from evaluation.tables import COLUMNS, NAME_WIDTH, markdown, print_header, print_row
+from evaluation.tables import COLUMNS, NAME_WIDTH, PRINTED, markdown, print_header, print_row
 from evaluation.video_job import Job
 from training.run_metadata import versions
 
@@ -160,9 +162,10 @@ def _markdown(results: Path, benchmark: str, tables: list[Table], names: list[st
     own = [table for table in tables if table.own]
     lines = [f"# {benchmark}, query mode {options.query_mode}", "",
              "Percent, as papers write them, at 256x256; TC (temporal coherence) in pixels per squared frame, 0 is "
-             f"best. Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
-             markdown(["tracker", "videos", *COLUMNS.values(), "hours"], [
-                 [table.tracker, f"{len(table.videos)} of {len(names)}", *_percents(table.mean()),
+             "best; occ_prec and occ_recall: precision and recall of occlusion. "
+             f"Frames of {f'{H}x{H}' if H else 'the size they have in the file'}.", "", "## Means", "",
+             markdown(["tracker", "videos", *PRINTED.values(), "hours"], [
+                 [table.tracker, f"{len(table.videos)} of {len(names)}", *_percents(table.mean(), PRINTED),
                   f"{sum(table.seconds().values()) / 3600:.2f}"] for table in tables])]
     if any(len(table.videos) < len(names) for table in own):
         lines += ["", "Not all videos are in every mean: such a mean is not the benchmark's, and cannot be compared "
@@ -222,10 +225,10 @@ def _paper_lines(benchmark: str, options: Namespace) -> list[str]:
     return [*lines, "", markdown(columns, [[row[column] for column in columns] for row in rows])]
 
 
-def _percents(metrics: dict[str, float]) -> list[str]:
+def _percents(metrics: dict[str, float], columns: Iterable[str] = COLUMNS) -> list[str]:
     """Cells of a Markdown table: percent, but pixels for temporal coherence; "-" for a metric that is not defined."""
     cells = []
-    for key in COLUMNS:
+    for key in columns:
         if key not in metrics:
             cells.append("-")
         elif key == "temporal_coherence":

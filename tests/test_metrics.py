@@ -28,7 +28,7 @@ def clip(seed, M=6, T=7, noise=4.0):
 def slow(queries, occluded, tracks, pred_occluded, predicted, mode, evaluated=None):
     """The definitions, entry by entry, for 256x256 frames."""
     M, T = occluded.shape
-    agree = total = visible = 0
+    agree = total = visible = said_hidden = hidden = both = 0
     within, hits, false = ({d: 0 for d in THRESHOLDS} for _ in range(3))
     for n in range(M):
         for t in range(T):
@@ -38,6 +38,9 @@ def slow(queries, occluded, tracks, pred_occluded, predicted, mode, evaluated=No
             total += 1
             agree += bool(occluded[n, t]) == bool(pred_occluded[n, t])
             visible += not occluded[n, t]
+            said_hidden += pred_occluded[n, t]
+            hidden += occluded[n, t]
+            both += pred_occluded[n, t] and occluded[n, t]
             error = np.hypot(*(predicted[n, t].astype(float) - tracks[n, t]))
             for d in THRESHOLDS:
                 good = error < d and not occluded[n, t]
@@ -45,6 +48,10 @@ def slow(queries, occluded, tracks, pred_occluded, predicted, mode, evaluated=No
                 hits[d] += good and not pred_occluded[n, t]
                 false[d] += not good and not pred_occluded[n, t]
     out = {"occlusion_accuracy": agree / total}
+    if said_hidden:
+        out["occluded_precision"] = both / said_hidden
+    if hidden:
+        out["occluded_recall"] = both / hidden
     for d in THRESHOLDS:
         out[f"pts_within_{d}"] = within[d] / visible
         out[f"jaccard_{d}"] = hits[d] / (visible + false[d])
@@ -103,7 +110,7 @@ def test_perfect_is_one(mode):
     queries, occluded, tracks, _, _ = clip(0)
     out = tapvid_metrics(queries, occluded, tracks, occluded, tracks, mode, (480, 854))
     assert out.pop("temporal_coherence") == 0
-    assert set(out.values()) == {1.0} and len(out) == 13
+    assert set(out.values()) == {1.0} and len(out) == 15
 
 
 @pytest.mark.parametrize("mode", ["first", "strided"])
@@ -113,6 +120,23 @@ def test_predicted_occluded_everywhere(mode):
     counted = counted_frames(queries, occluded.shape[1], mode)
     assert out["average_jaccard"] == 0 and out["average_pts_within_thresh"] == 1
     assert out["occlusion_accuracy"] == pytest.approx(occluded[counted].mean())
+
+
+def test_precision_and_recall_of_occluded_by_hand():
+    """Frames after the query of one point: truly occluded in 1, 2, 3; predicted in 2, 3, 4, 5; frame 3 not evaluated.
+    What does not exist is left out."""
+    queries, tracks = np.array([[0, 5, 5]], np.float32), np.full((1, 7, 2), 5, np.float32)
+    truth, predicted, evaluated = (np.array([[k in frames for k in range(7)]]) for frames in (
+        (1, 2, 3), (2, 3, 4, 5), (0, 1, 2, 4, 5, 6)))
+    out = tapvid_metrics(queries, truth, tracks, predicted, tracks, "first", SIZE)
+    assert out["occluded_precision"] == 2 / 4 and out["occluded_recall"] == 2 / 3
+    out = tapvid_metrics(queries, truth, tracks, predicted, tracks, "first", SIZE, evaluated)
+    assert out["occluded_precision"] == 1 / 3 and out["occluded_recall"] == 1 / 2
+    nowhere = np.zeros_like(truth)
+    out = tapvid_metrics(queries, truth, tracks, nowhere, tracks, "first", SIZE)
+    assert "occluded_precision" not in out and out["occluded_recall"] == 0
+    out = tapvid_metrics(queries, nowhere, tracks, predicted, tracks, "first", SIZE)
+    assert "occluded_recall" not in out and out["occluded_precision"] == 0
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)

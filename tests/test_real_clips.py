@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.real_clips import bootstrap, label_queries, propagated_iou
+from benchmarks.real_clips import bootstrap, label_queries, occlusion_table, propagated_iou
 from loaders.track_files import Annotations, PointTracks
 
 SIZE, T = (40, 60), 12
@@ -54,3 +54,11 @@ def test_bootstrap_of_a_difference():
     assert bootstrap([(exact, all_off, truth, rows)], 50)[metric] == (1, 1, 1)
     mean, low, high = bootstrap([(exact, half, truth, rows)] * 2, 200)[metric]
     assert mean == 0.5 and 0.3 < low < 0.5 < high < 0.7
+
+
+def test_means_of_precision_and_recall_are_over_the_clips_where_they_are_defined():
+    nan = np.nan
+    chain = [[0.5, nan], [1.0, 0.25], [nan, 0.75]]
+    table = occlusion_table(["a", "b", "c"], {"chain": chain, "static": [[nan, nan]] * 3})
+    assert table["rows"] == [["a", "0.500 / -", "- / -"], ["b", "1.000 / 0.250", "- / -"], ["c", "- / 0.750", "- / -"],
+                             ["mean where defined", "0.750 / 0.500", "- / -"]]
