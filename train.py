@@ -24,13 +24,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.cli import run
 from common.locks import lock_folder
+from common.signals import record_signals
 from configs.options import run_dir
 from training.distributed import Processes, join_processes, leave_processes
 from training.failure_modes import diagnosis_at, diagnosis_due
 from training.memory import plan
 from training.monitoring import Monitor
 from training.run_metadata import write_run_metadata
-from training.signals import record_signals
 from training.trainer import Trainer
 
 log = logging.getLogger("train")

@@ -320,17 +320,6 @@ def taken_from_run(driver: str) -> list[Option]:
             and (option.group in ("inference", "data", "model") or option.name == "max_pixels")]
 
 
-def read_options_file(path: Path) -> dict[str, str]:
-    """The texts of the options in a run's args.txt by name. FileNotFoundError if there is none; UserError if it is
-    damaged."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = configargparse.DefaultConfigFileParser().parse(file)
-    except (UnicodeDecodeError, configargparse.ConfigFileParserException) as error:
-        raise UserError(f"{path} cannot be read as options: restore it, or remove it") from error
-    return {name: text for name, text in found.items() if isinstance(text, str)}
-
-
 def _parse(reader: Parser, argv: list[str] | None) -> Namespace:
     try:
         return reader.parse_args(argv)

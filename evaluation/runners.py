@@ -18,8 +18,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import UserError, os_error_line
-from evaluation.training_process import exit_name
 from evaluation.video_job import Job, record_failure, run_video, running_file
+from inference.processes import exit_name
 
 log = logging.getLogger("eval")
 CONNECT_SECONDS = 10  # timeout for a connection to a Ray cluster

@@ -33,8 +33,8 @@ from common.files import read_json, write_json
 from configs.options import run_dir
 from evaluation.baselines import static_tracks
 from evaluation.scoring import BASELINES, as_point_tracks, baseline_tracks, error_curve, load_predictions, score
-from evaluation.training_process import train
 from inference.load_run import load_run
+from inference.processes import train
 from loaders.images import write_png
 from loaders.sequence import data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames

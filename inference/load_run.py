@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from configs.options import read_options_file, run_dir
+from configs.config_file import read_options_file
+from configs.options import run_dir
 from inference.flow_guided_tracker import FlowGuidedTracker
 from inference.tracker import Tracker
 from loaders.checkpoint import Checkpoint, check_frames, check_length, find_checkpoint

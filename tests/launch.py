@@ -177,10 +177,10 @@ def set_environment(values: dict[str, str]) -> None:
 def fork_children() -> None:
     """For `prepare`: fork the Python processes that the script starts, so that they spend no time on imports."""
     import benchmarks.experiments
-    import evaluation.training_process
+    import inference.processes
 
     multiprocessing.get_context = lambda method=None: _CONTEXT("fork")
     forked = types.SimpleNamespace(PIPE=subprocess.PIPE, Popen=_ForkedPopen,
                                    run=lambda command, check: _ForkedPopen(command).wait())
-    evaluation.training_process.subprocess = forked
+    inference.processes.subprocess = forked
     benchmarks.experiments.subprocess = forked

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from configs.config_file import as_config
 from configs.options import OPTIONS, parse
 from loaders.checkpoint import read_checkpoint
 from tests.test_crash_safety import finished, start
-from training.run_metadata import as_config
 
 
 @pytest.mark.parametrize("arguments", [

@@ -16,7 +16,7 @@ import torch
 
 from common.errors import UserError
 from common.files import write_text
-from configs.options import OPTIONS
+from configs.config_file import as_config
 
 ROOT = Path(__file__).resolve().parents[1]  # folder of this checkout
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "kornia", "triton", "tinycudann")  # recorded if installed
@@ -32,28 +32,6 @@ def write_run_metadata(run_dir: Path, options: Namespace, step: int) -> None:
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}): make room, or give another --save_dir"
                         ) from error
-
-
-def as_config(options: Namespace) -> str:
-    """Text of a config file from which `--config` reads the same option values."""
-    lines = []
-    for option in OPTIONS:
-        value = getattr(options, option.name)
-        if value == "" and option.default == "":
-            continue
-        text = _quoted(option.name, value) if isinstance(value, str) else value
-        lines.append(f"{option.name} = {text}\n")
-    return "".join(sorted(lines))
-
-
-def _quoted(name: str, value: str) -> str:
-    """`value` as the config file's parser reads it back unchanged: blanks, #, ;, quotes, = and : need quotes."""
-    if "\n" in value or ('"' in value and "'" in value):
-        raise UserError(f"--{name} has a line break or both kinds of quotes, which no config file can hold: rename it")
-    if value and not set(value) & set(" \t#;'\"=:"):
-        return value
-    quote = "'" if '"' in value else '"'
-    return f"{quote}{value}{quote}"
 
 
 def start_entry(options: Namespace, step: int) -> dict:
