@@ -44,6 +44,12 @@ RUNS = {  # name: preset, without fused functions, more options
 }
 
 
+def write_sequence(folder: Path, side: int = 256, num_frames: int = 10) -> None:
+    """Render a scene of `side` x `side` pixels and compute its correspondences."""
+    write_scene(folder, "demo", (side, side), num_frames, 0, 16)
+    build_store(open_sequence(folder), Method())
+
+
 def make_plain(trainer: Trainer) -> None:
     """Turn the fused functions and the fused optimizer kernel off."""
     trainer.model.deform.fused = trainer.model.field.net.fused = False
@@ -120,8 +126,7 @@ def main() -> None:
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bench"
-        write_scene(folder, "demo", (256, 256), 10, 0, 16)
-        build_store(open_sequence(folder), Method())
+        write_sequence(folder)
         times, gflop = measure(folder, device, args.steps, args.profile)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     sampler = medians.pop("sampler")
