@@ -2,12 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
-VIDEO ?=
 
 .PHONY: demo test lint bench ablation results faults clean
 
 demo: $(VENV)/installed
-	PY=$(PY) VIDEO="$(VIDEO)" bash scripts/demo.sh
+	PY=$(PY) bash scripts/demo.sh
 
 test: $(VENV)/installed
 	$(PY) -m pytest -n 2 --dist worksteal tests

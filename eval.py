@@ -18,12 +18,11 @@ if __name__ == "__main__":
     parse("eval")  # --help and mistakes end here, before PyTorch is imported, which takes seconds
 
 # isort: split
-import logging
 from argparse import Namespace
 
 import torch
 
-from common.cli import run
+from common.cli import run, start_logging
 from common.errors import UserError
 from evaluation.benchmark import run_benchmark
 from evaluation.single_video import check_modes, convert_tracks, score_model, score_predictions, track_queries
@@ -48,7 +47,7 @@ def evaluate(options: Namespace) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     torch.set_flush_denormal(True)  # see train.py
     options = parse("eval", stored=lambda given: {} if given.tapvid or given.predictions else run_options(given))
     evaluate(options)

@@ -22,7 +22,7 @@ from contextlib import closing, nullcontext
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.cli import run
+from common.cli import run, start_logging
 from common.locks import lock_folder
 from common.signals import record_signals
 from configs.options import run_dir
@@ -75,7 +75,7 @@ def take_steps(trainer: Trainer, monitor: Monitor, received: list[int]) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     torch.set_flush_denormal(True)  # denormal numbers are common in vanishing filters and moments, and slow on a CPU
     options = parse("train")
     run_dir(options)  # refuses missing --data_dir before anything else is started

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from common.cli import run
+from common.cli import run, start_logging
 from common.errors import UserError
 from common.files import check_writable
 from drawing.output import FORMATS
@@ -61,7 +61,7 @@ def chosen(text: str, option: str, known: Iterable[str]) -> list[str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     torch.set_flush_denormal(True)  # see train.py
     options = parse("viz", stored=run_options)
     visualize(options)

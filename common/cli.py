@@ -1,6 +1,8 @@
 """Command-line interface shared by all commands: argument parser, boolean options, option types, error reporting."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -110,6 +112,11 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return value
+
+
+def start_logging() -> None:
+    """Write messages to stderr: all, or those from the level in the environment variable LOG_LEVEL on (WARNING)."""
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL") or "INFO", format="%(message)s")
 
 
 def run(main: Callable[[], None]) -> None:

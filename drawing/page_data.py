@@ -57,12 +57,14 @@ def collect_page_data(views: Views) -> PageData:
     interval = _interval(views, len(query_frames) * len(ids), notices)
     for notice in notices:
         log.warning("page: %s", notice)
+    source = source_of(views.sequence)
     blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
+    errors = None if views.errors is None else views.errors[ids]
     return PageData(
-        title=views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids], frame_ids=ids,
-        blocks=blocks, interval=interval, occlusion_th=options.occlusion_th, depths=views.renderings(ids)[1],
-        flows=views.flows(ids[:-1]), errors=None if views.errors is None else views.errors[ids], notices=notices,
-        source=source_of(views.sequence) if options.coordinates == "source" else None)
+        title=source.name or views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids],
+        frame_ids=ids, blocks=blocks, interval=interval, occlusion_th=options.occlusion_th,
+        depths=views.renderings(ids)[1], flows=views.flows(ids[:-1]), errors=errors, notices=notices,
+        source=source if options.coordinates == "source" else None)
 
 
 def _interval(views: Views, frames: int, notices: list[str]) -> int:

@@ -71,7 +71,7 @@ def too_dense(spacing: float, zoom: float) -> bool:
 
 
 def track_pictures(frames: np.ndarray, tracks: np.ndarray, visible: np.ndarray, colors: np.ndarray,
-                   query_frame: int, spacing: float = np.inf) -> Iterator[np.ndarray]:
+                   query_frame: int | None, spacing: float = np.inf) -> Iterator[np.ndarray]:
     """Pictures of all frames `(T, H, W, 3)` with tracks `(N, T, 2)`, visible `(N, T)`. Colors are constant `(N, 3)`, or
     one a frame `(N, T, 3)` for occlusion scores. Query points are `spacing` pixels of the frame apart."""
     zoom = picture_zoom(frames.shape[1:3])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from drawing import maps
 from drawing.cloud import cloud_pictures
@@ -21,6 +22,8 @@ from drawing.tracks import match_picture, track_pictures
 from drawing.trails import trail_pictures
 from inference import dense
 from loaders.images import write_png
+from loaders.track_files import PointTracks
+from loaders.video import write_video
 
 log = logging.getLogger("viz")
 CLOUD_FRAMES = 60        # length of the video of the canonical point cloud
@@ -108,6 +111,17 @@ def pairs(views: Views, path: Path, formats: list[str]) -> list[Path]:
     path = path.with_name(f"{path.name}_{i:05d}_{j:05d}.png")
     write_png(path, maps.beside([picture]))
     return [path]
+
+
+def write_query_tracks(path: Path, views: Views, tracks: PointTracks, spacing: float = np.inf) -> None:
+    """Write a video of tracks, in pixels of the sequence's frames, of query points that may be in several frames.
+
+    spacing: pixels between query points that are a grid"""
+    colors = position_colors(tracks.query_points[:, :0:-1], views.size)
+    frames = np.unique(tracks.query_points[:, 0])
+    pictures = track_pictures(views.frames, tracks.tracks, tracks.visible, colors,
+                              int(frames[0]) if len(frames) == 1 else None, spacing)
+    write_video(path, tqdm(pictures, "video", views.T), views.options.fps)
 
 
 def page(views: Views, path: Path, formats: list[str]) -> list[Path]:

@@ -36,10 +36,13 @@ def run_command(arguments: list[str], num_threads: int | None = None,
     """Run `python ARGUMENTS` to its end, where `-m` finds the project's packages. SIGINT and SIGTERM are passed on.
 
     num_threads: threads of PyTorch; None: as in this process's environment
-    show: is called with what the process writes to stderr, piece by piece; None: it goes to this process's stderr
+    show: is called with what the process writes to stderr, piece by piece: bars, warnings, and the error that ended it;
+          None: it goes to this process's stderr, with all messages
     SystemExit 130 if a signal stopped it. UserError for a user's mistake; RuntimeError if it fails otherwise."""
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}  # not the current folder
+    if show is not None:
+        environment["LOG_LEVEL"] = "WARNING"
     if num_threads is not None:
         environment["OMP_NUM_THREADS"] = str(num_threads)
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, env=environment)

@@ -11,6 +11,7 @@ A frame is a resized source frame, so x_source = (x + 0.5) * W_source / W - 0.5,
 is frame numbers[t] of the source. Without video.json, the frames count as their own source.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from loaders.images import size_text
+from loaders.images import image_files, size_text
 from loaders.sequence import VideoSequence
 
 FILE_NAME = "video.json"
 MAX_SIDE = 1 << 20    # pixels
 MAX_NUMBER = 1 << 31  # of a frame
+HASH_BYTES = 1 << 24  # bytes that are read at a time
 ADVICE = "remove it, or preprocess the video again to another --data_dir"
 
 
@@ -102,6 +104,22 @@ def write_source(folder: Path, source: SourceFrames, names: list[str], times: li
     write_json(folder / FILE_NAME, {
         "video": source.name, **others, "size": list(source.source_size), "frame_rate": source.frame_rate,
         "frames": {"size": list(source.size), "names": names, "numbers": source.numbers.tolist(), "times": times}})
+
+
+def content_hash(video: Path) -> str:
+    """Hash of the contents of a video file, or of the images in a folder, 32 hexadecimal digits."""
+    out = hashlib.blake2b(digest_size=16)
+    for path in image_files(video) if video.is_dir() else [video]:
+        with open(path, "rb") as file:
+            while part := file.read(HASH_BYTES):
+                out.update(part)
+    return out.hexdigest()
+
+
+def is_made_from(folder: Path, video: Path) -> bool:
+    """Whether the video.json of a sequence folder names the content of `video`. UserError if it is missing or damaged.
+    """
+    return read_json(folder / FILE_NAME, ADVICE).get("hash") == content_hash(video)
 
 
 def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:

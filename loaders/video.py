@@ -76,6 +76,26 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None, stride
                         f"{'the end' if stop is None else stop}: change --start and --stop, or give another video")
 
 
+def clip_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
+    """Number of frames and their size (H, W) of a video file or a folder of images, as the file names them, before a
+    rotation; 0 frames if it does not say. UserError if it cannot be opened."""
+    path = Path(path)
+    if path.is_dir():
+        first = next(read_video(path, stop=1, max_pixels=max_pixels))
+        return len(image_files(path)), first.shape[:2]
+    if not path.exists():
+        raise UserError(f"no video {path}: give a video file or a folder of images")
+    within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
+            count = stream.frames or round(seconds * float(stream.average_rate or 0))
+            return max(count, 0), (stream.codec_context.height, stream.codec_context.width)
+    except Exception as error:  # a damaged file can raise any exception in PyAV
+        raise UserError(f"{path} cannot be opened as a video: give a video file or a folder of images") from error
+
+
 def find_video_range(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
                      max_pixels: int = MAX_PIXELS, fixed: tuple[float, float] | None = None) -> ValueRange | None:
     """The range of the values of a clip, from the frames that `read_video` yields; None if they have at most 8 bits.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from common.cli import start_logging
 from common.errors import UserError, os_error_line
 from common.locks import lock_folder
 from loaders.correspondences import CorrespondenceStore
@@ -59,7 +60,7 @@ def flow_model(options: str, size: tuple[int, int]) -> FlowModel:
 
 def main(argv: list[str]) -> None:
     """Run `python -m preprocessing ARGV`. UserError for a user's mistake; SystemExit 2 for wrong options."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     command, args = parse(argv)
     if command == "synthetic":
         render.main(args)

@@ -1,6 +1,5 @@
 """Decode a video into the frames of a sequence folder, and write there where they come from."""
 
-import hashlib
 import logging
 import shutil
 import sys
@@ -15,12 +14,11 @@ from common.files import MAX_PIXELS
 from loaders.deep_images import ValueRange
 from loaders.images import find_range, image_files, read_image, size_text, write_png
 from loaders.sequence import VALUES, VALUES_ADVICE, VideoSequence, open_sequence, save_values
-from loaders.source_frames import SourceFrames, write_source
+from loaders.source_frames import SourceFrames, content_hash, write_source
 from loaders.video import VideoFacts, find_video_range, read_video
 
 log = logging.getLogger(__name__)
 MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
-HASH_BYTES = 1 << 24  # bytes that are read at a time
 
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
@@ -119,18 +117,8 @@ def check_sides(size: tuple[int, int], where: object) -> None:
 def _write_source(sequence: VideoSequence, source: SourceFrames, facts: VideoFacts, video: Path, chosen: dict) -> None:
     """Write video.json. `chosen` are the options that selected the frames."""
     names = list(sequence.names)
-    others = chosen | {"hash": _content_hash(video), "rotation": facts.rotation, "mirrored": facts.mirrored}
+    others = chosen | {"hash": content_hash(video), "rotation": facts.rotation, "mirrored": facts.mirrored}
     write_source(sequence.root, source, names, facts.times, others)
-
-
-def _content_hash(video: Path) -> str:
-    """Hash of the contents of a video file, or of the images in a folder, 32 hexadecimal digits."""
-    out = hashlib.blake2b(digest_size=16)
-    for path in image_files(video) if video.is_dir() else [video]:
-        with open(path, "rb") as file:
-            while part := file.read(HASH_BYTES):
-                out.update(part)
-    return out.hexdigest()
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int] | None, short_side: int | None) -> np.ndarray:

@@ -21,7 +21,7 @@ import weakref
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOAD = ["train", "eval", "viz", "preprocessing.cli"]
+PRELOAD = ["train", "eval", "viz", "track", "preprocessing.cli"]
 
 
 class Launched:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import ROOT, pages
+from configs import track_options
 from configs.options import ALL, OPTIONS, parse
 from preprocessing import cli
 
@@ -59,6 +60,8 @@ def options_of(arguments):
 def check(what, arguments):
     """Check a command `python WHAT ARGUMENTS`; "..." and words in capitals stand for values."""
     arguments = arguments[:arguments.index("--")] if "--" in arguments else arguments
+    if what == "track.py":
+        return track_options.parse(arguments)
     if what.endswith(".py"):
         driver = what.removesuffix(".py")
         assert driver in ALL and options_of(arguments) <= {f"--{name}" for name in NAMES} | {

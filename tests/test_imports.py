@@ -1,8 +1,8 @@
 """Which package may import which. A package imports only those that stand below it:
 
-    train.py, eval.py, viz.py -> evaluation -> training -> drawing -> inference, preprocessing -> models, losses,
-    loaders -> common. Packages that share a level do not import each other. third_party, which wraps other people's
-    models, is below preprocessing, inference and models; configs (the options) is beside the loaders.
+    train.py, eval.py, viz.py, track.py -> evaluation -> training -> drawing -> inference, preprocessing -> models,
+    losses, loaders -> common. Packages that share a level do not import each other. third_party, which wraps other
+    people's models, is below preprocessing, inference and models; configs (the options) is beside the loaders.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DRIVERS = {"train.py", "eval.py", "viz.py"}
+DRIVERS = {"train.py", "eval.py", "viz.py", "track.py"}
 BASE = {"common"}
 READERS = {"models", "losses", "loaders", "third_party", "configs"} | BASE
 USERS = READERS | {"inference", "preprocessing"}
@@ -101,7 +101,7 @@ def test_every_folder_with_python_files_has_a_rule():
     ("common/files.py", "from tests.launch import launch\n", "files.py:1: common imports tests"),
     ("models/hash_grid.py", "def f():\n    import tinycudann\n", "hash_grid.py:2: only third_party imports tinycudann"),
     ("evaluation/runners.py", "\nimport ray\n", "runners.py:2: ray is optional"),
-    ("helpers.py", "import os\n", "helpers.py:1: only eval.py, train.py, viz.py stand at the root"),
+    ("helpers.py", "import os\n", "helpers.py:1: only eval.py, track.py, train.py, viz.py stand at the root"),
     ("train.py", "from benchmarks.step import main\n", "train.py:1: a driver imports benchmarks")])
 def test_a_forbidden_import_is_found(path, text, rule):
     (found,) = violations(Path(path), text)

@@ -105,7 +105,7 @@ def test_the_model_has_the_options_defaults():
 
 
 @pytest.mark.parametrize("argument, code", [("--help", 0), ("--no_such_option", 2)])
-@pytest.mark.parametrize("command", ["train.py", "eval.py", "viz.py", "preprocessing"])
+@pytest.mark.parametrize("command", ["train.py", "eval.py", "viz.py", "track.py", "preprocessing"])
 def test_help_and_refused_options_import_no_torch(command, argument, code):
     script = f"""
 import runpy, sys
