@@ -45,8 +45,8 @@ from loaders.track_files import load_query_file
 log = logging.getLogger("track")
 GRID_POINTS = 600    # about, of the default grid
 # Estimated seconds a frame on two CPU cores
-VIDEO_SECONDS = 0.1
-PAGE_SECONDS = {"page tracks": 0.8, "rendering": 0.1, "flow": 0.05}  # by the name of the progress bar
+VIDEO_SECONDS = 0.05
+PAGE_SECONDS = {"page tracks": 0.7, "rendering": 0.1, "flow": 0.15}  # by the name of the progress bar
 
 
 def track(options: Namespace) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 COUNTS = re.compile(r"(?P<name>[^|]*?):\s+\d+%\|.*\|\s*(?P<done>\d+)/(?P<total>\d+) \[")
 ANY_BAR = re.compile(r"\d+%\||\d+(it|step) \[")  # of a known or an unknown total
 MIN_SHARE = 0.02  # of a part; once more of it is done, its own speed tells when it ends
+LAST_WORDS = ("error: ", "stopped by Ctrl-C")  # of a command that ends; whoever runs it reports this
 SHOW_EVERY = 0.2  # seconds
 PRIOR = 10.0      # seconds for which the estimates count as right, before anything is done
 
@@ -31,8 +32,7 @@ class Part(NamedTuple):
 class WholeProgress(io.TextIOBase):
     """A text stream that reads the bars of the parts and shows one bar for all of them.
 
-    Other lines are shown above the bar, except the error that ends a command, which whoever runs it reports. Bars of
-    other names than those of the parts are ignored."""
+    Other lines are shown above the bar, except LAST_WORDS. Bars of other names than those of the parts are ignored."""
 
     def __init__(self, title: str, parts: Sequence[Part], shown: bool = True):
         """parts: in their order."""
@@ -66,7 +66,7 @@ class WholeProgress(io.TextIOBase):
             if found:
                 self._advance(found["name"].strip(), int(found["done"]) / max(int(found["total"]), 1))
         for line in lines:
-            if line.strip() and not ANY_BAR.search(line) and not line.startswith("error: "):
+            if line.strip() and not ANY_BAR.search(line) and not line.startswith(LAST_WORDS):
                 tqdm.write(line, file=self.stream)
         return len(text)
 

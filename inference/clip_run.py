@@ -44,11 +44,12 @@ RATE = 10.0    # frames per second of videos, if the clip has no frame rate
 PIECE = 2_048  # query points that are tracked at a time
 UNKNOWN_FRAMES = 100  # assumed for the first estimate if the file does not name its number of frames
 # Estimated seconds on two CPU cores, for frames of 256x256
-SECONDS_PER_FEATURE = 0.05   # a frame
-SECONDS_PER_FLOW = 0.1       # a pair of frames, in both directions
-SECONDS_PER_CHAIN = 0.4      # a frame
-SECONDS_PER_STEP = 0.1       # a training step
-SECONDS_PER_SAMPLE = 4e-5    # a query point in a frame
+SECONDS_PER_FEATURE = 0.02   # a frame
+SECONDS_PER_FLOW = 0.11      # a pair of frames, in both directions
+SECONDS_PER_CHAIN = 1.0      # a frame
+SECONDS_PER_STEP = 0.09      # a training step
+SECONDS_PER_SAMPLE = 2e-5    # a query point in a frame
+PAIRS_PER_FRAME = 1.4        # times log2 of the number of frames, with PAIRS
 
 
 class ClipRun:
@@ -93,7 +94,7 @@ class ClipRun:
         frames = self.num_frames
         if self.sequence is None:
             area = self.size[0] * self.size[1] * self.zoom**2 / 256**2
-            pairs = 2 * frames * np.log2(frames)
+            pairs = PAIRS_PER_FRAME * frames * np.log2(frames)
             seconds = {"features": SECONDS_PER_FEATURE * frames, "flow": SECONDS_PER_FLOW * pairs,
                        "chains": SECONDS_PER_CHAIN * frames}
             out = [Part("correspondences", bar, value * area) for bar, value in seconds.items()]
