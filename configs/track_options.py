@@ -26,7 +26,7 @@ def parser() -> Parser:
                         "at which the clip is processed")
     add = out.add_argument_group("training").add_argument
     add("--config", default="", help="preset (default: configs/fast.txt, on a GPU configs/default.txt)")
-    add("--num_iters", type=at_least(1), default=0, metavar="N", help="training steps (default: the preset's)")
+    add("--num_iters", type=at_least(1), metavar="N", help="training steps (default: the preset's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to compute on; auto: CUDA if "
         "available")
     add("--keep_work", default="", metavar="DIR", help="folder of frames, correspondences and trained model, for later "

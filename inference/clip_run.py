@@ -55,9 +55,10 @@ PAIRS_PER_FRAME = 1.4        # times log2 of the number of frames, with PAIRS
 class ClipRun:
     """A clip, and the folder of what is computed from it."""
 
-    def __init__(self, clip: Path, folder: Path, config: str = "", num_iters: int = 0, device: str = "auto"):
+    def __init__(self, clip: Path, folder: Path, config: str = "", num_iters: int | None = None,
+                 device: str = "auto"):
         """clip: video file or folder of images. config: preset; empty: that of the device. num_iters: training steps;
-        0: the preset's. UserError if the clip cannot be opened, or the folder belongs to another clip."""
+        None: the preset's. UserError if the clip cannot be opened, or the folder belongs to another clip."""
         self.clip = clip
         self.folder = folder
         self.device = pick_device(device).type
@@ -110,8 +111,7 @@ class ClipRun:
     def options(self) -> Namespace:
         """The options of the run: of training, inference, and drawing. SystemExit 2 if the preset has a mistake."""
         words = ["--config", self.config, "--data_dir", str(self.folder / "sequence"), "--save_dir", str(self.folder),
-                 "--num_imgs", str(self.num_frames), "--device", self.device, "--no-tensorboard",
-                 "--i_img", "0"]
+                 "--num_imgs", str(max(self.num_frames, 2)), "--device", self.device, "--no-tensorboard", "--i_img=0"]
         options = parse("train", words + (["--num_iters", str(self.num_iters)] if self.num_iters else []))
         values = {option.name: getattr(options, option.name) for option in OPTIONS if "train" in option.drivers
                   and option.name not in ("data_dir", "save_dir", "expname", "num_imgs")}
@@ -148,7 +148,7 @@ def tracking_part(num_queries: float, num_frames: int) -> Part:
     return Part("tracks", "tracks", SECONDS_PER_SAMPLE * num_queries * num_frames)
 
 
-def track_video(frames: np.ndarray | str | Path, query_points: np.ndarray, num_iters: int = 0,
+def track_video(frames: np.ndarray | str | Path, query_points: np.ndarray, num_iters: int | None = None,
                 keep_work: str | Path | None = None, config: str = "", device: str = "auto",
                 progress: bool = True) -> Tracks:
     """Optimize a model on a clip and track points through it. It takes minutes on a CPU.

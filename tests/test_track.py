@@ -152,6 +152,12 @@ def test_what_is_no_video_is_one_line_and_leaves_nothing(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
 
 
+def test_a_mistake_that_preprocessing_finds_is_its_one_line(folder, tmp_path):
+    write_png(tmp_path / "one" / "0.png", np.zeros((40, 40, 3), np.uint8))
+    result = launch("track.py", tmp_path / "one", "--out", tmp_path / "x.npz", prepare=fork_children)
+    assert result.returncode == 2 and "gives one frame" in error(result)
+
+
 def test_the_clip_is_not_replaced_by_the_video(folder):
     result = launch("track.py", folder / "clip.mp4", "--out", folder / "clip.npz")
     assert result.returncode == 2 and "would replace" in error(result)
