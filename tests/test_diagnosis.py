@@ -157,6 +157,7 @@ def run(tmp_path, monkeypatch):
 
 def test_findings_are_added_to_a_file(run, caplog):
     """A resumed run replaces those of the steps that it takes again; a damaged file is replaced."""
+    caplog.set_level("INFO")
     path = run.dir / "diagnosis.json"
     path.write_text("[{")
     for run.step in [100, 125, 150, 125]:

@@ -199,7 +199,7 @@ def diagnose(trainer) -> None:
     write_text(trainer.dir / FILE, json.dumps([*earlier, found], indent=1) + "\n")
     if trainer.step < trainer.options.num_iters:
         for finding in findings:
-            log.warning("step %d, not the last: %s", trainer.step, finding.failure)
+            log.info("step %d, not the last: %s", trainer.step, finding.failure)
 
 
 def diagnosis_at(run_dir: Path, step: int) -> dict | None:
