@@ -1,7 +1,5 @@
 """The synthetic generator's ground truth against the pictures, and against motion worked out by hand."""
 
-import argparse
-
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from PIL import Image
 
 from common.errors import UserError
 from loaders.track_files import load_annotations
+from preprocessing.options import synthetic_parser
 from preprocessing.synthetic import render as renderer
 from preprocessing.synthetic.layers import Ellipsoid, Outline, Shear, Sheet
 from preprocessing.synthetic.render import front, inside, render, render_scene, sample_tracks, stratify
@@ -246,10 +245,8 @@ def test_solid_has_all_of_its_palette():
 
 @pytest.fixture
 def arguments(tmp_path):
-    parser = argparse.ArgumentParser()
-    renderer.add_arguments(parser)
-    return lambda *extra: parser.parse_args(["--data_dir", str(tmp_path / "clip"), "--size", "64", "80",
-                                             "--num_points", "30", *extra])
+    words = ["--data_dir", str(tmp_path / "clip"), "--size", "64", "80", "--num_points", "30"]
+    return lambda *extra: synthetic_parser().parse_args([*words, *extra])
 
 
 def test_command_writes_a_sequence_folder(arguments, tmp_path):
