@@ -198,7 +198,7 @@ def clips_of(args: argparse.Namespace) -> list[str]:
         root = Path(args.out) / "sequences" / f"{name}_{args.size}x{args.num_frames}"
         if not (root / "annotations.npz").is_file():
             write_scene(root, name, (args.size, args.size), args.num_frames, 0, POINTS)
-        build_store(open_sequence(root), Method(chain=args.chain))
+        build_store(open_sequence(root), Method(pairs="all", chain=args.chain))
         out.append(str(root))
     return out + args.clips
 

@@ -93,7 +93,7 @@ OPTIONS = (
         Option("compare", str, "", "comma-separated folders of other results to show in plots and results.md"),
         Option("tapvid_size", int, 256, "side of the square frames in pixels, 256 in TAP-Vid; 0: size of the frames "
                "in the file, which TAP-Vid reports as another category", minimum=0),
-        Option("preprocessing", str, "--chain", "options of `python -m preprocessing` for every video"),
+        Option("preprocessing", str, "", "options of `python -m preprocessing` for every video"),
         Option("sequences", str, "", "folder of the videos' sequence folders, shared by experiments; default: "
                "SAVE_DIR/sequences/BENCHMARK"),
         Option("shard", str, "", "I/N: every N-th video, from the I-th on (0 to N-1), for job arrays"),

@@ -38,18 +38,17 @@ from models.factory import pick_device
 
 PRESETS = {"cpu": "configs/fast.txt", "cuda": "configs/default.txt"}
 SHORT_SIDES = {"cpu": 256, "cuda": 480}  # pixels; smaller clips keep their size
-PAIRS = ["--pairs", "log", "--chain"]
 PAGE = "page.html"  # in the run's folder
 RATE = 10.0    # frames per second of videos, if the clip has no frame rate
 PIECE = 2_048  # query points that are tracked at a time
 UNKNOWN_FRAMES = 100  # assumed for the first estimate if the file does not name its number of frames
 # Estimated seconds on two CPU cores, for frames of 256x256
 SECONDS_PER_FEATURE = 0.02   # a frame
-SECONDS_PER_FLOW = 0.11      # a pair of frames, in both directions
-SECONDS_PER_CHAIN = 1.0      # a frame
+SECONDS_PER_FLOW = 0.06      # a pair of frames, in both directions
+SECONDS_PER_CHAIN = 0.15     # a frame
 SECONDS_PER_STEP = 0.09      # a training step
 SECONDS_PER_SAMPLE = 2e-5    # a query point in a frame
-PAIRS_PER_FRAME = 1.4        # times log2 of the number of frames, with PAIRS
+PAIRS_PER_FRAME = 1.4        # times log2 of the number of frames
 
 
 class ClipRun:
@@ -126,7 +125,7 @@ class ClipRun:
         if self.sequence is None:
             resize = ["--short_side", str(SHORT_SIDES[self.device])] if self.zoom < 1 else []
             run_command(["-m", "preprocessing", "--video", str(self.clip), "--data_dir", str(self.folder / "sequence"),
-                         "--resume", "--device", self.device, *PAIRS, *resize], show=show)
+                         "--resume", "--device", self.device, *resize], show=show)
             self.sequence = open_sequence(self.folder / "sequence", None)
             self.num_frames = len(self.sequence)
         options = self.options()

@@ -112,9 +112,13 @@ class DensePair:
 def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
     """Convert a stored pair to images of `size` (H, W)."""
     H, W = size
+    if pair.count == H * W:
+        return DensePair(pair.flow(slice(None)).reshape(H, W, 2), np.ones(size, bool), pair.cycle.reshape(size),
+                         pair.occlusion.reshape(size))
     flow, images = np.zeros((H * W, 2), np.float32), np.zeros((3, H * W), bool)
     flow[pair.pixels] = pair.flow(slice(None))
-    images[:, pair.pixels] = np.stack([np.ones_like(pair.cycle), pair.cycle, pair.occlusion])
+    for image, values in zip(images, (True, pair.cycle, pair.occlusion), strict=True):
+        image[pair.pixels] = values
     return DensePair(flow.reshape(H, W, 2), *images.reshape(3, H, W))
 
 

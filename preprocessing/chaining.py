@@ -10,21 +10,25 @@ Notation
 A rule decides where a chain breaks, and which flow is stored where the chain and direct flow disagree:
     trusted     A chain breaks where the forward-backward error of a link is above LINK_ERROR_TH or the chain leaves the
                 frame. Chains are preferred to direct flow, which is nearly always wrong over a great distance where it
-                disagrees with an unbroken chain (docs/preprocessing.md).
+                disagrees with an unbroken chain (docs/preprocessing.md). A long chain is two shorter ones joined, so
+                that T frames with pairs "log" need about T log T joins (`TrustedChains`).
     unfiltered  OmniMotion's rule, without that test of the chain. A chain breaks only where a link is not flagged as
                 cycle-consistent (preprocessing/filtering.py). Direct flow is preferred, and the chain continues from
                 its end.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from itertools import count, takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.geometry import bilinear, pixel_grid, similarity
+from common.geometry import bilinear, length, pixel_grid
 from loaders.correspondence_format import DensePair
+from preprocessing.filtering import compare
+from preprocessing.frame_cache import FrameCache
+from preprocessing.pair_selection import log_interval_below
 
 COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
 LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
@@ -41,8 +45,71 @@ def every_frame(i: int, step: int) -> Iterator[int]:
     return count(i + step, step)
 
 
+class TrustedChains:
+    """Trusted chains between any two frames of a path, computed when they are asked for. Safe to use from several
+    threads; the result does not depend on the order in which they are asked for.
+
+    direct: as of `chain_row`
+    size:   (H, W) of the frames
+    path:   as of `chain_row`
+    budget: bytes of chains to keep; others are computed again"""
+
+    def __init__(self, direct: ReadPair, size: tuple[int, int], path: Path, device: str = "cpu", budget: int = 1 << 30):
+        self.direct = direct
+        self.path = path
+        self.grid = pixel_grid(size, device)
+        self._chains = FrameCache(lambda pair: tuple(x.cpu().numpy() for x in self._compute(*pair)), budget)
+
+    def __call__(self, i: int, j: int) -> ChainState:
+        """The chain from frame i to j, which lies on the path from i: flow `(H, W, 2)` and alive `(H, W)`."""
+        flow, alive = self._chains[i, j]
+        return torch.from_numpy(flow).to(self.grid.device), torch.from_numpy(alive).to(self.grid.device)
+
+    def _compute(self, i: int, j: int) -> ChainState:
+        step = 1 if j > i else -1
+        between = list(takewhile(lambda frame: frame != j, self.path(i, step)))
+        if not between:
+            return self._link(i, j)
+        middle = i + step * log_interval_below(abs(i - j))
+        if middle not in between:  # a blank frame
+            middle = between[-1]
+        return self._joined(self(i, middle), middle, j)
+
+    def _link(self, i: int, j: int) -> ChainState:
+        """The link from frame i to the next frame j.
+
+        Where the frames are not adjacent, as around a blank frame, both directions must also be cycle-consistent, since
+        other pixels have no flow."""
+        there = self.direct(i, j)
+        back = self.direct(j, i)
+        flow, backward = (torch.from_numpy(pair.flow).to(self.grid.device) for pair in (there, back))
+        end = self.grid + flow
+        alive = self._inside(end) & (length(flow + bilinear(backward, end)) <= LINK_ERROR_TH)
+        if abs(i - j) > 1:
+            alive &= _all_cycle(there, self.grid) & _all_cycle(back, end)
+        return flow, alive
+
+    def _joined(self, first: ChainState, middle: int, j: int) -> ChainState:
+        """A chain to frame `middle`, continued to frame j.
+
+        It is broken where most of the interpolated pixels of the second part are, or where this part does not lead
+        back: the errors of n links add up to sqrt(n) times LINK_ERROR_TH."""
+        flow, alive = first
+        second_flow, second_alive = self(middle, j)
+        second = bilinear(torch.cat([second_flow, second_alive[..., None]], dim=-1), self.grid + flow)  # (H, W, 3)
+        flow = flow + second[..., :2]
+        end = self.grid + flow
+        error = length(second[..., :2] + bilinear(self(j, middle)[0], end))
+        leads_back = error <= LINK_ERROR_TH * abs(middle - j) ** 0.5
+        return flow, alive & (second[..., 2] > 0.5) & leads_back & self._inside(end)
+
+    def _inside(self, points: Tensor) -> Tensor:
+        return ((points >= 0) & (points <= self.grid[-1, -1])).all(dim=-1)
+
+
 def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
-              direct: ReadPair, feature_th: float, rule: str, device: str = "cpu", path: Path = every_frame,
+              direct: ReadPair, feature_th: float, chains: TrustedChains | None, device: str = "cpu",
+              path: Path = every_frame, kept: Callable[[int, int], np.ndarray | None] = lambda i, j: None,
               ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Correspondences from frame i to each of `targets`: (j, flow `(H, W, 2)`, cycle `(H, W)`, occlusion `(H, W)`).
 
@@ -50,12 +117,11 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     features:   t -> appearance features `(h, w, c)`
     direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
     feature_th: cosine similarity above which the two ends of a chain may show the same point
-    rule:       "trusted" or "unfiltered"
+    chains:     trusted chains of the same frames; None: the rule "unfiltered"
     path:       (i, 1 or -1) -> frames after or before i that a chain passes, in order; `direct` must have the pairs
                 of each and the next one
+    kept:       pair -> pixels that are of interest `(H, W)` bool; None: all. With "unfiltered", all are needed
     Correspondences to adjacent frames, and to frames that no chain passes, are those of `direct`, unchanged."""
-    extend = {"trusted": _extend_trusted, "unfiltered": _extend_unfiltered}[rule]
-    choose = {"trusted": _choose_trusted, "unfiltered": _choose_unfiltered}[rule]
     size = frame(i).shape[:2]
     grid = pixel_grid(size, device)
     appearance = _Appearance(i, frame, features, feature_th, device)
@@ -66,13 +132,18 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
         for j in path(i, step):
             if not remaining:
                 break
-            state = extend(state, a, j, direct, grid)
-            a = j
+            if chains is None:
+                state = _extend_unfiltered(state, a, j, direct, grid)
+                a = j
             if j not in remaining:
                 continue
             remaining.remove(j)
             pair = direct(i, j)
-            found, state = choose(state, _to_tensors(pair, device), grid, appearance, j)
+            found = _to_tensors(pair, device)
+            if chains is None:
+                found, state = _choose_unfiltered(state, found, grid, appearance, j)
+            elif abs(i - j) > 1:
+                found = _choose_trusted(chains(i, j), found, grid, appearance, j, kept(i, j))
             if abs(i - j) > 1:
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:
@@ -97,27 +168,6 @@ def _extend_unfiltered(state: ChainState, a: int, b: int, direct: ReadPair, grid
     return flow + at_end[..., :2], alive & (at_end[..., 2] > 0.999)
 
 
-def _extend_trusted(state: ChainState, a: int, b: int, direct: ReadPair, grid: Tensor) -> ChainState:
-    """Add the link from frame a to the next frame b at the ends of the chains.
-
-    A chain continues where the link and the flow back end within LINK_ERROR_TH of the start, inside the frame. Where
-    the frames are not adjacent, as around a blank frame, both must also be cycle-consistent, since other pixels have no
-    flow."""
-    flow, alive = state
-    there = direct(a, b)
-    back = direct(b, a)
-    forward = torch.from_numpy(there.flow).to(grid.device)
-    backward = torch.from_numpy(back.flow).to(grid.device)
-    if abs(a - b) > 1:
-        alive = alive & _all_cycle(there, grid + flow) & _all_cycle(back, grid + flow + bilinear(forward, grid + flow))
-    link = bilinear(forward, grid + flow)  # (H, W, 2)
-    flow = flow + link
-    end = grid + flow
-    error = (link + bilinear(backward, end)).norm(dim=-1)
-    inside = ((end >= 0) & (end <= grid[-1, -1])).all(dim=-1)
-    return flow, alive & (error <= LINK_ERROR_TH) & inside
-
-
 def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
                        j: int) -> tuple[Correspondences, ChainState]:
     """The correspondences to store for frame j, and the state of the chains from j on.
@@ -134,18 +184,21 @@ def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor,
 
 
 def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
-                    j: int) -> tuple[Correspondences, ChainState]:
-    """The correspondences to store for frame j, and the state of the chains from j on.
+                    j: int, kept: np.ndarray | None) -> Correspondences:
+    """The correspondences to store for frame j.
 
     Direct flow is stored where it agrees with the chain or the chain is broken. Otherwise the chain is stored if its
     ends look alike; if they do not, the pixel gets no correspondence."""
     flow, alive = state
     direct_flow, cycle, occlusion = direct
-    agree = cycle & ((flow - direct_flow).norm(dim=-1) <= AGREEMENT_TH)
-    alike = appearance.alike(j, alive & ~agree, grid, flow)
+    agree = cycle & (length(flow - direct_flow) <= AGREEMENT_TH)
+    uncertain = alive & ~agree
+    if kept is not None:
+        uncertain &= torch.from_numpy(kept).to(uncertain.device)
+    alike = appearance.alike(j, uncertain, grid, flow)
     valid = agree | alike | (cycle & ~alive)
     stored_flow = torch.where(alike[..., None], flow, direct_flow)
-    return (stored_flow, valid, occlusion & ~valid), state
+    return stored_flow, valid, occlusion & ~valid
 
 
 def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
@@ -162,20 +215,17 @@ class _Appearance:
         self.features = features
         self.feature_th = feature_th
         self.device = device
-        self.frame_i, self.features_i = self._of(i)
-
-    def _of(self, t: int) -> tuple[Tensor, Tensor]:
-        return (torch.from_numpy(self.frame(t)).to(self.device),
-                torch.from_numpy(self.features(t)).to(self.device).float())
+        self.frame_i = torch.from_numpy(frame(i)).to(device)
+        self.features_i = features(i)
 
     def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
         """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j: `(H, W)`."""
         out = selected.clone()
         p = grid[selected]  # (n, 2)
         q = p + flow[selected]
-        frame_j, features_j = self._of(j)
+        frame_j = torch.from_numpy(self.frame(j)).to(self.device)
         color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
         color_j = bilinear(frame_j, q) / 255
-        similar = similarity(self.features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
+        similar = compare(self.features_i, self.features(j), p, q, self.frame_i.shape[:2]) > self.feature_th
         out[selected] = similar & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
         return out

@@ -109,7 +109,7 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
         tracker = TrackerOptions(checkout, args.grid, args.query_every)
         return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume, args.find_scenes)
     keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
-    method = Method(args.flow, args.features, args.cycle_th, args.chain or "", args.pairs, keep,
+    method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep,
                     args.find_scenes)
     return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
 

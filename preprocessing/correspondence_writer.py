@@ -37,6 +37,7 @@ from loaders.sequence import VideoSequence
 from preprocessing.pair_selection import ordered_pairs
 
 log = logging.getLogger(__name__)
+UNSAID = {"pairs": "all", "keep": "all", "find_scenes": True}  # settings of a store whose meta.json lacks them
 START_AGAIN = "run the same command without --resume"
 
 
@@ -57,6 +58,9 @@ class StoreWriter:
         self.size = sequence.size
         self.num_frames = len(sequence)
         self.half = method.get("keep") == "half"
+        y, x = np.ogrid[:self.size[0], :self.size[1]]
+        self._checkerboards = [(x + y + parity) % 2 == 0 for parity in (0, 1)]
+        self._unfiltered = method.get("chain") is True  # these chains need all correspondences of direct flow
         self._parts = self.root / "parts"
         self._journal = self.root / "unfinished.json"
         meta = describe(sequence, method)
@@ -81,14 +85,22 @@ class StoreWriter:
         """Whether source frame i is packed."""
         return row_path(self.root, i).is_file()
 
+    def kept(self, i: int, j: int) -> np.ndarray | None:
+        """The pixels `(H, W)` bool whose correspondences the finished store keeps; None: all."""
+        return self._checkerboards[(i + j) % 2] if self.half and abs(i - j) > 1 else None
+
+    def kept_at_first(self, i: int, j: int) -> np.ndarray | None:
+        """The pixels whose correspondences are kept until the store is finished; None: all, since chains need them."""
+        return None if self._unfiltered or j in self._links(i) else self.kept(i, j)
+
     def write(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray,
-              chained: bool = False, every_pixel: bool = True) -> None:
-        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool. A chained version is kept beside the direct
-        one and takes its place when the row is packed. every_pixel: of adjacent frames keep pixels without a flag
-        too."""
+              every_pixel: bool = True) -> None:
+        """Keep the pair's flow `(H, W, 2)` pixels and flags `(H, W)` bool, where `kept_at_first`.
+
+        every_pixel: of adjacent frames keep pixels without a flag too."""
         adjacent = every_pixel and abs(i - j) == 1
-        block = encode(flow, cycle, occlusion, every_pixel=adjacent)
-        with atomic_path(self._part(i, j, chained), sync=False) as temporary, open(temporary, "wb") as file:
+        block = encode(flow, *_only((cycle, occlusion), self.kept_at_first(i, j)), every_pixel=adjacent)
+        with atomic_path(self._part(i, j), sync=False) as temporary, open(temporary, "wb") as file:
             file.write(pad(np.array([block.stored, block.valid], np.int64).tobytes()))
             file.write(block.data)
             if adjacent:  # chains add up this flow, so it is also kept without round-off until the store is finished
@@ -127,21 +139,30 @@ class StoreWriter:
 
     def targets(self, i: int) -> list[int]:
         """Frames j for which (i, j) is written and whose row is not packed yet, ascending."""
-        return sorted({int(path.stem) for path in self._part(i, 0).parent.glob("[0-9]*")})
+        return sorted(int(path.stem) for path in self._part(i, 0).parent.glob("[0-9]*.pair"))
 
-    def pack(self, i: int) -> None:
-        """Turn the parts of source frame i into its row file; only one part is in memory at a time."""
-        chosen = [self._part(i, j, chained=True) for j in self.targets(i)]
-        chosen = [path if path.is_file() else path.with_suffix(".pair") for path in chosen]
+    def block(self, i: int, j: int, flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray) -> "Block":
+        """A pair of frames that are not adjacent as the finished store has it. Arguments as of `write`."""
+        return encode(flow, *_only((cycle, occlusion), self.kept(i, j)), every_pixel=False)
+
+    def pack(self, i: int, chained: dict[int, "Block"] | None = None) -> None:
+        """Turn the parts of source frame i into its row file; only one part is in memory at a time.
+
+        chained: blocks of target frames that take the place of the written parts"""
+        chained = chained or {}
+        targets = self.targets(i)
         count_map = np.zeros(self.size[0] * self.size[1], np.uint16)
-        heads = [(int(path.stem), 0, 0) for path in chosen]
+        heads = [(j, 0, 0) for j in targets]
         with atomic_path(row_path(self.root, i)) as temporary, open(temporary, "wb") as file:
             file.write(row_header(heads))  # placeholder; the counts are known at the end
-            for k, path in enumerate(chosen):
-                j = int(path.stem)
-                stored, data, _ = self._read(path)
-                if self.half and abs(i - j) > 1:
-                    block = thinned(as_images(PairIndex(data, 0, stored, self.size).decode(), self.size), i + j)
+            for k, j in enumerate(targets):
+                block = chained.get(j)
+                if block is None:
+                    stored, data, _ = self._read(self._part(i, j))
+                    if self.kept(i, j) is not None and self.kept_at_first(i, j) is None:
+                        pair = as_images(PairIndex(data, 0, stored, self.size).decode(), self.size)
+                        block = self.block(i, j, pair.flow, pair.cycle, pair.occlusion)
+                if block is not None:
                     stored = block.stored
                     data = np.frombuffer(block.data, np.uint8)
                 index = PairIndex(data, 0, stored, self.size)
@@ -151,9 +172,8 @@ class StoreWriter:
             file.write(count_map)
             file.seek(0)
             file.write(row_header(heads))
-        links = {i - 1, i + 1, self.scenes.next(i, -1), self.scenes.next(i, 1)}
         for path in self._part(i, 0).parent.iterdir():
-            if int(path.stem) not in links:  # which chains of other rows still need
+            if int(path.stem) not in self._links(i):  # which chains of other rows still need
                 path.unlink()
 
     def finish(self, wanted: Iterable[tuple[int, int]] = ()) -> None:
@@ -168,8 +188,12 @@ class StoreWriter:
         shutil.rmtree(self._parts, ignore_errors=True)
         self._journal.replace(self.root / "meta.json")
 
-    def _part(self, i: int, j: int, chained: bool = False) -> Path:
-        return self._parts / f"{i:05d}" / f"{j:05d}.{'chained' if chained else 'pair'}"
+    def _links(self, i: int) -> set:
+        """The frames to which frame i has a link of chains."""
+        return {i - 1, i + 1, self.scenes.next(i, -1), self.scenes.next(i, 1)}
+
+    def _part(self, i: int, j: int) -> Path:
+        return self._parts / f"{i:05d}" / f"{j:05d}.pair"
 
     def _start(self, i: int, j: int) -> Path:
         return self.scratch("starts") / f"{i:05d}_{j:05d}.npy"
@@ -235,7 +259,7 @@ def check_same(old: dict, new: dict, path: Path) -> None:
         if old[key] != new[key]:
             raise UserError(f"{path} was made with another {name}: {advice}")
     for key in sorted(old["method"].keys() | new["method"].keys()):
-        a, b = old["method"].get(key), new["method"].get(key)
+        a, b = (meta["method"].get(key, UNSAID.get(key)) for meta in (old, new))
         if a != b:
             raise UserError(f"{path} was made with {key} {a}, now it is {b}: {advice}")
 
@@ -250,22 +274,21 @@ class Block:
 
 def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pixel: bool) -> Block:
     """Flow `(H, W, 2)` pixels and flags `(H, W)` as a block. Flow that is not finite or too large loses its flags."""
-    in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
-    cycle = cycle & in_range
-    occlusion = occlusion & in_range
+    if not -MAX_FLOW <= flow.min() <= flow.max() <= MAX_FLOW:  # also if a value is not finite
+        in_range = (np.abs(np.nan_to_num(flow, nan=np.inf)) <= MAX_FLOW).all(axis=-1)
+        cycle = cycle & in_range
+        occlusion = occlusion & in_range
+        flow = np.nan_to_num(flow).clip(-MAX_FLOW, MAX_FLOW)
     valid = cycle | occlusion
-    kept = np.ones_like(valid) if every_pixel else valid
-    limit = MAX_FLOW if every_pixel else np.inf  # only an unflagged pixel of an adjacent pair can be out of range
-    q = np.rint(np.nan_to_num(flow[kept]).clip(-limit, limit) * STEPS).astype(np.int16)  # (n, 2)
+    stored = flow.reshape(-1, 2) if every_pixel else flow[valid]
+    q = np.rint(stored * np.float32(STEPS)).astype(np.int16)  # (n, 2)
     sections = (np.packbits(cycle).tobytes(), np.packbits(occlusion).tobytes(), q.tobytes())
     return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
 
 
-def thinned(pair: DensePair, parity: int) -> Block:
-    """A pair as a block with the pixels of one color of a checkerboard only: x + y + parity is even."""
-    y, x = np.indices(pair.cycle.shape)
-    kept = (x + y + parity) % 2 == 0
-    return encode(pair.flow, pair.cycle & kept, pair.occlusion & kept, every_pixel=False)
+def _only(flags: tuple[np.ndarray, np.ndarray], kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Flags `(H, W)` of the pixels `kept` `(H, W)`; None: of all."""
+    return flags if kept is None else tuple(flag & kept for flag in flags)
 
 
 def row_header(table: list[tuple[int, int, int]]) -> bytes:

@@ -1,8 +1,8 @@
-"""A cache of arrays that are computed once per frame and used by many pairs, with a limit on memory."""
+"""A cache of arrays that are computed once, per frame or per pair of frames, with a limit on memory."""
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import Lock
 
@@ -17,20 +17,21 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class FrameCache:
-    """`cache[t]` returns `compute(t)`, the arrays of frame t. Safe to use from several threads.
+    """`cache[t]` returns `compute(t)`, the arrays of frame t, or of another key. Safe to use from several threads.
 
     budget: bytes of arrays to keep in memory; the least recently used ones are dropped
-    folder: where to also keep all arrays as files. Without it, dropped arrays are computed again"""
+    folder: where to also keep all arrays as files, whose keys must be integers. Without it, dropped arrays are computed
+            again"""
 
-    def __init__(self, compute: Callable[[int], Arrays], budget: int, folder: Path | None = None):
+    def __init__(self, compute: Callable[[Hashable], Arrays], budget: int, folder: Path | None = None):
         self.compute = compute
         self.budget = budget
         self.folder = folder
-        self._kept: OrderedDict[int, Arrays] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Arrays] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
-    def __getitem__(self, t: int) -> Arrays:
+    def __getitem__(self, t: Hashable) -> Arrays:
         with self._lock:
             if t in self._kept:
                 self._kept.move_to_end(t)
@@ -44,7 +45,7 @@ class FrameCache:
                 self._bytes -= _size(self._kept.popitem(last=False)[1])
         return arrays
 
-    def _fetch(self, t: int) -> Arrays:
+    def _fetch(self, t: Hashable) -> Arrays:
         path = self.folder / f"{t:05d}.npz" if self.folder else None
         if path and path.is_file():
             try:  # read, not memory-mapped: mapped pages would count as memory of the process

@@ -57,15 +57,16 @@ def main_parser() -> Parser:
         "of the source video, if it is known, or of the frames")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
-    add("--pairs", default="all", help="pairs of frames: all, window:K (at most K frames apart), or log (1, 2, 3, "
-        "4, 6, 8, 12, 16, ... frames apart, for long videos)")
+    add("--pairs", default="log", help="pairs of frames: log (1, 2, 3, 4, 6, 8, 12, 16, ... frames apart), all, or "
+        "window:K (at most K frames apart)")
     add("--density", "--keep", dest="keep", choices=("auto", "all", "half"), default="auto", help="correspondences to "
         "store of pairs that are not adjacent: all, or half (a checkerboard), which halves the disk space; auto: half "
-        "above 256x256 pixels")
+        "from 256x256 pixels on")
     add("--layout", choices=LAYOUTS, default="store", help="store, or OmniMotion's folders, which its code can read")
-    add("--chain", nargs="?", const="trusted", type=chain_rule, choices=RULES, help="also correspondences chained over "
-        "adjacent frames. trusted (the value of --chain alone): prefer unbroken chains to direct flow; unfiltered "
+    add("--chain", nargs="?", const="trusted", default="trusted", type=chain_rule, choices=RULES, help="also "
+        "correspondences chained over adjacent frames. trusted: prefer unbroken chains to direct flow; unfiltered "
         "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
+    add("--no-chain", dest="chain", action="store_const", const="", default="trusted", help="direct flow only")
     add("--find_scenes", action=Flag, default=True, help="find cuts, and make pairs within scenes only; "
         "--no-find_scenes: the video is one scene")
     add("--resume", action=Flag, nargs=0, help="continue unfinished work instead of starting again")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +29,10 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.correspondence_format import block_bytes
+from loaders.correspondences import FOLDER, CorrespondenceStore, open_correspondences, read_meta
 from loaders.sequence import VideoSequence
-from preprocessing.chaining import LINK_ERROR_TH, chain_row
+from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
@@ -43,7 +44,7 @@ from preprocessing.scenes import scenes_of
 log = logging.getLogger(__name__)
 PROCESS_BYTES = 500 << 20    # memory of the process before any work: Python, PyTorch, OpenCV
 MIN_CACHE_BYTES = 200 << 20  # reserved for the caches of frames, features and encodings
-HALF_ABOVE = 256 * 256       # pixels per frame above which keep "auto" means "half"
+HALF_FROM = 256 * 256        # pixels per frame from which on keep "auto" means "half"
 SUMMARY_BINS = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 40), (41, 10_000))  # first and last interval
 
 
@@ -53,20 +54,20 @@ class Method:
     flow: str = "dis"      # a key of FLOW_MODELS
     features: str = "sift"  # a key of FEATURE_EXTRACTORS
     cycle_th: float = 3.0  # pixels: largest forward-backward error
-    chain: str = ""        # trusted | unfiltered; empty: no chains
-    pairs: str = "all"     # all | window:K | log
+    chain: str = "trusted"  # a name in preprocessing.options.RULES; empty: no chains
+    pairs: str = "log"     # all | window:K | log
     keep: str = "auto"     # correspondences of non-adjacent frames to store: all | half (a checkerboard) | auto
     find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene
 
-    def settings(self, size: tuple[int, int], flow: dict, features: dict) -> dict:
+    def settings(self, flow: dict, features: dict) -> dict:
         """The entry "method" of meta.json.
 
-        size: (H, W) of the frames; flow, features: settings of the models. Settings that were added after the first
+        flow, features: settings of the models. Settings that were added after the first
         version of the format are left out at their default, so that older stores are recognized as the same."""
         out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th, **chain_settings(self.chain)}
         if self.pairs != "all":
             out["pairs"] = self.pairs
-        if self.keep == "half" or (self.keep == "auto" and size[0] * size[1] > HALF_ABOVE):
+        if self.keep == "half":
             out["keep"] = "half"
         if not self.find_scenes:
             out["find_scenes"] = False
@@ -94,6 +95,7 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     UserError if there is a store (with `resume`: also an unfinished one) of other frames or another method, or if
     memory or disk space is too small."""
     models = models or ModelOptions()
+    method = replace(method, keep=_density(method.keep, sequence, resume))
     chosen = intervals(method.pairs, len(sequence))
     new_scenes = partial(scenes_of, sequence, method.find_scenes)
     budget = max_memory - PROCESS_BYTES - MIN_CACHE_BYTES
@@ -103,10 +105,11 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     thresholds = {"th": extract.threshold}
     if method.chain == "trusted":
         thresholds["chain_th"] = extract.chain_threshold
-    settings = method.settings(sequence.size, model.settings, thresholds | extract.settings)
+    settings = method.settings(model.settings, thresholds | extract.settings)
     if finished := finished_store(sequence, settings, chosen):
         return finished
-    per_worker = model.working_bytes(sequence.size) + filtering
+    row = len(chosen) * 2 * block_bytes(sequence.size[0] * sequence.size[1], sequence.size) if method.chain else 0
+    per_worker = model.working_bytes(sequence.size) + filtering + row
     wanted = 1 if models.device == "cuda" else num_workers
     workers = min(wanted, budget // per_worker)
     if workers < 1:
@@ -121,6 +124,17 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
         _StoreBuilder(sequence, writer, method, chosen, model, extract, workers, models.device, cache_bytes).run()
     writer.finish(ordered_pairs(chosen, writer.scenes))
     return open_correspondences(sequence)
+
+
+def _density(keep: str, sequence: VideoSequence, resume: bool) -> str:
+    """`Method.keep` without "auto", which stands for that of the store if there is one, else depends on the size."""
+    if keep != "auto":
+        return keep
+    root = sequence.root / FOLDER
+    for path in (root / "meta.json", root / "unfinished.json"):
+        if path.is_file() and (resume or path.name == "meta.json"):
+            return read_meta(path)["method"].get("keep", "all")
+    return "half" if sequence.size[0] * sequence.size[1] >= HALF_FROM else "all"
 
 
 @dataclass
@@ -139,12 +153,17 @@ class _StoreBuilder:
 
     def __post_init__(self):
         frame = self.sequence.frame
-        budget = self.cache_bytes // 3
+        budget = self.cache_bytes // 6
         encodings = self.writer.scratch("encodings") if self.model.spill else None
         self.frames = FrameCache(lambda t: (frame(t),), budget)
         self.scenes = self.writer.scenes
-        self.features = FrameCache(lambda t: (self.extract(frame(t)),), budget, self.writer.scratch("features"))
-        self.encodings = FrameCache(lambda t: self.model.encode(frame(t)), budget, encodings)
+        self.features = FrameCache(lambda t: (self.extract(self.frames[t][0]),), budget,
+                                   self.writer.scratch("features"))
+        self.encodings = FrameCache(lambda t: self.model.encode(self.frames[t][0]), budget, encodings)
+        self.chains = None
+        if self.method.chain == "trusted":
+            self.chains = TrustedChains(self.writer.dense, self.sequence.size, self._path, self.device,
+                                        self.cache_bytes // 2)
 
     def run(self) -> None:
         """Run all stages, skipping pairs and rows that are already written."""
@@ -203,7 +222,7 @@ class _StoreBuilder:
         if not self.scenes.same(a, b):
             return np.zeros(self.sequence.size, bool), np.zeros(self.sequence.size, bool)
         return filter_flow(flow_ab, flow_ba, self.features[a][0], self.features[b][0], abs(a - b),
-                           self.method.cycle_th, self.extract.threshold, self.device)
+                           self.method.cycle_th, self.extract.threshold, self.device, self.writer.kept_at_first(a, b))
 
     def _both_ways(self, chunk: list, previous: int | None) -> list[tuple]:
         """(flow, start of the next pair) of each pair (i, j) of the chunk, each followed by that of (j, i).
@@ -228,14 +247,15 @@ class _StoreBuilder:
     def _finish_row(self, i: int) -> None:
         """Compute the chains of source frame i, if the method has chains, and write its row file."""
         rule = self.method.chain
+        chained = {}
         if rule:
             feature_th = self.extract.chain_threshold if rule == "trusted" else self.extract.threshold
-            for j, flow, cycle, occlusion in chain_row(
+            for j, *found in chain_row(
                     i, self.writer.targets(i), lambda t: self.frames[t][0], lambda t: self.features[t][0],
-                    self.writer.dense, feature_th, rule, self.device, self._path):
+                    self.writer.dense, feature_th, self.chains, self.device, self._path, self.writer.kept):
                 if abs(i - j) > 1:
-                    self.writer.write(i, j, flow, cycle, occlusion, chained=True)
-        self.writer.pack(i)
+                    chained[j] = self.writer.block(i, j, *found)
+        self.writer.pack(i, chained)
 
     def _path(self, i: int, step: int) -> list[int]:
         """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
@@ -260,7 +280,8 @@ class _StoreBuilder:
             i = sample[len(sample) // 2][0]
             (forward, _), (backward, _) = self._both_ways([(i, i + d)], None)
             cycle, occlusion = self._filter(i, i + d, forward, backward)
-            shares[d] = (cycle | occlusion).mean()
+            kept = self.writer.kept_at_first(i, i + d)
+            shares[d] = (cycle | occlusion).mean() / (1 if kept is None else kept.mean())
             seconds.append((time.perf_counter() - begin) / 2)
         if self.method.chain:  # chains add correspondences; their number is not known before
             shares = dict.fromkeys(shares, 1.0)

@@ -43,7 +43,7 @@ def shared():
 def write_small_sequence(folder: Path) -> Path:
     """Render 8 frames of 64x64 with annotations and compute their correspondences; returns `folder`."""
     write_scene(folder, "easy", (64, 64), 8, seed=0, num_points=64)
-    build_store(open_sequence(folder), Method())
+    build_store(open_sequence(folder), Method(pairs="all", chain=""))
     return folder
 
 

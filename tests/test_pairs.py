@@ -1,6 +1,7 @@
 """Selection of pairs, estimated cost, memory, and density of the store."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from loaders.sequence import open_sequence
 from preprocessing.frame_cache import FrameCache
 from preprocessing.pair_selection import intervals
 from preprocessing.pipeline import Method, build_store, summary
+
+ALL_PAIRS = Method(pairs="all", chain="")
 
 
 @pytest.fixture
@@ -36,8 +39,8 @@ def test_a_window_is_chained_within_itself(fresh):
 
 
 def test_half_is_a_checkerboard_of_the_distant_pairs(fresh, small_sequence):
-    whole = build_store(open_sequence(small_sequence), Method())
-    half = build_store(fresh, Method(keep="half"))
+    whole = build_store(open_sequence(small_sequence), ALL_PAIRS)
+    half = build_store(fresh, replace(ALL_PAIRS, keep="half"))
     y, x = np.mgrid[:64, :64]
     for i, j in ((0, 1), (0, 5), (6, 3)):
         a, b = whole.dense(i, j), half.dense(i, j)
@@ -57,10 +60,10 @@ def test_the_cost_is_logged_and_a_small_disk_is_refused(fresh, monkeypatch, capl
     caplog.set_level("INFO")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 19))
     with pytest.raises(UserError, match=r"GiB are needed.*--pairs log"):
-        build_store(fresh, Method())
+        build_store(fresh, ALL_PAIRS)
     assert "56 ordered pairs of frames; flow takes about" in caplog.text
     monkeypatch.undo()
-    store = build_store(fresh, Method(), resume=True)
+    store = build_store(fresh, ALL_PAIRS, resume=True)
     told = int(caplog.text.split("the store about ")[-1].split(" MiB")[0])
     assert told == pytest.approx(sum(p.stat().st_size for p in store.root.iterdir()) / 2**20, abs=1)
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.geometry import bilinear, pixel_grid, similarity
+from common.geometry import bilinear, inside, length, pixel_grid, similarity, similarity_on_cpu
 from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from preprocessing.chaining import chain_row
+from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row, every_frame
 from preprocessing.correspondence_writer import StoreWriter, encode
 from preprocessing.filtering import cycle_flags
 from preprocessing.options import RULES, main_parser
@@ -90,10 +90,12 @@ def test_count_maps_count_the_valid_targets(small_sequence):
                                                               ).sum() for j in range(8)]
 
 
-@pytest.mark.parametrize("chain,stop", [("", 23), ("trusted", 40), ("trusted", 75), ("unfiltered", 75)])
-def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_path):
-    """Stopped among the 56 direct pairs, or among the chains after them."""
-    method = Method(chain=chain)
+@pytest.mark.parametrize("chain,keep,name,stop", [
+    ("", "all", "write", 23), ("trusted", "half", "write", 40), ("trusted", "half", "pack", 3),
+    ("unfiltered", "half", "pack", 3)])
+def test_an_interrupted_store_ends_up_the_same(chain, keep, name, stop, small_sequence, tmp_path):
+    """Stopped among the 56 direct pairs, or among the rows after them."""
+    method = Method(pairs="all", chain=chain, keep=keep)
     folder = tmp_path / "again"
     shutil.copytree(small_sequence / "color", folder / "color")
     sequence = open_sequence(folder)
@@ -103,17 +105,17 @@ def test_an_interrupted_store_ends_up_the_same(chain, stop, small_sequence, tmp_
     class StopError(Exception):
         pass
 
-    writes, write = [], StoreWriter.write
+    calls, function = [], getattr(StoreWriter, name)
 
     def failing(self, *arguments, **options):
-        writes.append(1)
-        if len(writes) > stop:
+        calls.append(1)
+        if len(calls) > stop:
             raise StopError
-        write(self, *arguments, **options)
+        function(self, *arguments, **options)
 
     shutil.rmtree(folder / "correspondences")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(StoreWriter, "write", failing)
+        patch.setattr(StoreWriter, name, failing)
         build_store(sequence, method)
     with pytest.raises(UserError, match="unfinished"):
         open_correspondences(sequence)
@@ -175,6 +177,11 @@ def test_cycle_flags_of_an_object_that_passes_over_a_background():
     assert cycle[~covered].float().mean() == 1
 
 
+def chains_of(rule, direct):
+    """The chains of a rule for `chain_row`, for frames of 64x64."""
+    return TrustedChains(direct, (64, 64), every_frame) if rule == "trusted" else None
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_chains_reach_where_direct_flow_does_not(rule):
     """With direct flow of adjacent frames only, chains give the sum of the steps."""
@@ -187,7 +194,7 @@ def test_chains_reach_where_direct_flow_does_not(rule):
 
     frames, features = np.full((5, 64, 64, 3), 90, np.uint8), [np.ones((4, 4, 8), np.float16)] * 5
     found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(
-        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5, rule=rule)}
+        0, [1, 2, 3, 4], frames.__getitem__, features.__getitem__, direct, 0.5, chains_of(rule, direct))}
     assert sorted(found) == [1, 2, 3, 4]
     flow, cycle = found[4]
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()
@@ -218,7 +225,8 @@ class Clip:
     def found(self, rule, j=4, place=(30, 30)):
         """(flow, cycle, occlusion) of a pixel of frame 0 in frame j."""
         frame, features = self.images.__getitem__, self.features.__getitem__
-        for target, *images in chain_row(0, [1, j], frame, features, self.direct, 0.5, rule):
+        chains = chains_of(rule, self.direct)
+        for target, *images in chain_row(0, [1, j], frame, features, self.direct, 0.5, chains):
             if target == j:
                 flow, cycle, occlusion = (image[place] for image in images)
                 return tuple(float(x) for x in flow), bool(cycle), bool(occlusion)
@@ -255,10 +263,75 @@ def test_a_trusted_chain_ends_at_the_border():
     assert Clip(cycle=False).found("trusted", 4, (30, 55))[1] and not Clip(cycle=False).found("trusted", 4, (30, 56))[1]
 
 
+def sequential(links, grid, alive):
+    """The plain version of trusted chains: link after link, `links` from each frame to the next and back."""
+    flow = torch.zeros_like(grid)
+    for forward, backward in links:
+        link = bilinear(forward, grid + flow)
+        flow = flow + link
+        end = grid + flow
+        within = ((end >= 0) & (end <= grid[-1, -1])).all(dim=-1)
+        alive = alive & (length(link + bilinear(backward, end)) <= LINK_ERROR_TH) & within
+    return flow, alive
+
+
+@pytest.mark.parametrize("j", [2, 5, 7, 12])
+def test_joined_chains_are_those_of_link_after_link(j):
+    """On smooth flow of up to 3 px a frame, parts of which do not lead back."""
+    rng = np.random.default_rng(0)
+    grid = pixel_grid((80, 100))
+
+    def smooth(scale):
+        noise = rng.normal(size=(80, 100, 2)).astype(np.float32)
+        field = cv2.GaussianBlur(noise, (0, 0), 15)
+        return torch.from_numpy(field * np.float32(scale / np.abs(field).max()))
+
+    forward = [smooth(3) for _ in range(12)]
+    backward = []
+    for flow in forward:
+        there = -flow
+        for _ in range(20):  # the inverse of the flow
+            there = -bilinear(flow, (grid + there).clamp(min=0).minimum(grid[-1, -1]))
+        backward.append(there + torch.where(smooth(1)[..., :1] > 0.7, 2.0, 0.0))
+
+    def direct(a, b):
+        flow = forward[a] if b > a else backward[b]
+        ones = np.ones((80, 100), bool)
+        return DensePair(flow.numpy(), ones, ones, ~ones)
+
+    flow, alive = TrustedChains(direct, (80, 100), every_frame)(0, j)
+    plain, plain_alive = sequential(list(zip(forward, backward, strict=True))[:j], grid,
+                                    torch.ones(80, 100, dtype=torch.bool))
+    both = alive & plain_alive
+    assert both.float().mean() > 0.3
+    assert (alive != plain_alive).float().mean() < 0.03  # at the outlines of what does not lead back
+    error = length(flow - plain)[both]
+    assert error.max() < LINK_ERROR_TH
+    assert error.quantile(0.99) < 0.02
+
+
+@pytest.mark.parametrize("channels", [72, 300])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_similarity_on_the_cpu_is_that_of_pytorch(channels, dtype):
+    """Points between features, on them, and outside the frame."""
+    rng = np.random.default_rng(0)
+    a, b = (cv2.GaussianBlur(rng.random((17, 21, 3)).astype(np.float32), (0, 0), 1) @ rng.random((3, channels)) + 0.1
+            for _ in range(2))
+    a, b = a.astype(dtype), b.astype(dtype)
+    p, q = (rng.uniform((-9, -9), (90, 74), (9_000, 2)).astype(np.float32) for _ in range(2))
+    p[:100] = p[:100].round()
+    plain = similarity(*(torch.from_numpy(x) for x in (a.astype(np.float32), b.astype(np.float32), p, q)), (65, 81))
+    difference = np.abs(similarity_on_cpu(a, b, p, q, (65, 81)) - plain.numpy())
+    within = inside(p, (65, 81)) & inside(q, (65, 81))
+    assert difference[within].max() < 0.005
+    assert np.mean(difference > 0.005) < 0.01  # where a point is just about one cell outside
+    assert similarity_on_cpu(a, b, p[:0], q[:0], (65, 81)).shape == (0,)
+
+
 def test_the_command_names_rules(capsys):
     arguments = ["--data_dir", "seq", "--resume"]
-    for words, rule in (([], None), (["--chain"], "trusted"), (["--chain", "unfiltered"], "unfiltered"),
-                        (["--chain", "published"], "unfiltered")):
+    for words, rule in (([], "trusted"), (["--no-chain"], ""), (["--chain"], "trusted"),
+                        (["--chain", "unfiltered"], "unfiltered"), (["--chain", "published"], "unfiltered")):
         assert main_parser().parse_args([*words, *arguments]).chain == rule
     with pytest.raises(SystemExit, match="2"):
         main_parser().parse_args([*arguments, "--chain", "longest"])
@@ -267,14 +340,14 @@ def test_the_command_names_rules(capsys):
 
 def test_chain_settings_are_written_as_in_older_stores():
     """A store is recognized by the settings in its meta.json."""
-    said = {chain: Method(chain=chain).settings((64, 64), {}, {})["chain"] for chain in ("", *RULES)}
+    said = {chain: Method(chain=chain).settings({}, {})["chain"] for chain in ("", *RULES)}
     assert said == {"": False, "unfiltered": True, "trusted": "trusted"}
 
 
 def test_trusted_chains_with_the_older_threshold_are_refused(tmp_path):
     """Older versions allowed a forward-backward error of 1 px per link."""
     write_scene(tmp_path / "seq", "easy", (48, 48), 3, seed=0, num_points=4)
-    sequence, method = open_sequence(tmp_path / "seq"), Method(chain="trusted")
+    sequence, method = open_sequence(tmp_path / "seq"), Method(pairs="all", chain="trusted")
     meta = build_store(sequence, method).root / "meta.json"
     said = json.loads(meta.read_text())
     assert said["method"].pop("chain_fb") == 0.5 and said["method"].pop("feature_chain_th") == DenseSift.chain_threshold
@@ -282,7 +355,7 @@ def test_trusted_chains_with_the_older_threshold_are_refused(tmp_path):
     meta.write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"chain_fb None, now it is 0\.5: delete that folder"):
         build_store(sequence, method)
-    unfiltered = Method(chain="unfiltered").settings((48, 48), {}, {})
+    unfiltered = Method(chain="unfiltered").settings({}, {})
     assert unfiltered["chain"] is True and "chain_fb" not in unfiltered
 
 
@@ -382,10 +455,10 @@ def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         shutil.copytree(small_sequence / "color", folder / "color")
-    run = ["--chain", "--resume", "--num_workers", "2", "--data_dir"]
+    run = ["--pairs", "all", "--density", "half", "--resume", "--num_workers", "2", "--data_dir"]
     subprocess.run([sys.executable, "-m", "preprocessing", *run, folders[0]], cwd=ROOT, check=True,
                    capture_output=True, timeout=120)
-    for pattern, count in (("parts/0*/*.pair", 17), ("parts/0*/*.chained", 9)):
+    for pattern, count in (("parts/0*/*.pair", 17), ("*.row", 2)):
         process = Launched("preprocessing", *run, folders[1], prepare=partial(os.nice, 10))  # killed in time
         while len(list((folders[1] / "correspondences").glob(pattern))) < count and process.poll() is None:
             time.sleep(0.002)
@@ -401,7 +474,7 @@ def test_killed_twice_and_resumed_is_the_same(small_sequence, tmp_path):
 def test_frames_that_changed_after_an_unfinished_run_are_refused(small_sequence, tmp_path):
     folder = tmp_path / "seq"
     shutil.copytree(small_sequence / "color", folder / "color")
-    StoreWriter(open_sequence(folder), Method().settings((64, 64), {}, {"th": DenseSift.threshold}))
+    StoreWriter(open_sequence(folder), Method().settings({}, {"th": DenseSift.threshold}))
     cv2.imwrite(str(folder / "color" / "00003.png"), textured(0, (64, 64)))
     with pytest.raises(UserError, match="another frame contents"):
         build_store(open_sequence(folder), Method(), resume=True)

@@ -12,7 +12,7 @@ from tests.robustness import check_resume
 def test_preprocessing_that_is_killed_writes_the_same_files(small_sequence, tmp_path, monkeypatch):
     monkeypatch.setattr(check_resume, "start", start_command)
     command = [sys.executable, "-m", "preprocessing", "--video", str(small_sequence / "color"), "--max_frames", "6",
-               "--flow", "dis", "--chain", "--resume", "--num_workers", "1"]
+               "--flow", "dis", "--resume", "--num_workers", "1"]
     equal, line = check_resume.check(command, tmp_path, kills=1, seed=0)
     assert equal, line
     assert line.endswith("7 files, all the same")

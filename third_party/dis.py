@@ -8,6 +8,10 @@ How the settings were chosen: share of the bear clip's annotated joints (BADJA) 
 - For adjacent frames, doubling the image size raises chained flow to 0.57 (`ADJACENT_SIDE`). All chains consist of the
   few flows between adjacent frames. For distant frames it raises direct flow by 0.01 at five times the cost.
 - Starting the search from a chained flow does not help: the refined flow (0.48) is worse than the chain.
+Against the ground truth of rendered clips at 256x256:
+- Two instead of five iterations of the variational refinement are as good and take 10% less time.
+- For adjacent frames, a coarser grid of patches (stride 4 instead of 3) and 12 instead of 25 iterations of the search
+  are as good (97% within 1/4 px in both) and take half the time. For distant frames they are worse.
 """
 
 from collections.abc import Iterator
@@ -28,6 +32,7 @@ class DisFlow:
     adjacent: use the slower, more accurate settings for adjacent frames. Safe to call from several threads."""
 
     def __init__(self, adjacent: bool = False):
+        self.adjacent = adjacent
         self.side = ADJACENT_SIDE if adjacent else SIDE
         self.max_zoom = MAX_ZOOM if adjacent else 1
 
@@ -38,7 +43,7 @@ class DisFlow:
         width = max(round(W * zoom), MIN_SIDE)
         with _without_ipp():
             a, b = (self._gray(image, width, height) for image in (image_a, image_b))
-            flow = self._search().calc(a, b, None)
+            flow = self._search(self.adjacent).calc(a, b, None)
             if (height, width) == (H, W):
                 return flow
             flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR)
@@ -57,10 +62,14 @@ class DisFlow:
         return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
     @staticmethod
-    def _search() -> cv2.DISOpticalFlow:
+    def _search(adjacent: bool = False) -> cv2.DISOpticalFlow:
         search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         search.setFinestScale(0)
         search.setVariationalRefinementAlpha(5.0)
+        search.setVariationalRefinementIterations(2)
+        if adjacent:
+            search.setPatchStride(4)
+            search.setGradientDescentIterations(12)
         return search
 
 

@@ -75,7 +75,7 @@ class Shares:
                 f"an object is in the canonical volume twice: {self.twice:.0%} of the points that distant frames have "
                 "in common are at two places of it, of the same color",
                 "Train again from the start (--no-reload) with another --seed or a larger --start_interval, or on "
-                "longer correspondences (preprocessing --chain, --features dino)"))
+                "longer correspondences (preprocessing --features dino)"))
         return out
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     same = []
     for flow, options in sources.items():
         command = [sys.executable, "-m", "preprocessing", "--video", str(Path(args.video).resolve()), "--max_frames",
-                   str(args.frames), "--resize", str(args.side), str(args.side), "--flow", flow, "--chain", "--resume",
+                   str(args.frames), "--resize", str(args.side), str(args.side), "--flow", flow, "--resume",
                    *options, *args.options]
         equal, line = check(command, folder / flow, args.kills, args.seed)
         same.append(equal)
@@ -77,7 +77,7 @@ def start_and_wait(command: list[str], folder: Path) -> subprocess.Popen:
 
 
 def newest(store: Path) -> float:
-    """Time at which the newest flow, chain or row was written; 0 if there is none."""
+    """Time at which the newest flow or row was written; 0 if there is none."""
     times = [0.0]
     for path in [*store.glob("parts/0*/*[0-9].*"), *store.glob("*.row")]:
         try:
@@ -106,9 +106,8 @@ def kill(command: list[str], folder: Path, times: int, dice: random.Random, work
         if process.wait() == 0:
             sys.exit("the run ended before it could be killed: give more --frames, or another --seed")
         store = folder / "correspondences"
-        flows, chains, rows = (len(list(store.glob(pattern))) for pattern in (
-            "parts/0*/*.pair", "parts/0*/*.chained", "*.row"))
-        moments.append(f"{flows} flows + {chains} chains + {rows} rows")
+        flows, rows = (len(list(store.glob(pattern))) for pattern in ("parts/0*/*.pair", "*.row"))
+        moments.append(f"{flows} flows + {rows} rows")
     finish(start_and_wait(command, folder))
     return moments
 

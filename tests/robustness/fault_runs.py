@@ -230,8 +230,8 @@ def newest_step(folder: Path) -> int:
 QUICK_VIDEO = ("--tapvid", "small.pkl", "--save_dir", "out", "--query_mode", "first", "--tapvid_size", "0",
                "--num_iters", "12", "--i_weight", "4", "--coupling_width", "32", *TINY)
 STAGES = [
-    Stage("preprocessing", ("clip.mp4",), ("preprocessing", "--video", "clip.mp4", "--data_dir", "seq", "--chain",
-                                           "--num_workers", "1", "--resume"), frames_and_store),
+    Stage("preprocessing", ("clip.mp4",), ("preprocessing", "--video", "clip.mp4", "--data_dir", "seq", "--num_workers",
+                                           "1", "--resume"), frames_and_store),
     Stage("training", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "24", "--i_weight", "5", "--i_cache",
                                  "40000", "--coupling_width", "32", *TINY), last_checkpoint),
     Stage("checkpoint writing", ("seq",), ("train.py", "--data_dir", "seq", "--num_iters", "10", "--i_weight", "1",
