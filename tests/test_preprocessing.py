@@ -123,6 +123,28 @@ def test_an_interrupted_store_ends_up_the_same(chain, keep, name, stop, small_se
     assert {path.name: path.read_bytes() for path in (folder / "correspondences").iterdir()} == whole
 
 
+def test_a_store_does_not_depend_on_the_number_of_threads(small_sequence, tmp_path):
+    files = []
+    for workers in (1, 3):
+        folder = tmp_path / str(workers)
+        shutil.copytree(small_sequence / "color", folder / "color")
+        store = build_store(open_sequence(folder), Method(keep="half"), num_workers=workers)
+        files.append({path.name: path.read_bytes() for path in store.root.iterdir()})
+    assert files[0] == files[1]
+
+
+def test_the_density_of_a_store_is_kept_unless_another_is_named(small_sequence, tmp_path):
+    """Older versions stored everything at this size, and `auto` accepts it."""
+    shutil.copytree(small_sequence / "color", tmp_path / "seq" / "color")
+    sequence = open_sequence(tmp_path / "seq")
+    half = build_store(sequence, Method(keep="half"))
+    assert build_store(sequence, Method()).meta == half.meta
+    with pytest.raises(UserError, match="was made with keep half, now it is all"):
+        build_store(sequence, Method(keep="all"))
+    with pytest.raises(UserError, match="was made with pairs log, now it is all"):
+        build_store(sequence, Method(pairs="all"))
+
+
 # Flow, filters, chains
 
 def test_dis_finds_a_known_shift():
@@ -300,6 +322,9 @@ def test_joined_chains_are_those_of_link_after_link(j):
         return DensePair(flow.numpy(), ones, ones, ~ones)
 
     flow, alive = TrustedChains(direct, (80, 100), every_frame)(0, j)
+    forgetful = TrustedChains(direct, (80, 100), every_frame, budget=0)  # computes parts again
+    forgetful(3, 0)
+    assert all(torch.equal(a, b) for a, b in zip(forgetful(0, j), (flow, alive), strict=True))
     plain, plain_alive = sequential(list(zip(forward, backward, strict=True))[:j], grid,
                                     torch.ones(80, 100, dtype=torch.bool))
     both = alive & plain_alive
