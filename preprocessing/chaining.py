@@ -10,8 +10,8 @@ Notation
 A rule decides where a chain breaks, and which flow is stored where the chain and direct flow disagree:
     trusted     A chain breaks where the forward-backward error of a link is above LINK_ERROR_TH or the chain leaves the
                 frame. Chains are preferred to direct flow, which is nearly always wrong over a great distance where it
-                disagrees with an unbroken chain (docs/preprocessing.md). A long chain is two shorter ones joined, so
-                that T frames with pairs "log" need about T log T joins (`TrustedChains`).
+                disagrees with an unbroken chain (docs/preprocessing.md). A long chain is joined from parts of up to
+                LONGEST_PART links, which many chains share (`TrustedChains`).
     unfiltered  OmniMotion's rule, without that test of the chain. A chain breaks only where a link is not flagged as
                 cycle-consistent (preprocessing/filtering.py). Direct flow is preferred, and the chain continues from
                 its end.
@@ -28,11 +28,17 @@ from common.geometry import bilinear, length, pixel_grid
 from loaders.correspondence_format import DensePair
 from preprocessing.filtering import compare
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import log_interval_below
 
 COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
 LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
 AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trusted chain because it does not drift
+
+# Length of a part in links -> share of the memory for parts. All parts of the greatest length are used again and again
+# by chains over many frames, the others only by frames near them.
+PARTS = {1: 0.05, 2: 0.1, 4: 0.25, 8: 0.6}
+LONGEST_PART = max(PARTS)
+ROUNDED_FROM = 4     # parts of at least so many links are rounded to 16 bits a component
+PART_STEPS = 64      # int16 steps per pixel
 
 ReadPair = Callable[[int, int], DensePair]
 ChainState = tuple[Tensor, Tensor]               # (flow, alive)
@@ -45,6 +51,13 @@ def every_frame(i: int, step: int) -> Iterator[int]:
     return count(i + step, step)
 
 
+def last_part(links: int) -> int:
+    """Length of the last part of a chain of at least 2 links: the largest power of 2 that divides it, if it is shorter
+    than the chain and at most LONGEST_PART."""
+    power = links & -links
+    return min(power // 2 if power == links else power, LONGEST_PART)
+
+
 class TrustedChains:
     """Trusted chains between any two frames of a path, computed when they are asked for. Safe to use from several
     threads; the result does not depend on the order in which they are asked for.
@@ -52,28 +65,47 @@ class TrustedChains:
     direct: as of `chain_row`
     size:   (H, W) of the frames
     path:   as of `chain_row`
-    budget: bytes of chains to keep; others are computed again"""
+    budget: bytes of parts to keep; others are computed again"""
 
     def __init__(self, direct: ReadPair, size: tuple[int, int], path: Path, device: str = "cpu", budget: int = 1 << 30):
         self.direct = direct
         self.path = path
         self.grid = pixel_grid(size, device)
-        self._chains = FrameCache(lambda pair: tuple(x.cpu().numpy() for x in self._compute(*pair)), budget)
+        self._parts = {links: FrameCache(self._part, int(share * budget)) for links, share in PARTS.items()}
 
-    def __call__(self, i: int, j: int) -> ChainState:
-        """The chain from frame i to j, which lies on the path from i: flow `(H, W, 2)` and alive `(H, W)`."""
-        flow, alive = self._chains[i, j]
-        return torch.from_numpy(flow).to(self.grid.device), torch.from_numpy(alive).to(self.grid.device)
+    def __call__(self, i: int, j: int, known: dict[int, ChainState] | None = None) -> ChainState:
+        """The chain from frame i to j, which lies on the path from i: flow `(H, W, 2)` and alive `(H, W)`.
 
-    def _compute(self, i: int, j: int) -> ChainState:
+        known: the last chains from frame i in this direction, by their end. It is updated."""
+        if abs(i - j) in PARTS:
+            flow, alive = (torch.from_numpy(x).to(self.grid.device) for x in self._parts[abs(i - j)][i, j])
+            return flow if flow.is_floating_point() else flow / PART_STEPS, alive
+        known = {} if known is None else known
+        if j not in known:
+            known[j] = self._compute(i, j, known)
+            while len(known) > 2 * LONGEST_PART:
+                del known[next(iter(known))]
+        return known[j]
+
+    def _part(self, pair: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The chain from frame pair[0] to pair[1]: flow `(H, W, 2)` as it is kept, and alive."""
+        flow, alive = self._compute(*pair, {})
+        if abs(pair[0] - pair[1]) >= ROUNDED_FROM:
+            limit = torch.iinfo(torch.int16).max
+            flow = (flow * PART_STEPS).round()
+            alive = alive & (flow.abs() <= limit).all(dim=-1)
+            flow = flow.nan_to_num(0).clamp(-limit, limit).to(torch.int16)
+        return flow.cpu().numpy(), alive.cpu().numpy()
+
+    def _compute(self, i: int, j: int, known: dict[int, ChainState]) -> ChainState:
         step = 1 if j > i else -1
         between = list(takewhile(lambda frame: frame != j, self.path(i, step)))
         if not between:
             return self._link(i, j)
-        middle = i + step * log_interval_below(abs(i - j))
+        middle = j - step * last_part(abs(i - j))
         if middle not in between:  # a blank frame
             middle = between[-1]
-        return self._joined(self(i, middle), middle, j)
+        return self._joined(self(i, middle, known), middle, j)
 
     def _link(self, i: int, j: int) -> ChainState:
         """The link from frame i to the next frame j.
@@ -128,6 +160,7 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     for step in (1, -1):
         remaining = {j for j in targets if (j - i) * step > 0}
         state = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
+        known = {}
         a = i
         for j in path(i, step):
             if not remaining:
@@ -143,7 +176,7 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
             if chains is None:
                 found, state = _choose_unfiltered(state, found, grid, appearance, j)
             elif abs(i - j) > 1:
-                found = _choose_trusted(chains(i, j), found, grid, appearance, j, kept(i, j))
+                found = _choose_trusted(chains(i, j, known), found, grid, appearance, j, kept(i, j))
             if abs(i - j) > 1:
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:

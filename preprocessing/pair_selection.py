@@ -28,23 +28,12 @@ def intervals(choice: str, num_frames: int) -> list[int]:
     if choice == "all":
         return list(range(1, longest + 1))
     if choice == "log":
-        return log_intervals(longest)
+        powers = [1 << k for k in range(longest.bit_length())]
+        return sorted(d for d in {*powers, *(3 * p // 2 for p in powers[1:])} if d <= longest)
     name, _, width = choice.partition(":")
     if name != "window" or not width.isdecimal() or int(width) < 1:
         raise UserError(f"--pairs {choice}: give all, log, or window:K with a number K of frames, as in window:20")
     return list(range(1, min(int(width), longest) + 1))
-
-
-def log_intervals(longest: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... up to `longest`."""
-    powers = [1 << k for k in range(longest.bit_length())]
-    return sorted(d for d in {*powers, *(3 * p // 2 for p in powers[1:])} if d <= longest)
-
-
-def log_interval_below(interval: int) -> int:
-    """The largest of `log_intervals` below an interval of at least 2, but `interval` - 1 if it is not one of them."""
-    below = log_intervals(interval)
-    return below[-2] if below[-1] == interval else interval - 1
 
 
 def pairs_at(interval: int, scenes: Scenes) -> list[tuple[int, int]]:

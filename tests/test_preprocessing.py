@@ -272,7 +272,7 @@ def test_which_of_chain_and_direct_flow_is_stored(clip, trusted, unfiltered):
     for rule, (flow, *flags) in (("trusted", trusted), ("unfiltered", unfiltered)):
         found, *found_flags = clip.found(rule)
         assert found_flags == flags, rule
-        assert np.allclose(found, flow, atol=1e-4) or not any(flags), rule
+        assert np.allclose(found, flow, atol=1 / 64) or not any(flags), rule
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -332,7 +332,7 @@ def test_joined_chains_are_those_of_link_after_link(j):
     assert (alive != plain_alive).float().mean() < 0.03  # at the outlines of what does not lead back
     error = length(flow - plain)[both]
     assert error.max() < LINK_ERROR_TH
-    assert error.quantile(0.99) < 0.02
+    assert error.quantile(0.99) < 0.05
 
 
 @pytest.mark.parametrize("channels", [72, 300])
