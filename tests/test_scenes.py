@@ -79,7 +79,7 @@ def clips(tmp_path_factory):
     out = {}
     for name, (make, _, _) in CLIPS.items():
         sequence = write_clip(tmp_path_factory.mktemp("clip") / "seq", make())
-        out[name] = sequence, build_store(sequence, Method(chain="trusted"))
+        out[name] = sequence, build_store(sequence, Method(pairs="all", chain="trusted"))
     return out
 
 
@@ -237,7 +237,7 @@ def test_a_store_of_before_is_one_scene(clips, tmp_path):
     meta = json.loads(path.read_text())
     del meta["scenes"]
     path.write_text(json.dumps(meta))
-    again = build_store(open_sequence(tmp_path / "seq"), Method(chain="trusted"))
+    again = build_store(open_sequence(tmp_path / "seq"), Method(pairs="all", chain="trusted"))
     assert "scenes" not in again.meta and read_scenes(open_sequence(tmp_path / "seq")).same_throughout
 
 
@@ -335,7 +335,7 @@ def passing_object(tmp_path_factory):
     for t in range(4, 8):
         frames[t][20:40, 10 * t - 20:10 * t] = texture(42, (20, 20))
     sequence = write_clip(tmp_path_factory.mktemp("passing") / "seq", frames)
-    return sequence, build_store(sequence, Method(chain="trusted"))
+    return sequence, build_store(sequence, Method(pairs="all", chain="trusted"))
 
 
 @pytest.mark.xfail(reason="a point counts as visible where the model says so, even if no stored correspondence reaches "
