@@ -226,7 +226,7 @@ def test_scenes_can_be_left_out(clips, tmp_path):
     main(["--data_dir", str(tmp_path / "seq"), "--no-find_scenes", "--pairs", "window:2"])
     whole = open_correspondences(open_sequence(tmp_path / "seq"))
     assert read_scenes(open_sequence(tmp_path / "seq")).same_throughout and len(whole.pairs) == 2 * (11 + 10)
-    with pytest.raises(UserError, match="find_scenes False, now it is None"):
+    with pytest.raises(UserError, match="find_scenes False, now it is True"):
         main(["--data_dir", str(tmp_path / "seq"), "--pairs", "window:2"])
 
 
