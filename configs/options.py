@@ -189,13 +189,13 @@ OPTIONS = (
                minimum=2),
         Option("min_depth", float, 0.0, "nearest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
         Option("max_depth", float, 2.0, "farthest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
-        Option("deform", ("mlp", "grid"), "mlp", "map between a frame and the canonical volume: coupling layers with "
+        Option("deform", ("mlp", "warp", "grid"), "mlp", "map between a frame and the canonical volume: coupling layers with "
                "MLPs, or space-time displacement grids, which are much faster"),
         Option("grid_levels", int, 6, "deform = grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
                minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
         Option("grid_layers", int, 0, "deform = grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
                "an object that crosses the frame", minimum=0, maximum=4),
-        Option("field", ("gabor", "grid"), "gabor", "canonical field: a Gabor network, or grids"),
+        Option("field", ("gabor", "images", "grid"), "gabor", "canonical field: a Gabor network, an image per motion layer, or grids"),
         Option("field_width", int, 256, "width of the canonical field", minimum=1),
         Option("field_layers", int, 3, "hidden layers of the canonical field", minimum=1),
         Option("field_encoding", ("periodic", "nerf", "none"), "periodic", "encoding of canonical points: periodic "

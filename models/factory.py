@@ -23,20 +23,24 @@ def config_from_options(options: Namespace, num_frames: int, size: tuple[int, in
     settings = {f.name: getattr(options, f.name) for f in fields(ModelConfig)
                 if hasattr(options, f.name) and f.name not in OTHER_OPTIONS}
     settings["grid_layers"] = options.grid_layers or grid_layers
+    if options.deform == "warp":
+        settings["num_samples_ray"] = settings["grid_layers"]  # a layer has no depth: one sample each
     return ModelConfig(**settings, num_frames=num_frames, height=size[0], width=size[1])
 
 
 def check_model_options(options: Namespace) -> None:
     """UserError for options of the model that contradict each other."""
-    if options.deform != "grid":
+    if options.field == "images" and options.deform != "warp":
+        raise UserError("--field images needs --deform warp: say --deform warp, or --field grid")
+    if options.deform == "mlp":
         if options.init_layers:
-            raise UserError("--init_layers needs --deform grid: say --deform grid, or leave --init_layers out")
+            raise UserError("--init_layers needs --deform warp: say --deform warp, or leave --init_layers out")
         return
     allowed = {"optimizer": ("adam",), "use_affine": (True,), "mlp_backend": ("auto", "torch")}
     wrong = [f"--no-{name}" if getattr(options, name) is False else f"--{name} {getattr(options, name)}"
              for name, values in allowed.items() if getattr(options, name) not in values]
     if wrong:
-        raise UserError(f"--deform grid has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
+        raise UserError(f"--deform {options.deform} has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
     if options.init_layers and options.grid_layers not in (0, 2, 3):
         raise UserError(f"--init_layers initializes 2 or 3 motion layers: leave out --grid_layers "
                         f"{options.grid_layers}")
@@ -120,7 +124,7 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         if not sane:
             raise ValueError(f"{f.name} is {value}")
     # approximate number of parameters
-    if config.deform == "grid":
+    if config.deform != "mlp":
         claimed = config.num_frames * 2 * config.grid_layers * 4 ** (config.grid_levels + 1)
     else:
         claimed = (

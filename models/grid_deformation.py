@@ -78,12 +78,15 @@ class Grids(nn.Module):
             self.register_buffer(f"before_{k}", before, persistent=False)  # index of the last moment before each frame
             self.register_buffer(f"share_{k}", place - before, persistent=False)  # weight of the moment after it
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Values of frames `(B,)` on the finest level `(B, C, *side)`."""
+    def levels(self, ids: Tensor) -> list[Tensor]:
+        """Of each level, the values of frames `(B,)`: `(B, C, *side)`."""
         n = self.num_grids
+        return [sum(self._at(k, level * n + k, ids) for k in range(n)) for level in range(len(self.sides))]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Sum over the levels of the values of frames `(B,)`, on the finest level: `(B, C, *side)`."""
         total = None
-        for level, side in enumerate(self.sides):
-            here = sum(self._at(k, level * n + k, ids) for k in range(n))  # (B, C, *side)
+        for side, here in zip(self.sides, self.levels(ids), strict=True):
             if total is not None:  # add the sum of the coarser levels, interpolated at this level's vertices
                 here = here + F.interpolate(
                     total, size=side, mode="linear" if len(side) == 1 else "bilinear", align_corners=True)

@@ -20,6 +20,8 @@ from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridMaps, GridNetwork
 from models.grid_field import GridField
 from models.invertible import FrameMaps, InvertibleNetwork
+from models.layer_images import LayerImages
+from models.layer_warps import LayerWarps, WarpMaps
 from models.rendering import composite, compositing_weights, jitter_depths, ray_depths, take_sample
 from models.time_latent import TimeLatent
 
@@ -37,9 +39,9 @@ class ModelConfig:
     num_samples_ray: int = 32
     min_depth: float = 0.0
     max_depth: float = 2.0
-    deform: str = "mlp"                # mlp | grid
-    grid_levels: int = 6               # number of levels, for deform = grid
-    grid_layers: int = 2               # number of layers, for deform = grid
+    deform: str = "mlp"                # mlp | warp | grid
+    grid_levels: int = 6               # number of levels, for deform = warp or grid
+    grid_layers: int = 2               # number of layers, for deform = warp or grid
     time_latent: str = "hash"          # hash | gabor | table; from here to affine_layers: deform = mlp only
     latent_dim: int = 128
     coordinates: tuple[int, ...] = (0, 1, 2, 0, 1, 2)  # coordinate that each coupling layer changes
@@ -50,7 +52,7 @@ class ModelConfig:
     use_affine: bool = True
     affine_width: int = 256
     affine_layers: int = 8
-    field: str = "gabor"               # gabor | grid; the options below: gabor only
+    field: str = "gabor"               # gabor | images | grid; the options below: gabor only
     field_width: int = 256
     field_layers: int = 3
     field_encoding: str = "periodic"   # periodic | nerf | none
@@ -77,7 +79,10 @@ class OmniMotion(nn.Module):
         self.config = config
         self.size = (config.height, config.width)
         depth_range = (config.min_depth, config.max_depth)
-        if config.deform == "grid":
+        if config.deform == "warp":
+            self.time_latent = TimeLatent(config.num_frames, "none")
+            self.deform = LayerWarps(config.num_frames, self.size, depth_range, config.grid_levels, config.grid_layers)
+        elif config.deform == "grid":
             self.time_latent = TimeLatent(config.num_frames, "none")
             self.deform = GridNetwork(config.num_frames, depth_range, config.grid_levels, config.grid_layers)
         else:
@@ -86,11 +91,13 @@ class OmniMotion(nn.Module):
                 config.coordinates, config.latent_dim, config.coupling_width, config.coupling_layers,
                 config.projection_layers, config.pe_freq, config.use_affine, config.affine_width,
                 config.affine_layers, mlp_backend)
-        if config.field == "grid":
+        if config.field == "images":
+            self.field = LayerImages(depth_range, config.grid_layers)
+        elif config.field == "grid":
             self.field = GridField(depth_range)
         else:
             self.field = CanonicalField(config.field_width, config.field_layers, config.field_encoding)
-        self._bound: FrameMaps | GridMaps | None = None
+        self._bound: FrameMaps | WarpMaps | GridMaps | None = None
         self.recompute_above = 1 << 15  # with more samples per step than this, recompute activations, do not store them
         self.piece = 0  # when recomputing: points of the deformation in memory at a time; 0: all points of a layer
         self.field_piece = FIELD_PIECE  # when recomputing and at inference: points of the field in memory at a time
@@ -105,11 +112,11 @@ class OmniMotion(nn.Module):
         finally:
             self._bound = None
 
-    def maps(self, ids: Tensor) -> FrameMaps | GridMaps:
+    def maps(self, ids: Tensor) -> FrameMaps | WarpMaps | GridMaps:
         """Maps between the local volumes of frames `(B,)` and the canonical volume."""
         if self._bound is not None:
             return self._bound.select(ids)
-        if self.config.deform == "grid":
+        if self.config.deform != "mlp":
             return self.deform.bind(ids)
         return self.deform.bind(self.time_latent()[ids], self.time_latent.t[ids])
 
@@ -120,7 +127,7 @@ class OmniMotion(nn.Module):
         sampling, training only). All rays of a frame share their depths, with jitter too, so that a function of time
         and depth alone is evaluated once per frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
-        if jitter is not None:
+        if jitter is not None and self.config.deform != "warp":  # whose layers have no depth
             z = jitter_depths(z, jitter)  # (B, 1, K)
         shape = pixels.shape[:-1]
         xy = normalize_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)
@@ -149,7 +156,7 @@ class OmniMotion(nn.Module):
         shape = canonical.shape[:-1]
         return torch.cat(rgb).view(*shape, 3), torch.cat(sigma).view(shape)
 
-    def _limit_memory(self, maps: FrameMaps | GridMaps, num_points: int) -> None:
+    def _limit_memory(self, maps: FrameMaps | WarpMaps | GridMaps, num_points: int) -> None:
         """Make `maps`, and what `select` returns, recompute activations if there are many points."""
         if num_points > self.recompute_above:
             maps.call = recomputed_in_pieces(self.piece) if self.piece else recomputed

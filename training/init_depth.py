@@ -16,7 +16,7 @@ from models.rendering import ray_depths
 STEPS = 100      # optimizer steps
 PIXELS = 2_048   # pixels drawn from the frame
 BATCH = 256      # pixels per step
-LEARNING_RATES = {"gabor": 3e-3, "grid": 1e-1}  # of Adam, by the kind of field
+LEARNING_RATES = {"gabor": 3e-3, "images": 1e-1, "grid": 1e-1}  # of Adam, by the kind of field
 
 
 def fit_field_to_depth(model: OmniMotion, prior: Tensor, frame: int, generator: torch.Generator) -> None:

@@ -17,6 +17,10 @@ from training.distributed import Processes
 from training.init_depth import fit_field_to_depth
 from training.motion_layers import crossing_motion, layer_votes, layers_of_motion
 
+BORDER_POINTS = 9  # positions along a side of a frame, for the part of the canonical plane that an image covers
+BOX_MARGIN = 0.25  # normalized units, around that part
+MAX_BOX = 8.0      # normalized units: largest canonical coordinate that an image covers
+
 
 @dataclass
 class MotionLayers:
@@ -60,10 +64,47 @@ def _start_from_motion(model: OmniMotion, options: Namespace, store, layers: Mot
     device = next(model.parameters()).device
     vertices = model.deform.vertices()  # (R, R, 2)
     pixels = denormalize_pixels(vertices, model.size)
-    moved = torch.from_numpy(layers_of_motion(store, pixels.numpy(), layers.crossing))  # (T, S, R, R, 2)
-    model.deform.start_at((normalize_pixels(pixels + moved, model.size) - vertices).to(device))
-    if options.field == "grid":
+    motion = layers_of_motion(store, pixels.numpy(), layers.crossing)
+    moved = torch.from_numpy(motion.displacement)  # (T, S, R, R, 2)
+    target = normalize_pixels(pixels + moved, model.size)
+    if options.deform == "warp":
+        thetas = affine_parameters(motion.similarity, model.size).to(device)
+        model.deform.start_at(thetas, target.to(device))
+    else:
+        model.deform.start_at((target - vertices).to(device))
+    if options.field == "images":
+        model.field.set_boxes(*canonical_boxes(model))
+    if options.field in ("images", "grid"):
         model.field.start_at(torch.from_numpy(layer_votes(model, store)))
+
+
+def affine_parameters(similarity: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Parameters of models.layer_warps `(..., 5)` float32 of similarities `(..., 2, 3)` in pixels of frames of `size`
+    (H, W)."""
+    linear = torch.from_numpy(similarity[..., :2])
+    angle = torch.atan2(linear[..., 1, 0], linear[..., 0, 0])
+    log_scale = torch.linalg.det(linear).log() / 2
+    center = torch.tensor([size[1] - 1, size[0] - 1], dtype=torch.float64) / 2
+    shift = normalize_pixels((linear @ center) + torch.from_numpy(similarity[..., 2]), size)
+    return torch.stack([angle, log_scale, shift[..., 0], log_scale, shift[..., 1]], dim=-1).float()
+
+
+@torch.no_grad()
+def canonical_boxes(model: OmniMotion) -> tuple[Tensor, Tensor]:
+    """The smallest and largest canonical x and y of all frames, `(S, 2)` each, with BOX_MARGIN around them."""
+    config = model.config
+    device = model.field.boxes.device
+    side = torch.linspace(-1, 1, BORDER_POINTS, device=device)
+    xy = torch.stack(torch.meshgrid(side, side, indexing="ij"), dim=-1).flatten(0, 1)  # (n, 2)
+    low, high = [], []
+    with model.bound():
+        for layer in range(config.grid_layers):
+            z = config.min_depth + (layer + 0.5) / config.grid_layers * (config.max_depth - config.min_depth)
+            x = torch.cat([xy, torch.full_like(xy[:, :1], z)], dim=-1).expand(config.num_frames, -1, -1)
+            u = model.maps(torch.arange(config.num_frames, device=device)).to_canonical(x)[..., :2].flatten(0, 1)
+            low.append(u.amin(0) - BOX_MARGIN)
+            high.append(u.amax(0) + BOX_MARGIN)
+    return torch.stack(low).clamp(min=-MAX_BOX), torch.stack(high).clamp(max=MAX_BOX)
 
 
 @torch.no_grad()

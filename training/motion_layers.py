@@ -66,6 +66,12 @@ class ToMiddle(NamedTuple):
     B: np.ndarray       # B_t  (2, 3)
 
 
+class LayerMotion(NamedTuple):
+    """Motion of every layer and frame to the middle frame."""
+    similarity: np.ndarray    # (T, S, 2, 3): the part of it that is a similarity
+    displacement: np.ndarray  # (T, S, R, R, 2) float32: all of it, at given positions, pixels
+
+
 class FastPart(NamedTuple):
     """Something rigid that moves fast against the background from frame t to frame t + 1."""
     t: int
@@ -74,31 +80,37 @@ class FastPart(NamedTuple):
     center: np.ndarray      # in frame t  (2,)
 
 
-def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> np.ndarray:
-    """Displacements in pixels to the middle frame at positions `vertices` `(R, R, 2)` (x, y) of every frame, also
-    outside it, `(T, S, R, R, 2)` float32: foreground and background, S = 2; with `crossing` (see `crossing_motion`) the
-    fast occluder in front of them, S = 3.
+def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> LayerMotion:
+    """Motion in pixels to the middle frame, at positions `vertices` `(R, R, 2)` (x, y) of every frame, also outside it:
+    of foreground and background, S = 2; with `crossing` (see `crossing_motion`) of the fast occluder in front of them,
+    S = 3.
 
     store: a correspondence store. Where no flow is consistent, the background's motion is used; where there is none,
     the identity."""
     T = store.num_frames
     m = T // 2
     p, _ = _coarse_grid(store.size)
-    foreground, background = np.empty((2, T, *vertices.shape), np.float32)
+    foreground = np.empty((T, *vertices.shape), np.float32)
+    background = np.empty((T, *vertices.shape), np.float32)
+    similarity = np.empty((T, 2, 3))  # of both
     for frames in (range(m, -1, -1), range(m, T)):
         motion = ToMiddle(np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3))
         for t in frames:
             if t != m:
                 motion = _extend_by_a_frame(store, t, t + (1 if t < m else -1), motion)
+            similarity[t] = motion.B
             background[t] = _apply(motion.B, vertices) - vertices
             foreground[t] = background[t] + _foreground_motion(motion, store.size, vertices)
-    layers = [foreground, background] if crossing is None else [_occluder(crossing, vertices), foreground, background]
-    return np.stack(layers, axis=1)
+    layers = [(similarity, foreground), (similarity, background)]
+    if crossing is not None:
+        to_middle = _occluder_similarity(crossing)
+        layers.insert(0, (to_middle, np.stack([_apply(M, vertices) - vertices for M in to_middle])))
+    similarities, displacements = zip(*layers, strict=True)
+    return LayerMotion(np.stack(similarities, axis=1), np.stack(displacements, axis=1))
 
 
-def _occluder(crossing: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Displacements of the fast occluder to the middle frame at positions `vertices` of every frame
-    `(T, R, R, 2)` float32."""
+def _occluder_similarity(crossing: np.ndarray) -> np.ndarray:
+    """Similarities of the fast occluder from every frame to the middle frame `(T, 2, 3)`."""
     T = len(crossing) + 1
     m = T // 2
     to_middle = np.tile(np.eye(3), (T, 1, 1))
@@ -106,7 +118,7 @@ def _occluder(crossing: np.ndarray, vertices: np.ndarray) -> np.ndarray:
         to_middle[t] = to_middle[t + 1] @ crossing[t]
     for t in range(m + 1, T):
         to_middle[t] = to_middle[t - 1] @ np.linalg.inv(crossing[t - 1])
-    return np.stack([_apply(M[:2], vertices) - vertices for M in to_middle]).astype(np.float32)
+    return to_middle[:, :2]
 
 
 def crossing_motion(store) -> np.ndarray | None:
@@ -328,7 +340,7 @@ def _canonical(model: OmniMotion, frames, p: np.ndarray) -> Tensor:
     B, n = p.shape[:2]
     config = model.config
     S = config.grid_layers
-    device = model.field.center.device
+    device = next(model.parameters()).device
     z = config.min_depth + (torch.arange(S, device=device) + 0.5) * ((config.max_depth - config.min_depth) / S)
     xy = normalize_pixels(torch.from_numpy(p).float().to(device), model.size)
     x = torch.cat([xy[:, None].expand(B, S, n, 2), z[:, None, None].expand(B, S, n, 1)], dim=-1)

@@ -118,7 +118,7 @@ class Trainer:
         largest = schedules.max_interval(s, options.start_interval, len(self.sequence))
         batch = self.sampler.batch(largest, lambda interval: schedules.pair_weight(interval, largest),
                                    self.pair_slice)
-        jitter = torch.rand(options.num_pairs, 1, options.num_samples_ray, device=self.device,
+        jitter = torch.rand(options.num_pairs, 1, self.model.config.num_samples_ray, device=self.device,
                             generator=self.generators["jitter"])
         weights = schedules.loss_weights(s, options.distortion_start, options.w_smoothness, options.w_depth)
         near_share = NEAR_SHARE if options.mask_near and s < NEAR_STEPS else 0.0

@@ -1,4 +1,7 @@
-"""C++ kernels for CPUs with a bfloat16 matrix unit (Intel AMX): compiled on first use, cached in the user's cache."""
+"""C++ kernels for CPUs: compiled on first use, cached in the user's cache.
+
+Those of the networks (`kernels`) need a bfloat16 matrix unit (Intel AMX), those of displacement grids (`warp_kernels`)
+run on any CPU."""
 
 import hashlib
 import logging
@@ -12,9 +15,9 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-NAME = "omnimotion_turbo_native"
 FOLDER = Path(__file__).parent
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"]
+FLAGS = ["-O3", "-march=native", "-fopenmp"]
+MATRIX_FLAGS = ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"]
 MAX_OUTPUTS = 8      # largest number of outputs of the last layer
 WIDTH_MULTIPLE = 32  # hidden widths must be multiples of this number of units
 
@@ -27,16 +30,28 @@ def matrix_unit() -> bool:
 
 @cache
 def kernels():
-    """Namespace of compiled operators. None without a matrix unit, or if compilation fails (a warning is logged)."""
-    if not matrix_unit():
+    """Namespace of the compiled operators of the networks. None without a matrix unit, or if compilation fails (a
+    warning is logged)."""
+    if not matrix_unit() or not _load("omnimotion_turbo_native", ["chain.cpp", "gabor.cpp"], FLAGS + MATRIX_FLAGS):
         return None
+    return torch.ops.omnimotion_turbo
+
+
+@cache
+def warp_kernels():
+    """Namespace of the compiled operators of models/kernels/warp.py. None if compilation fails (a warning is logged)."""
+    return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", ["warp.cpp"], FLAGS) else None
+
+
+def _load(name: str, sources: list[str], flags: list[str]) -> bool:
+    """Load a library, after compiling it if necessary. False, with a warning, if that fails."""
     try:
-        torch.ops.load_library(_library())
+        torch.ops.load_library(_library(name, sources, flags))
     except (OSError, RuntimeError, ImportError) as error:  # no compiler, no ninja, no writable cache
         log.warning("the C++ kernels cannot be built (%s): PyTorch's are used, which are slower. They need g++ "
                     "and ninja", str(error).splitlines()[0])
-        return None
-    return torch.ops.omnimotion_turbo
+        return False
+    return True
 
 
 def fits(layers: list[tuple[Tensor, Tensor]]) -> bool:
@@ -47,24 +62,24 @@ def fits(layers: list[tuple[Tensor, Tensor]]) -> bool:
         layers[0][0].dtype == torch.float32)
 
 
-def _library() -> Path:
+def _library(name: str, sources: list[str], flags: list[str]) -> Path:
     """Path of the shared library. Compiles it if the cache has none for these sources, flags, CPU and PyTorch."""
-    sources = sorted(FOLDER.glob("*.cpp"))
-    text = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*")))
+    paths = [FOLDER / source for source in sources]
+    text = b"".join(path.read_bytes() for path in [*paths, *sorted(FOLDER.glob("*.h"))])
     cpu = str(torch.cpu.get_capabilities().get("cpu_name", ""))  # -march=native compiles for this CPU
-    key = hashlib.sha256(text + " ".join([torch.__version__, cpu, *FLAGS]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(text + " ".join([torch.__version__, cpu, *flags]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "omnimotion-turbo"
-    library = folder / f"{NAME}-{key}.so"
+    library = folder / f"{name}-{key}.so"
     if not library.is_file():
         from torch.utils.cpp_extension import load
 
-        log.info("compiling the C++ kernels into %s (half a minute, once)", folder)
+        log.info("compiling C++ kernels into %s (half a minute, once)", folder)
         folder.mkdir(parents=True, exist_ok=True)
         build = Path(tempfile.mkdtemp(dir=folder))  # separate folder: safe with parallel or killed builds
         try:
-            load(NAME, [str(path) for path in sources], extra_cflags=FLAGS, build_directory=str(build),
+            load(name, [str(path) for path in paths], extra_cflags=flags, build_directory=str(build),
                  is_python_module=False)
-            (build / f"{NAME}.so").replace(library)
+            (build / f"{name}.so").replace(library)
         finally:
             shutil.rmtree(build, ignore_errors=True)
     return library
