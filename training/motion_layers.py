@@ -35,12 +35,14 @@ from torch import Tensor
 from common.geometry import corners
 from models.coords import denormalize_pixels, normalize_pixels
 from models.omnimotion import OmniMotion
+from training.layer_similarities import LayerSimilarities, apply, similarity
 
 GRID_SIDE = 128             # positions of a coarse grid along the longer side
 
 # shares of the frame's longer side
 MIN_MOTION = 3 / 256        # smallest motion relative to the background that is a foreground's
 MAX_MOTION = 0.3            # largest one; what moves farther has no frames between where it could be interpolated
+OWN_MOTION = 12 / 256       # distance from the foreground's similarity at which motion counts a quarter
 MIN_CROSSING = 0.5          # distance that a fast occluder covers against the background, at least
 RADII = (0.06, 0.12, 0.24)  # standard deviations of the windows over which foreground motion is averaged
 VOTE_SCALE = 2 / 256        # error that counts 1 in a vote
@@ -52,18 +54,9 @@ MIN_KNOWN = 0.4             # of the positions with a known D_t, from which on B
 FULL_WINDOW = (0.2, 0.2, 1e-3)  # of moving positions under the window of each radius; below it, the next one takes part
 MIN_CELL_AREA = 0.2         # of a cell's original area that remains after the displacement
 
-MIN_POINTS = 10             # minimum number of points for a similarity
-ITERATIONS = 10             # of iteratively reweighted least squares
 TARGETS = 8                 # frames j of each frame t that vote, evenly among those with correspondences
 PRIOR_VOTE = 0.1            # mean size of the votes at which v reaches half of what it can be
 VOTE_BLUR = 1.0             # standard deviation in vertices
-
-
-class ToMiddle(NamedTuple):
-    """Motion from a frame t to the middle frame."""
-    D: np.ndarray       # D_t  (h, w, 2)
-    known: np.ndarray   # where the flow behind D_t is consistent in every frame  (h, w)
-    B: np.ndarray       # B_t  (2, 3)
 
 
 class LayerMotion(NamedTuple):
@@ -90,21 +83,21 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
     T = store.num_frames
     m = T // 2
     p, _ = _coarse_grid(store.size)
+    fitted = LayerSimilarities(store)
+    front, behind = fitted.foreground, fitted.background
     foreground = np.empty((T, *vertices.shape), np.float32)
-    background = np.empty((T, *vertices.shape), np.float32)
-    similarity = np.empty((T, 2, 3))  # of both
     for frames in (range(m, -1, -1), range(m, T)):
-        motion = ToMiddle(np.zeros_like(p), np.ones(p.shape[:2], bool), np.eye(2, 3))
+        D, known = np.zeros_like(p), np.ones(p.shape[:2], bool)
         for t in frames:
             if t != m:
-                motion = _extend_by_a_frame(store, t, t + (1 if t < m else -1), motion)
-            similarity[t] = motion.B
-            background[t] = _apply(motion.B, vertices) - vertices
-            foreground[t] = background[t] + _foreground_motion(motion, store.size, vertices)
-    layers = [(similarity, foreground), (similarity, background)]
+                D, known = _extend_by_a_frame(store, t, t + (1 if t < m else -1), D, known)
+            foreground[t] = apply(front[t], vertices) - vertices + _foreground_motion(
+                D, known, behind[t], front[t], store.size, vertices)
+    background = np.stack([apply(B, vertices) - vertices for B in behind]).astype(np.float32)
+    layers = [(front, foreground), (behind, background)]
     if crossing is not None:
         to_middle = _occluder_similarity(crossing)
-        layers.insert(0, (to_middle, np.stack([_apply(M, vertices) - vertices for M in to_middle])))
+        layers.insert(0, (to_middle, np.stack([apply(M, vertices) - vertices for M in to_middle]).astype(np.float32)))
     similarities, displacements = zip(*layers, strict=True)
     return LayerMotion(np.stack(similarities, axis=1), np.stack(displacements, axis=1))
 
@@ -144,8 +137,8 @@ def crossing_motion(store) -> np.ndarray | None:
     for part in best:
         out[part.t, :2] = part.similarity
     first, last = best[0], best[-1]
-    out[:first.t, :2, 2] = _apply(first.similarity, first.center) - first.center
-    out[last.t + 1:, :2, 2] = _apply(last.similarity, last.center) - last.center
+    out[:first.t, :2, 2] = apply(first.similarity, first.center) - first.center
+    out[last.t + 1:, :2, 2] = apply(last.similarity, last.center) - last.center
     return out
 
 
@@ -156,16 +149,16 @@ def _fast_part(store, t: int, speed: float) -> FastPart | None:
         return None
     p, flow, consistent = _coarse_flow(store, t, t + 1)
     q = p + flow
-    background = _similarity(p[consistent], q[consistent], 0.5)
+    background = similarity(p[consistent], q[consistent], 0.5)
     if background is None:
         return None
-    against = q - _apply(background, p)
+    against = q - apply(background, p)
     fast = consistent & (np.linalg.norm(against, axis=-1) > speed)
     tolerance = min(MIN_MOTION * max(store.size), speed / 2)
-    M = _similarity(p[fast], q[fast], tolerance / 2)
+    M = similarity(p[fast], q[fast], tolerance / 2)
     if M is None:
         return None
-    rigid = np.linalg.norm(_apply(M, p[fast]) - q[fast], axis=-1) < tolerance
+    rigid = np.linalg.norm(apply(M, p[fast]) - q[fast], axis=-1) < tolerance
     if rigid.mean() < OCCLUDER_RIGID or rigid.sum() < OCCLUDER_AREA * fast.size:
         return None
     return FastPart(t, M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0))
@@ -187,11 +180,10 @@ def _coarse_flow(store, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return p, pair.flow[::stride, ::stride], pair.cycle[::stride, ::stride]
 
 
-def _extend_by_a_frame(store, t: int, n: int, nearer: ToMiddle) -> ToMiddle:
-    """The motion from frame t, given that from the adjacent frame n, which is nearer to the middle frame."""
-    D, known, B = nearer
+def _extend_by_a_frame(store, t: int, n: int, D: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """D_t and where it is known, given those of the adjacent frame n, which is nearer to the middle frame."""
     if not store.counts[t, n]:  # a store of few pairs
-        return ToMiddle(D, np.zeros_like(known), B)
+        return D, np.zeros_like(known)
     p, flow, consistent = _coarse_flow(store, t, n)
     _, stride = _coarse_grid(store.size)
     q = p + flow
@@ -199,64 +191,29 @@ def _extend_by_a_frame(store, t: int, n: int, nearer: ToMiddle) -> ToMiddle:
     D = flow + cv2.remap(D, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = ((q >= 0) & (q <= p[-1, -1])).all(axis=-1)
     known = consistent & inside & (cv2.remap(known.astype(np.uint8), place, None, cv2.INTER_NEAREST) > 0)
-    step = _similarity(p[consistent], q[consistent], 0.5)
-    if step is not None:
-        B = B @ np.vstack([step, [0, 0, 1]])
-    if known.mean() > MIN_KNOWN:  # products over many frames drift
-        refit = _similarity(p[known], (p + D)[known], MIN_MOTION * max(store.size) / 2, B)
-        B = B if refit is None else refit
-    return ToMiddle(D, known, B)
+    return D, known
 
 
-def _similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None) -> np.ndarray | None:
-    """Robust fit of the similarity `(2, 3)` that maps positions p to q, both `(n, 2)`; None for fewer than MIN_POINTS.
+def _foreground_motion(D: np.ndarray, known: np.ndarray, B: np.ndarray, F: np.ndarray, size: tuple[int, int],
+                       at: np.ndarray) -> np.ndarray:
+    """Motion `(R, R, 2)` to the middle frame at positions `at` `(R, R, 2)`, beyond the foreground's similarity F
+    `(2, 3)`: a local mean over what moves against the background's, B; zero where nothing does. It does not fold.
 
-    Iteratively reweighted least squares with Geman-McClure weights, from `start`, or from the fit of the smallest mean
-    distance; `scale` is the distance in pixels at which the weight of a point is 1/4."""
-    if len(p) < MIN_POINTS:
-        return None
-    center = p.mean(axis=0, dtype=np.float64)
-    x, y = (p - center).T.astype(np.float64)
-    one, zero = np.ones(len(p)), np.zeros(len(p))
-    A = np.stack([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2, n, 4)
-    target = (q - center).T.astype(np.float64)  # (2, n)
-    S = start
-    for k in range(ITERATIONS):
-        r = np.linalg.norm(_apply(S, p) - q, axis=-1) if S is not None else one
-        if start is None and k < ITERATIONS / 2:
-            weights = 1 / np.maximum(r, 0.01)
-        else:
-            weights = (1 + (r / scale) ** 2) ** -2
-        WA = A * weights[:, None]
-        a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", WA, A) + 1e-9 * np.eye(4),
-                                       np.einsum("dnc,dn->c", WA, target))
-        R = np.array([[a, -b], [b, a]])
-        S = np.concatenate([R, (shift + center - R @ center)[:, None]], axis=1)
-    return S
-
-
-def _apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Positions `(..., 2)` after the affine map `(2, 3)`."""
-    return (p @ S[:, :2].T + S[:, 2]).astype(np.float32)
-
-
-def _foreground_motion(motion: ToMiddle, size: tuple[int, int], at: np.ndarray) -> np.ndarray:
-    """Motion against the background `(R, R, 2)` at positions `at` `(R, R, 2)`: a local mean over what moves, zero where
-    nothing does. It does not fold."""
-    D, known, B = motion
+    D `(h, w, 2)`: D_t; known `(h, w)`: where it is."""
     p, stride = _coarse_grid(size)
-    against = p + D - _apply(B, p)  # (h, w, 2)
+    against = p + D - apply(F, p)  # (h, w, 2)
+    from_background = np.linalg.norm(p + D - apply(B, p), axis=-1) / max(size)
     distance = np.linalg.norm(against, axis=-1) / max(size)
-    moving = known & (distance > MIN_MOTION) & (distance < MAX_MOTION)
-    values = np.dstack([against * moving[..., None], moving]).astype(np.float32)  # (h, w, 3)
+    weights = (known & (from_background > MIN_MOTION)) * (1 + (distance / OWN_MOTION) ** 2) ** -2  # (h, w)
+    values = np.dstack([against * weights[..., None], weights]).astype(np.float32)  # (h, w, 3)
     out = np.zeros_like(p)
-    left = np.ones((*moving.shape, 1), np.float32)
+    left = np.ones((*weights.shape, 1), np.float32)
     for radius, enough in zip(RADII, FULL_WINDOW, strict=True):
-        around = cv2.GaussianBlur(values, (0, 0), radius * max(moving.shape), borderType=cv2.BORDER_CONSTANT)
+        around = cv2.GaussianBlur(values, (0, 0), radius * max(weights.shape), borderType=cv2.BORDER_CONSTANT)
         share = np.minimum(around[..., 2:] / enough, 1)
         out += left * share * around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         left *= 1 - share
-    out = _without_folds(out, _apply(B, p), MIN_CELL_AREA * np.linalg.det(B[:, :2]) * stride ** 2)
+    out = _without_folds(out, apply(F, p), MIN_CELL_AREA * np.linalg.det(F[:, :2]) * stride ** 2)
     return cv2.remap(out, (at / stride).astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
