@@ -28,7 +28,7 @@ def saved_bytes(model, options) -> int:
     ids = torch.arange(options.num_pairs)
     pixels = torch.rand(options.num_pairs, options.num_pts, 2) * 400
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        jitter = torch.rand(options.num_pairs, 1, options.num_samples_ray)
+        jitter = torch.rand(options.num_pairs, 1, model.config.num_samples_ray)
         prediction = model.predict_pairs(pixels, ids, ids + 1, jitter)
     assert prediction.pixels.requires_grad
     return sum(storages.values())

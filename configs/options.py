@@ -174,8 +174,8 @@ OPTIONS = (
         Option("w_smoothness", float, 0.0, "weight of the scene-flow smoothness loss (OmniMotion: 20)"),
         Option("w_depth", float, 0.0, "weight of the depth prior loss (`python -m preprocessing --depth` writes the "
                "prior)", minimum=0),
-        Option("init_layers", bool, False, "deform = grid: initialize the deformation from segmented motion, "
-               "background behind foreground; with field = grid, also the field"),
+        Option("init_layers", bool, False, "deform = warp, grid: initialize the deformation from segmented "
+               "motion, background behind foreground; with field = images, grid, also the field"),
         Option("init_depth", bool, False, "before training, fit the canonical field to the depth prior of the middle "
                "frame"),
         Option("max_padding", float, 0.0, "distance in pixels; predictions farther outside the frame have no flow "
@@ -185,17 +185,19 @@ OPTIONS = (
     ),
     *_group(
         "model", TRAIN,
-        Option("num_samples_ray", int, 32, "samples per ray; eval, viz: only for OmniMotion checkpoints", ALL,
-               minimum=2),
+        Option("num_samples_ray", int, 32, "samples per ray; deform = warp: always one a layer; eval, viz: only for "
+               "OmniMotion checkpoints", ALL, minimum=2),
         Option("min_depth", float, 0.0, "nearest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
         Option("max_depth", float, 2.0, "farthest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
-        Option("deform", ("mlp", "warp", "grid"), "mlp", "map between a frame and the canonical volume: coupling layers with "
-               "MLPs, or space-time displacement grids, which are much faster"),
-        Option("grid_levels", int, 6, "deform = grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
+        Option("deform", ("mlp", "warp", "grid"), "mlp", "map between a frame and the canonical volume: coupling "
+               "layers with MLPs; invertible grids for each motion layer (warp), which are much faster; or grids whose maps "
+               "may fold, from earlier versions"),
+        Option("grid_levels", int, 6, "deform = warp, grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
                minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
-        Option("grid_layers", int, 0, "deform = grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
+        Option("grid_layers", int, 0, "deform = warp, grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
                "an object that crosses the frame", minimum=0, maximum=4),
-        Option("field", ("gabor", "images", "grid"), "gabor", "canonical field: a Gabor network, an image per motion layer, or grids"),
+        Option("field", ("gabor", "images", "grid"), "gabor", "canonical field: a Gabor network, an image "
+               "for each motion layer (with deform = warp), or a volume of grids"),
         Option("field_width", int, 256, "width of the canonical field", minimum=1),
         Option("field_layers", int, 3, "hidden layers of the canonical field", minimum=1),
         Option("field_encoding", ("periodic", "nerf", "none"), "periodic", "encoding of canonical points: periodic "

@@ -40,7 +40,8 @@ def check_model_options(options: Namespace) -> None:
     wrong = [f"--no-{name}" if getattr(options, name) is False else f"--{name} {getattr(options, name)}"
              for name, values in allowed.items() if getattr(options, name) not in values]
     if wrong:
-        raise UserError(f"--deform {options.deform} has no MLPs for {', '.join(wrong)}: leave it out, or say --deform mlp")
+        raise UserError(f"--deform {options.deform} has no MLPs for {', '.join(wrong)}: leave it out, or say --deform "
+                        "mlp")
     if options.init_layers and options.grid_layers not in (0, 2, 3):
         raise UserError(f"--init_layers initializes 2 or 3 motion layers: leave out --grid_layers "
                         f"{options.grid_layers}")

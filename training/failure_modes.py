@@ -150,7 +150,7 @@ def not_invertible(model: OmniMotion) -> dict[str, list[float]]:
     result that is not finite has not come back."""
     config = model.config
     device = next(model.parameters()).device
-    layers = config.grid_layers if config.deform == "grid" else MLP_DEPTHS
+    layers = MLP_DEPTHS if config.deform == "mlp" else config.grid_layers
     side = torch.linspace(-1, 1, ROUND_TRIP_SIDE, device=device)
     y, x = torch.meshgrid(side, side, indexing="ij")
     shares = {}
@@ -176,8 +176,8 @@ def invertibility_findings(shares: dict[str, list[float]]) -> list[Finding]:
     return [Finding(
         f"maps are not invertible: {share:.1%} of the positions of the {worst} frame do not come back from the "
         f"canonical volume (more than {MAX_ROUND_TRIP:g} px off)",
-        "Do not trust tracks through such positions. The maps of configs/small.txt and configs/default.txt are "
-        "invertible except for rounding (--precision fp32)")]
+        "Do not trust tracks through such positions. --deform warp (configs/fast.txt) and --deform mlp with "
+        "--precision fp32 are invertible except for rounding")]
 
 
 def diagnosis_due(step: int, num_iters: int) -> bool:

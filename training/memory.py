@@ -55,7 +55,7 @@ def plan(trainer) -> Estimate:
         model.recompute_above = 0
         model.piece = piece
         model.field_piece = min(piece or FIELD_PIECE, FIELD_PIECE)
-        options.chunk_size = min(options.chunk_size, max(model.field_piece // options.num_samples_ray, 1))
+        options.chunk_size = min(options.chunk_size, max(model.field_piece // model.config.num_samples_ray, 1))
         estimate = measure(trainer)
         if estimate.total <= limit:
             break
@@ -114,7 +114,7 @@ def pass_peak(model: OmniMotion, pairs: int, points: int, options, device: torch
     pixels = (torch.rand(pairs, points, 2, generator=generator) * largest).to(device)
     # the smoothness term needs a frame before and after each of these
     ids = (1 + torch.arange(2 * pairs, device=device) % max(model.config.num_frames - 2, 1)).view(2, -1)
-    jitter = torch.rand(pairs, 1, options.num_samples_ray, generator=generator).to(device)
+    jitter = torch.rand(pairs, 1, model.config.num_samples_ray, generator=generator).to(device)
     batch = Batch(*ids, pixels, pixels, torch.rand(pairs, points, 3, generator=generator).to(device),
                   torch.ones(pairs, points, device=device))
     weights = loss_weights(100_000, 0, options.w_smoothness, options.w_depth)

@@ -64,7 +64,7 @@ class Monitor:
         losses = {f"loss/{name}": float(value) for name, value in terms.items()}
         rates = {f"lr/{name}": group["lr"] for name, group in parameter_groups(trainer.optimizers).items()}
         steps_per_second = self.bar.format_dict["rate"] or 0.0
-        samples_per_step = options.num_pairs * options.num_pts * options.num_samples_ray
+        samples_per_step = options.num_pairs * options.num_pts * trainer.model.config.num_samples_ray
         return {**losses, **rates, "flow_error_px": float(error), "gradient_norm": float(trainer.gradient_norm),
                 "steps_per_second": steps_per_second, "samples_per_second": steps_per_second * samples_per_step}
 

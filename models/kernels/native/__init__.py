@@ -39,7 +39,7 @@ def kernels():
 
 @cache
 def warp_kernels():
-    """Namespace of the compiled operators of models/kernels/warp.py. None if compilation fails (a warning is logged)."""
+    """Namespace of the compiled operators of models/kernels/warp.py; None, with a warning, if they cannot be built."""
     return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", ["warp.cpp"], FLAGS) else None
 
 

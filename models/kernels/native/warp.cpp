@@ -257,7 +257,8 @@ Tensor bounded_sum(const Tensor& ids, at::TensorList grids, at::TensorList befor
   Tensor out = at::empty({frames, channels, grids[0].size(2), grids[0].size(3)}, grids[0].options());
   float* const result = out.data_ptr<float>();
   std::vector<std::vector<Moments>> moments;
-  for (size_t k = 0; k < grids.size(); ++k) moments.push_back(moments_of(ids, before[k], share[k], grids[k].size(0), scales[k]));
+  for (size_t k = 0; k < grids.size(); ++k)
+    moments.push_back(moments_of(ids, before[k], share[k], grids[k].size(0), scales[k]));
   const float inverse_square = static_cast<float>(1 / (largest * largest));
   at::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
@@ -268,10 +269,10 @@ Tensor bounded_sum(const Tensor& ids, at::TensorList grids, at::TensorList befor
         const float* const p = values + m.before * channels * area;
         const float* const q = values + m.after * channels * area;
         const float wp = m.weight_before, wq = m.weight_after;
-        if (k == 0 && wq == 0) for (int64_t n = 0; n < channels * area; ++n) v[n] = wp * p[n];
-        else if (k == 0) for (int64_t n = 0; n < channels * area; ++n) v[n] = wp * p[n] + wq * q[n];
-        else if (wq == 0) for (int64_t n = 0; n < channels * area; ++n) v[n] += wp * p[n];
-        else for (int64_t n = 0; n < channels * area; ++n) v[n] += wp * p[n] + wq * q[n];
+        if (k == 0) std::fill(v, v + channels * area, 0.f);
+        for (int64_t n = 0; n < channels * area; ++n) v[n] += wp * p[n];
+        if (wq != 0)
+          for (int64_t n = 0; n < channels * area; ++n) v[n] += wq * q[n];
       }
       for (int64_t n = 0; n < channels * area; ++n) v[n] /= std::sqrt(1 + v[n] * v[n] * inverse_square);
     }
