@@ -190,8 +190,8 @@ OPTIONS = (
         Option("min_depth", float, 0.0, "nearest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
         Option("max_depth", float, 2.0, "farthest depth of a sample; eval, viz: only for OmniMotion checkpoints", ALL),
         Option("deform", ("mlp", "warp", "grid"), "mlp", "map between a frame and the canonical volume: coupling "
-               "layers with MLPs; invertible grids for each motion layer (warp), which are much faster; or grids whose maps "
-               "may fold, from earlier versions"),
+               "layers with MLPs; invertible grids for each motion layer (warp), which are much faster; or grids whose "
+               "maps may fold, from earlier versions"),
         Option("grid_levels", int, 6, "deform = warp, grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
                minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
         Option("grid_layers", int, 0, "deform = warp, grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
