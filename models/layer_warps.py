@@ -101,9 +101,10 @@ class LayerWarps(nn.Module):
         n = grids.num_grids
         before = [getattr(grids, f"before_{k}") for k in range(n)]
         share = [getattr(grids, f"share_{k}") for k in range(n)]
-        levels = [bounded_sum(ids, list(grids.values)[k:k + n], before, share, grids.scales[k:k + n], largest)
+        values = list(grids.values)
+        levels = [bounded_sum(ids, values[k:k + n], before, share, grids.scales[k:k + n], largest)
                   .unflatten(1, (self.num_layers, 2))
-                  for k, largest in zip(range(0, len(grids.values), n), self.largest, strict=True)]
+                  for k, largest in zip(range(0, len(values), n), self.largest, strict=True)]
         [thetas] = self.thetas.levels(ids)
         return WarpMaps(self, levels, thetas[..., 0].unflatten(1, (self.num_layers, THETA)))
 
