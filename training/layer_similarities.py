@@ -164,8 +164,8 @@ def similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | N
     center = p.mean(axis=0, dtype=np.float64)
     x, y = (p - center).T.astype(np.float64)
     one, zero = np.ones(len(p)), np.zeros(len(p))
-    A = np.stack([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2, n, 4)
-    target = (q - center).T.astype(np.float64)  # (2, n)
+    A = np.concatenate([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2 n, 4)
+    target = (q - center).T.astype(np.float64).ravel()  # (2 n,)
     S = start
     for k in range(ITERATIONS):
         r = np.linalg.norm(apply(S, p) - q, axis=-1) if S is not None else one
@@ -173,9 +173,8 @@ def similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | N
             w = weights / np.maximum(r, 0.01)
         else:
             w = weights * (1 + (r / scale) ** 2) ** -2
-        WA = A * w[:, None]
-        a, b, *shift = np.linalg.solve(np.einsum("dnc,dne->ce", WA, A) + 1e-9 * np.eye(4),
-                                       np.einsum("dnc,dn->c", WA, target))
+        WA = (A * np.concatenate([w, w])[:, None]).T
+        a, b, *shift = np.linalg.solve(WA @ A + 1e-9 * np.eye(4), WA @ target)
         R = np.array([[a, -b], [b, a]])
         S = np.concatenate([R, (shift + center - R @ center)[:, None]], axis=1)
     return S
