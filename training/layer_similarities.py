@@ -29,6 +29,7 @@ MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
 MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks
 
 MIN_REACH = 4         # frames from one seed to the next, at least; otherwise the layer is lost and no longer followed
+MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
 
@@ -135,7 +136,7 @@ class LayerSimilarities:
             for column, t in enumerate(ahead):
                 rows = np.flatnonzero(chosen & seed.visible[:, t])
                 fit = similarity(seed.tracks[rows, t], seed.points[rows], self.tolerance, weights=weights[rows])
-                if fit is None:
+                if fit is None or not 1 / MAX_SCALE < np.linalg.det(fit[:, :2]) ** 0.5 < MAX_SCALE:
                     break
                 found[t] = np.vstack([fit, [0, 0, 1]])
                 distances[:, column] = np.linalg.norm(apply(fit, seed.tracks[:, t]) - seed.points, axis=-1)
