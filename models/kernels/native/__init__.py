@@ -32,7 +32,8 @@ def matrix_unit() -> bool:
 def kernels():
     """Namespace of the compiled operators of the networks. None without a matrix unit, or if compilation fails (a
     warning is logged)."""
-    if not matrix_unit() or not _load("omnimotion_turbo_native", ["chain.cpp", "gabor.cpp"], FLAGS + MATRIX_FLAGS):
+    if not matrix_unit() or not _load("omnimotion_turbo_native", ["chain.cpp", "gabor.cpp"], FLAGS + MATRIX_FLAGS,
+                                      "steps of networks take longer"):
         return None
     return torch.ops.omnimotion_turbo
 
@@ -40,16 +41,18 @@ def kernels():
 @cache
 def warp_kernels():
     """Namespace of the compiled operators of models/kernels/warp.py; None, with a warning, if they cannot be built."""
-    return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", ["warp.cpp"], FLAGS) else None
+    cost = "a step of configs/fast.txt takes about 2.5 times as long"
+    return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", ["warp.cpp"], FLAGS, cost) else None
 
 
-def _load(name: str, sources: list[str], flags: list[str]) -> bool:
-    """Load a library, after compiling it if necessary. False, with a warning, if that fails."""
+def _load(name: str, sources: list[str], flags: list[str], cost: str) -> bool:
+    """Load a library, after compiling it if necessary. False, with a warning, if that fails. cost: what PyTorch's
+    version costs, for the warning."""
     try:
         torch.ops.load_library(_library(name, sources, flags))
     except (OSError, RuntimeError, ImportError) as error:  # no compiler, no ninja, no writable cache
-        log.warning("the C++ kernels cannot be built (%s): PyTorch's are used, which are slower. They need g++ "
-                    "and ninja", str(error).splitlines()[0])
+        log.warning("C++ kernels cannot be built (%s): PyTorch is used, %s. They need g++ and ninja",
+                    str(error).splitlines()[0], cost)
         return False
     return True
 
