@@ -42,6 +42,8 @@ def objective(model, batch, jitter: Tensor, weights: dict[str, float], near_shar
     depth_prior `(B, N)` is the prior at the batch's points, needed for the term of that name; pair_terms replaces
     `pair_objective` by a compiled version."""
     in_every_step = {name: weight for name, weight in weights.items() if name not in OPTIONAL_TERMS}
+    if model.config.deform == "warp":  # one sample a layer: there is no spread within a surface, only between layers
+        in_every_step.pop("distortion", None)
     prediction, total, terms = (pair_terms or pair_objective)(
         model, batch, jitter, near_share, in_every_step, padding, processes)
     if "smoothness" in weights:
