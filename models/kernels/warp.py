@@ -152,7 +152,7 @@ def displacement(points: Tensor, layer: Tensor, table: Tensor, extent: float) ->
     B, S, _, R, _ = table.shape
     cells = (R - 1) / (2 * extent)
     place = (points + extent) * cells  # (B, M, 2)
-    clamped = torch.where(place > 0, place.clamp(max=R - 1), torch.zeros_like(place))  # 0 for NaN
+    clamped = torch.where(place >= 0, place.clamp(max=R - 1), torch.zeros_like(place))  # 0 for NaN
     cell = clamped.detach().long().clamp(max=R - 2)
     right, down = (clamped - cell).unbind(-1)
     frame = torch.arange(B, device=points.device)[:, None]
