@@ -28,7 +28,7 @@ MIN_WEIGHT = 0.01     # tracks of smaller weights take no part in a fit
 MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
 MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks
 
-MIN_REACH = 4         # frames from one seed to the next, at least; otherwise the layer is lost and no longer followed
+MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
@@ -74,7 +74,8 @@ class LayerSimilarities:
                 for t, G in self._fits(seed, prior, weights, ahead):
                     out[t] = out[k] @ G
                     last = t
-                if abs(last - k) < MIN_REACH and last + direction in range(self.T):  # the layer is lost
+                lost = abs(last - k) < (1 if background is None else MIN_REACH)
+                if lost and last + direction in range(self.T):
                     for t in range(last + direction, ahead.stop, direction):
                         out[t] = out[last] @ self._at_rest(background, last, t)
                     break
