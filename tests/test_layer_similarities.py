@@ -1,0 +1,162 @@
+"""Background and foreground as one similarity a frame, from the tracks of stores whose motion is known."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from loaders.correspondence_format import DensePair
+from tests.fake_store import FakeStore
+from training import layer_similarities
+from training.layer_similarities import LayerSimilarities, apply, similarity
+
+SIZE, T = (48, 66), 17
+CENTER = np.array([32.5, 23.5])
+
+
+def motion(shift, angle=0.0, zoom=1.0):
+    """Similarities about the frame's center to frames 0 to T - 1 `(T, 3, 3)`; identity in frame T // 2. shift: pixels a
+    frame; angle, zoom: of the whole clip."""
+    out = np.tile(np.eye(3), (T, 1, 1))
+    for t in range(T):
+        share = (t - T // 2) / (T - 1)
+        a, z = angle * share, zoom ** share
+        R = z * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        out[t, :2] = np.concatenate([R, (CENTER - R @ CENTER + share * (T - 1) * R @ shift)[:, None]], 1)
+    return out
+
+
+class TwoLayers(FakeStore):
+    """A background, and a disc in front of it in the frames `shown`. Their motions `(T, 3, 3)` are from the middle
+    frame to every frame."""
+
+    def __init__(self, background, disc, center=(35.0, 23.0), radius=11.0, shown=range(T)):
+        super().__init__(SIZE, T)
+        self.background = background
+        self.disc = disc
+        self.center = np.array(center)
+        self.radius = radius
+        self.shown = shown
+        self.index = cache(self.index)
+
+    def on_disc(self, t, p):
+        """Whether positions p of frame t are on the disc."""
+        home = apply(np.linalg.inv(self.disc[t]), p)
+        return (np.linalg.norm(home - self.center, axis=-1) < self.radius) & (t in self.shown)
+
+    def dense(self, i, j):
+        H, W = SIZE
+        p = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1).astype(float)
+        on_disc = self.on_disc(i, p)
+        q = np.where(on_disc[..., None], apply(self.disc[j] @ np.linalg.inv(self.disc[i]), p),
+                     apply(self.background[j] @ np.linalg.inv(self.background[i]), p))
+        inside = ((q >= 0) & (q <= [W - 1, H - 1])).all(-1)
+        seen = inside & (self.on_disc(j, q) == on_disc)
+        return DensePair((q - p).astype(np.float32), seen, seen, ~seen)
+
+    def errors(self, found):
+        """Largest error of both layers in every frame `(2, T)`, in pixels of that frame: of the background over the
+        frame, of the disc over its extent."""
+        border = np.stack(np.meshgrid([0, 33, 65], [0, 24, 47]), -1).reshape(-1, 2).astype(float)
+        out = []
+        for maps, truth, home in ((found.background, self.background, None),
+                                  (found.foreground, self.disc, self.center + self.radius * np.array(
+                                      [[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]))):
+            for t in range(T):
+                p = border if home is None else apply(truth[t], home)
+                to_middle = np.vstack([maps[t], [0, 0, 1]])
+                out.append(np.abs(apply(truth[t] @ to_middle, p) - p).max())
+        return np.array(out).reshape(2, T)
+
+
+STEADY = motion(np.array([0.7, -0.3]), angle=0.3, zoom=1.3)
+TRAVELING = motion(np.array([12.0, 0.0]), angle=1.0, zoom=1.6)
+FAST = motion(np.array([17.0, 0.0]), angle=1.0, zoom=1.6)  # a quarter of the frame with each frame
+DISC = motion(np.array([-0.9, 0.5]), angle=-0.8, zoom=0.9)      # stays in the frame
+
+
+def corrupted(monkeypatch, share):
+    """Replace a share of all tracks by random walks that count as visible."""
+    follow = layer_similarities.follow_intervals
+
+    def wrong(*arguments):
+        paths = follow(*arguments)
+        rng = np.random.default_rng(0)
+        rows = rng.random(len(paths.tracks)) < share
+        start = arguments[0][rows, :0:-1]
+        k = int(arguments[0][0, 0])
+        walk = rng.normal(0, 3, (rows.sum(), T, 2)).cumsum(1)
+        paths.tracks[rows] = start[:, None] + walk - walk[:, k:k + 1]
+        paths.visible[rows] = True
+        return paths
+
+    monkeypatch.setattr(layer_similarities, "follow_intervals", wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+@pytest.mark.parametrize("background", [STEADY, TRAVELING], ids=["steady", "traveling"])
+def test_both_layers_are_found_within_a_pixel(background, wrong, monkeypatch):
+    """Where the camera travels, the first and the last frame have nothing in common with the middle one."""
+    store = TwoLayers(background, DISC)
+    if background is TRAVELING:
+        assert not any(store.index(t, T // 2).cycle[~store.on_disc(t, pixels()).ravel()].any() for t in (0, T - 1))
+    if wrong:
+        corrupted(monkeypatch, wrong)
+    found = LayerSimilarities(store)
+    assert np.array_equal(found.background[T // 2], np.eye(3)[:2])
+    assert np.array_equal(found.foreground[T // 2], np.eye(3)[:2])
+    errors = store.errors(found)
+    assert errors.max() < 1, errors.round(1)
+
+
+def test_the_background_is_followed_from_frame_to_frame_if_need_be():
+    store = TwoLayers(FAST, DISC)
+    assert store.errors(LayerSimilarities(store)).max() < 1
+
+
+def pixels():
+    return np.stack(np.meshgrid(np.arange(SIZE[1]), np.arange(SIZE[0])), -1).astype(float)
+
+
+def test_a_layer_that_is_lost_is_at_rest_against_the_background():
+    """The disc is seen in nine frames around the middle."""
+    store = TwoLayers(TRAVELING, DISC, shown=range(T // 2 - 4, T // 2 + 5))
+    found = LayerSimilarities(store)
+    F, B = (np.concatenate([x, np.tile([[[0, 0, 1]]], (T, 1, 1))], 1) for x in (found.foreground, found.background))
+    for first, second in ((0, 1), (0, 3), (T - 1, T - 2), (T - 1, T - 4)):
+        against = np.linalg.inv(F[first]) @ F[second] - np.linalg.inv(B[first]) @ B[second]
+        assert np.abs(apply(np.eye(3) + against, CENTER) - CENTER).max() < 1e-2
+    assert store.errors(found)[1, T // 2 - 3:T // 2 + 4].max() < 1  # where it is seen
+    assert store.errors(found)[0].max() < 1
+
+
+def test_without_a_foreground_its_layer_moves_as_the_background():
+    found = LayerSimilarities(TwoLayers(STEADY, DISC, shown=()))
+    assert np.allclose(found.foreground, found.background)
+
+
+def test_where_no_flow_is_stored_the_layers_rest():
+    store = TwoLayers(STEADY, DISC)
+    store.counts[:4] = store.counts[:, :4] = 0
+    found = LayerSimilarities(store)
+    for maps in (found.background, found.foreground):
+        assert np.allclose(maps[:4], maps[4])
+    assert store.errors(found)[:, 4:].max() < 1
+    store.counts[:] = 0
+    nothing = LayerSimilarities(store)
+    assert np.array_equal(nothing.background, np.tile(np.eye(3)[:2], (T, 1, 1)))
+    assert np.allclose(nothing.foreground, nothing.background)
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.4])
+def test_a_similarity_is_fitted_despite_outliers(outliers):
+    rng = np.random.default_rng(0)
+    S = np.array([[0.8, -0.6, 300.0], [0.6, 0.8, -50.0]]) * 1.5
+    p = rng.uniform(0, 200, (100, 2))
+    q = apply(S, p) + rng.normal(0, 0.05, p.shape)
+    wrong = rng.random(100) < outliers
+    q[wrong] += rng.normal(0, 80, (wrong.sum(), 2))
+    assert np.abs(apply(similarity(p, q, 1.0), p) - apply(S, p)).max() < 0.2
+    weights = np.where(wrong, 0, 1)
+    assert np.abs(apply(similarity(p, q, 1.0, weights=weights), p) - apply(S, p)).max() < 0.2
+    assert similarity(p[:5], q[:5], 1.0) is None
