@@ -64,6 +64,7 @@ class LayerImages(nn.Module):
 
         `votes` `(S - 1, side, side)`, rows along y: -1 where the layer is known to be empty, 1 where it is known to be
         visible, 0 unknown."""
+        votes = votes.to(self.levels[-1].device)
         self.levels[-1][:-1, 3] += (SEEN_DENSITY_BIAS * votes.clamp(min=0) - EMPTY_DENSITY_BIAS * votes.clamp(max=0))
 
     def _layer(self, u: Tensor) -> Tensor:
