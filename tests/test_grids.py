@@ -16,6 +16,8 @@ from models.grid_field import DENSITY_SCALE, SIDES, GridField, contract_each
 from models.invertible import invert_affine
 from models.omnimotion import ModelConfig, OmniMotion
 
+KINDS = pytest.mark.parametrize("kind,field", [("grid", "grid"), ("warp", "images")])
+
 
 def random_network(num_frames: int, spread: float = 0.15, num_levels: int = 3, num_layers: int = 2) -> GridNetwork:
     """Displacements of neighboring vertices differ by about `spread` of a cell."""
@@ -227,8 +229,9 @@ def test_the_field_is_defined_far_outside_its_grid():
     assert (contract_each(v).diff() > 0).all() and contract_each(v).abs().max() < 2
 
 
-def test_parameters_do_not_depend_on_the_options_that_grids_ignore():
-    small, large = (OmniMotion(ModelConfig(5, 20, 30, deform="grid", field="grid", coupling_width=w)) for w in (8, 256))
+@KINDS
+def test_parameters_do_not_depend_on_the_options_that_grids_ignore(kind, field):
+    small, large = (OmniMotion(ModelConfig(5, 20, 30, deform=kind, field=field, coupling_width=w)) for w in (8, 256))
     assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in large.parameters())
     assert small.time_latent.frozen.shape == (5, 0)
 
@@ -239,17 +242,19 @@ def test_long_clips_have_slower_grids_too(num_frames, counts):
 
 
 @pytest.mark.parametrize("wrong", [["--optimizer", "muon"], ["--no-use_affine"], ["--mlp_backend", "triton"]])
-def test_options_of_mlps_are_refused(wrong):
-    options = parse("train", ["--config", "configs/fast.txt", *wrong])
-    with pytest.raises(UserError, match="--deform grid has no MLPs for " + " ".join(wrong)):
+@KINDS
+def test_options_of_mlps_are_refused(wrong, kind, field):
+    options = parse("train", ["--config", "configs/fast.txt", "--deform", kind, "--field", field, *wrong])
+    with pytest.raises(UserError, match=f"--deform {kind} has no MLPs for " + " ".join(wrong)):
         new_model(options, 5, (20, 30), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("changes", [
     {"num_frames": 0}, {"num_frames": 0.001}, {"grid_levels": 12}, {"num_frames": 90_000}, {"grid_layers": 0},
     {"grid_layers": 90_000}])
-def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes):
-    config = ModelConfig(5, 20, 30, deform="grid", field="grid")
+@KINDS
+def test_a_checkpoint_cannot_claim_grids_that_it_does_not_have(changes, kind, field):
+    config = ModelConfig(5, 20, 30, deform=kind, field=field)
     state = OmniMotion(config).state_dict()
     assert checkpoint_num_frames(Checkpoint(asdict(config), state), Path("good.pth")) == 5
     with pytest.raises(UserError, match=r"bad\.pth is damaged"):
@@ -275,9 +280,10 @@ def test_a_checkpoint_without_grid_settings_is_read():
 
 
 @pytest.mark.parametrize("pieces", [0, 64])
-def test_recomputed_activations_give_the_same_gradients(pieces):
+@KINDS
+def test_recomputed_activations_give_the_same_gradients(pieces, kind, field):
     torch.manual_seed(0)
-    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=4, deform="grid", field="grid", grid_levels=2))
+    model = OmniMotion(ModelConfig(4, 20, 30, num_samples_ray=4, deform=kind, field=field, grid_levels=2))
     p, ids = torch.rand(2, 40, 2) * 19, torch.tensor([0, 2])
     gradients = []
     for above in (1 << 30, 0):

@@ -8,24 +8,28 @@ import torch
 
 from common.errors import UserError
 from configs.options import parse
-from loaders.correspondence_format import STEPS, DensePair, StoredPair
+from loaders.correspondence_format import DensePair
 from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridNetwork
 from models.grid_field import GridField
+from models.layer_images import LayerImages
 from models.omnimotion import ModelConfig, OmniMotion
+from tests.fake_store import FakeStore
+from training.initialization import MotionLayers, _start_from_motion, affine_parameters, canonical_boxes
 from training.motion_layers import _votes, crossing_motion, layer_votes, layers_of_motion
 from training.trainer import Trainer
 
 H, W, T = 96, 128, 9
 
 
-class Moving:
+class Moving(FakeStore):
     """Correspondences of a background that follows similarities and a square that moves against it."""
 
     def __init__(self, background, square, size=(H, W), num_frames=T, center=(60, 50)):
-        self.num_frames, self.size, self.background, self.square = num_frames, size, background, square
+        super().__init__(size, num_frames)
+        self.background = background
+        self.square = square
         self.center = np.array(center)
-        self.counts, self.stored = 1 - np.eye(num_frames, dtype=int), "all"
 
     def place(self, t, p):
         """Positions in frame t of points of the background and of the square, given before any motion."""
@@ -47,19 +51,15 @@ class Moving:
         believed = ((to >= 0) & (to <= [W - 1, H - 1])).all(-1)
         return DensePair((to - p).astype(np.float32), believed, believed, ~believed)
 
-    def index(self, i, j):
-        """As in the store. Invalid flow is random, and a store with `half` density has every other pixel."""
-        pair, noise = self.dense(i, j), np.random.default_rng(i)
-        flow = np.where(pair.cycle[..., None], pair.flow, noise.uniform(-20, 20, pair.flow.shape))
-        kept = (np.indices(self.size).sum(0) + i + j) % 2 == 0 if self.stored == "half" else np.ones(self.size, bool)
-        pixels = np.flatnonzero(kept)
-        return StoredPair(pixels, np.rint(flow.reshape(-1, 2)[pixels] * STEPS).astype(np.int16),
-                          pair.cycle.ravel()[pixels], pair.occlusion.ravel()[pixels])
-
 
 @pytest.fixture
 def scene():
     return Moving((0.004, 0.003, np.array([1.5, -0.5])), [-2.0, 1.0])
+
+
+def displacements(*arguments):
+    """Motion of every frame and layer to the middle frame `(T, S, R, R, 2)`."""
+    return layers_of_motion(*arguments).displacement
 
 
 def vertices(sides=9, size=(H, W)):
@@ -70,14 +70,14 @@ def vertices(sides=9, size=(H, W)):
 @pytest.mark.parametrize("num_frames", [2, 5])
 def test_the_background_of_frames_larger_than_the_raster(size, num_frames):
     scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [-3.0, 1.0], size, num_frames), vertices(9, size)
-    far, m = layers_of_motion(scene, p)[:, 1], num_frames // 2
+    far, m = displacements(scene, p)[:, 1], num_frames // 2
     for t in range(num_frames):
         assert np.abs(far[t] - (scene.place(m, scene.back(t, p))[0] - p)).max() < 0.5, t
 
 
 def test_motion_layers_of_a_background_and_a_moving_square(scene):
     p = vertices()
-    near, far = layers_of_motion(scene, p).swapaxes(0, 1)
+    near, far = displacements(scene, p).swapaxes(0, 1)
     for t in range(T):
         expected = scene.place(T // 2, scene.back(t, p))[0] - p
         assert np.abs(far[t] - expected).max() < 0.3, t
@@ -93,8 +93,8 @@ def test_a_square_that_crosses_the_picture_has_a_layer_in_front():
     scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], center=(10, 50)), vertices()
     M = crossing_motion(scene)
     assert M.shape == (T - 1, 3, 3)
-    front, near, far = layers_of_motion(scene, p, M).swapaxes(0, 1)
-    two = layers_of_motion(scene, p).swapaxes(0, 1)
+    front, near, far = displacements(scene, p, M).swapaxes(0, 1)
+    two = displacements(scene, p).swapaxes(0, 1)
     assert np.array_equal(near, two[0]) and np.array_equal(far, two[1])
     for t in range(T):
         center = scene.center + np.array(scene.square) * t
@@ -151,7 +151,7 @@ def test_the_layer_in_front_composes_the_crossing_motion():
     M = np.tile(np.eye(3), (T - 1, 1, 1))
     for t, a in enumerate(generator.normal(0, 0.2, T - 1)):
         M[t, :2] = [[np.cos(a), -np.sin(a), generator.normal()], [np.sin(a), np.cos(a), generator.normal()]]
-    front, m = layers_of_motion(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), p, M)[:, 0], T // 2
+    front, m = displacements(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), p, M)[:, 0], T // 2
     for t in range(T):
         q = np.concatenate([p.reshape(-1, 2), np.ones((25, 1))], -1).T
         for k in range(t, m):
@@ -164,26 +164,31 @@ def test_the_layer_in_front_composes_the_crossing_motion():
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (2, 300)])
 def test_frames_of_a_row_or_a_column(size):
     scene = Moving((0.0, 0.0, np.array([0.5, 0.0])), [0.0, 0.0], size, 4)
-    assert np.isfinite(layers_of_motion(scene, vertices(5, size))).all() and crossing_motion(scene) is None
+    assert np.isfinite(displacements(scene, vertices(5, size))).all() and crossing_motion(scene) is None
 
 
 def test_initial_displacements_do_not_fold():
     """Two neighbors exchange places: displacements that are only averaged locally would fold."""
     scene, p = Moving((0.0, 0.0, np.zeros(2)), [-9.0, 0.0], center=(70, 50)), vertices(65)
-    near = layers_of_motion(scene, p)[:, 0]
+    near = displacements(scene, p)[:, 0]
     x, y = np.diff(p + near, axis=2)[:, :-1], np.diff(p + near, axis=1)[:, :, :-1]
     assert (x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]).min() > 0
 
 
 def test_nothing_moves_in_a_still_clip():
-    near, far = layers_of_motion(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), vertices()).swapaxes(0, 1)
+    near, far = displacements(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), vertices()).swapaxes(0, 1)
     assert np.allclose(near, 0, atol=1e-3) and np.allclose(far, 0, atol=1e-3)
 
 
-def test_frames_without_adjacent_flow_take_the_background_of_the_next(scene):
-    scene.counts[1] = scene.counts[:, 1] = 0
-    near, far = layers_of_motion(scene, vertices()).swapaxes(0, 1)
-    assert np.isfinite(near).all() and np.allclose(far[1], far[2]) and np.allclose(near[0], far[0])
+def test_frames_without_flow_take_the_similarities_of_the_next(scene):
+    scene.counts[:2] = scene.counts[:, :2] = 0
+    motion = layers_of_motion(scene, vertices())
+    assert np.isfinite(motion.displacement).all()
+    for t in range(2):
+        assert np.allclose(motion.similarity[t], motion.similarity[2])
+        near, far = (np.stack([S[:, :2] @ p + S[:, 2] - p for p in vertices().reshape(-1, 2)]).reshape(9, 9, 2)
+                     for S in motion.similarity[2])
+        assert np.allclose(motion.displacement[t], [near, far], atol=1e-3)
 
 
 def test_a_network_is_initialized_at_given_displacements(scene):
@@ -209,7 +214,7 @@ def test_init_layers_initializes_grids_and_is_refused_for_mlps(small_sequence, t
     still = Trainer(plain).model.correspond(p, torch.tensor([0]), torch.tensor([T // 2]))[0]
     truth = p + torch.from_numpy(stored.flow[[30, 20], [20, 40]])
     assert (moved - truth).norm(dim=-1).mean() < (still - truth).norm(dim=-1).mean()
-    with pytest.raises(UserError, match="--init_layers needs --deform grid"):
+    with pytest.raises(UserError, match="--init_layers needs --deform warp"):
         Trainer(parse("train", arguments))
 
 
@@ -259,15 +264,22 @@ def test_numbers_of_layers_that_cannot_be_initialized_are_refused(start, layers,
 
 # Which layer a place shows
 
-def started(scene, crossing=None, samples=16):
-    """A model whose maps start as the trainer's do, and the votes for its layers `(S - 1, R, R)`."""
+def started(scene, crossing=None, samples=None):
+    """A model whose maps start as the trainer's do, and the votes for its layers `(S - 1, R, R)`. With a number of
+    `samples` on a ray, that of `--deform grid`, otherwise that of `--deform warp`."""
     torch.manual_seed(0)
-    model = OmniMotion(ModelConfig(scene.num_frames, *scene.size, deform="grid", field="grid",
-                                   num_samples_ray=samples, grid_layers=2 if crossing is None else 3))
+    S = 2 if crossing is None else 3
+    kind = {"deform": "grid", "field": "grid"} if samples else {"deform": "warp", "field": "images"}
+    model = OmniMotion(ModelConfig(scene.num_frames, *scene.size, **kind, num_samples_ray=samples or S, grid_layers=S))
     at = model.deform.vertices()
     pixels = denormalize_pixels(at, scene.size)
-    moved = torch.from_numpy(layers_of_motion(scene, pixels.numpy(), crossing))
-    model.deform.start_at(normalize_pixels(pixels + moved, scene.size) - at)
+    motion = layers_of_motion(scene, pixels.numpy(), crossing)
+    target = normalize_pixels(pixels + torch.from_numpy(motion.displacement), scene.size)
+    if samples:
+        model.deform.start_at(target - at)
+    else:
+        model.deform.start_at(affine_parameters(motion.similarity, scene.size), target)
+        model.field.set_boxes(*canonical_boxes(model))
     return model, layer_votes(model, scene)
 
 
@@ -289,7 +301,8 @@ def in_and_around(scene, t, margin):
 
 
 @pytest.mark.parametrize("size,stored,samples", [
-    ((H, W), "all", 16), ((H, W), "half", 32), ((260, 130), "half", 16), ((140, 220), "all", 8)])
+    ((H, W), "all", None), ((H, W), "all", 16), ((H, W), "half", 32), ((260, 130), "half", None),
+    ((260, 130), "half", 16), ((140, 220), "all", None)])
 def test_the_initial_depth_has_the_moving_square_in_front_in_every_frame(size, stored, samples):
     """Also of frames larger than the raster, and of stores that keep half of the pixels."""
     scene = Moving((0.004, 0.003, np.array([1.5, -0.5])), [-3.0, 1.0], size)
@@ -303,9 +316,10 @@ def test_the_initial_depth_has_the_moving_square_in_front_in_every_frame(size, s
         assert (found[inside] < 0.6).mean() > 0.9 and (found[outside] > 0.8).mean() > 0.9, t
 
 
-def test_the_initial_depth_has_the_crossing_square_in_front_of_all():
+@pytest.mark.parametrize("samples", [None, 16])
+def test_the_initial_depth_has_the_crossing_square_in_front_of_all(samples):
     scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], center=(10, 50))
-    model, votes = started(scene, crossing_motion(scene))
+    model, votes = started(scene, crossing_motion(scene), samples)
     model.field.start_at(torch.from_numpy(votes))
     for t in (1, 3, T - 2):
         found, (inside, outside) = depths(model, scene, t), in_and_around(scene, t, margin=5)
@@ -365,19 +379,39 @@ def test_initial_votes_change_the_density_in_the_depth_range_of_their_layer(S):
         assert inside.sum() > 40 and torch.equal((after - before)[inside].sign(), torch.full_like(after[inside], sign))
 
 
-@pytest.mark.parametrize("more,start", [([], True), (["--grid_layers", "2"], True), (["--field", "gabor"], False)])
-def test_the_trainer_initializes_the_grid_field_from_votes(more, start, small_sequence, tmp_path):
+GRIDS = ["--deform", "grid", "--field", "grid", "--num_samples_ray", "16"]
+
+
+@pytest.mark.parametrize("more,start", [
+    ([], True), (["--grid_layers", "2"], True), (GRIDS, True), (["--field", "gabor"], False)])
+def test_the_trainer_initializes_the_field_from_votes(more, start, small_sequence, tmp_path):
     trainer = Trainer(parse("train", ["--config", "configs/fast.txt", "--data_dir", str(small_sequence), "--save_dir",
                                       str(tmp_path), "--device", "cpu", "--field_width", "16", *more]))
     if start:
         finest = trainer.model.field.levels[-1].detach()
         votes = layer_votes(trainer.model, trainer.sampler.store)
         assert votes.any() and not finest[:, :3].any()
-        again = GridField((0.0, 2.0))
+        again = (GridField if more is GRIDS else LayerImages)((0.0, 2.0))
         again.start_at(torch.from_numpy(votes))
         assert torch.equal(finest, again.levels[-1].detach())
     else:
         assert not hasattr(trainer.model.field, "start_at")
+
+
+@pytest.mark.parametrize("camera", [1.0, 12.0])
+def test_images_cover_what_the_camera_sees(camera):
+    """In all frames and layers, with a margin, and no more."""
+    scene = Moving((0.02, 0.01, np.array([camera, -0.5])), [-3.0, 1.0])
+    torch.manual_seed(0)
+    model = OmniMotion(ModelConfig(T, H, W, num_samples_ray=2, deform="warp", field="images", grid_layers=2))
+    options = SimpleNamespace(deform="warp", field="images")
+    _start_from_motion(model, options, scene, MotionLayers(2))
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 30), torch.linspace(-1, 1, 30), indexing="xy")
+    x = torch.stack([x, y], -1).view(1, -1, 1, 2).expand(T, -1, 2, 2)
+    x = torch.cat([x, torch.tensor([0.5, 1.5]).view(1, 1, 2, 1).expand(T, 900, 2, 1)], -1).flatten(1, 2)
+    with torch.no_grad():
+        place = model.field.place(model.maps(torch.arange(T)).to_canonical(x)).abs().view(T, 900, 2, 2)
+    assert place.max() < 1 and place.amax((0, 1)).min() > 0.8
 
 
 def test_omnimotions_layout_gives_the_same_votes_as_the_store(small_sequence, published_sequence, tmp_path):
