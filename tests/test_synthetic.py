@@ -109,6 +109,24 @@ def test_demo_motion_is_moderate_and_layers_are_represented():
     assert comes_back[~trunk].mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 112)])
+def test_the_camera_travels(size):
+    """Four frame widths, as seen in the frame, with a zoom of 4 and half a turn; the object stays in the frame."""
+    H, W = size
+    ground, companion = build_layers("travel", size, 40, 0)
+    linear, center = ground.affine[:, :, :2], np.array([W - 1, H - 1]) / 2
+    zoom = np.sqrt(np.linalg.det(linear))
+    assert np.isclose(zoom[-1] / zoom[0], 4)
+    turn = np.unwrap(np.arctan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert np.isclose(abs(turn[-1] - turn[0]), np.pi)
+    steps = [ground.project(ground.look_up(center[None], t)[0], t + 1)[0][0] - center for t in range(39)]
+    assert np.isclose(np.linalg.norm(steps, axis=1).sum(), 4 * W, rtol=0.02)
+    own = np.array([companion.project(np.zeros((1, 2)), t)[0][0] for t in range(40)])
+    assert inside(own, size).all() and np.linalg.norm(own - own[0], axis=1).max() > 0.2 * H
+    seen = [ids([ground, companion], size, t) for t in range(40)]
+    assert all(0.005 < x.mean() < 0.35 for x in seen)
+
+
 def test_masks_are_the_layers_above_the_ground(rendered):
     _, _, frames, _, masks = rendered
     assert frames.shape == (T, *SIZE, 3) and frames.dtype == np.uint8
@@ -116,11 +134,12 @@ def test_masks_are_the_layers_above_the_ground(rendered):
 
 
 def test_textures_have_no_flat_areas(rendered):
-    frames = rendered[2]
+    scene, _, frames = rendered[:3]
+    window = (17, 17) if scene == "travel" else (9, 9)  # at the end, twice the scale
     for frame in frames[::5]:
         gray = frame.mean(axis=-1).astype(np.float32)
-        mean = cv2.blur(gray, (9, 9))
-        spread = np.sqrt(np.maximum(cv2.blur(gray ** 2, (9, 9)) - mean ** 2, 0))
+        mean = cv2.blur(gray, window)
+        spread = np.sqrt(np.maximum(cv2.blur(gray ** 2, window) - mean ** 2, 0))
         assert np.percentile(spread, 1) > 3
 
 

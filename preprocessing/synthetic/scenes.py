@@ -11,6 +11,9 @@ An encounter is an object (radius r) and a nearer occluder, called trunk (half w
 distance of their centers is S way(time), where way is -1 at the start and 1 at the end. The object is completely hidden
 while |S way| < w - r. With S = 1.1 (r + w) it is completely visible at both ends of the clip. A crossing trunk has
 S = 1.1 (0.5 + w): it enters a square frame on one side and leaves it on the other within the first 70% of the clip.
+
+A camera that travels pans, zooms in and turns at constant speed, as seen in the frame, through the whole clip, so that
+distant frames show different parts of the ground. One object goes with it and stays in the frame.
 """
 
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ class Recipe:
     wave: float    # amplitude of the waves in the sheet
     spin: float    # rotation of the solid, radians
     encounters: tuple[tuple[str, float], ...] = ()  # (kind: see PLACES, share of the clip in which it is hidden)
+    travels: bool = False  # the camera travels: pan in frame widths, zoom as a factor, roll in radians over the clip
 
 
 RECIPES = {
@@ -41,6 +45,7 @@ RECIPES = {
     "easy": Recipe(0.04, 0.08, 0.04, 0.06, 0.010, 0.6),
     "occlusion": Recipe(0.04, 0.06, 0.05, 0.15, 0.016, 1.2, (("passes", 0.34), ("swings", 0.34))),
     "fast": Recipe(0.12, 0.16, 0.18, 0.30, 0.040, 3.0, (("passes", 0.25),)),
+    "travel": Recipe(4.0, 4.0, np.pi, 0.12, 0.0, 0.0, travels=True),
 }
 
 
@@ -56,6 +61,8 @@ def build_layers(scene: str, size: tuple[int, int], num_frames: int, seed: int) 
     rng = np.random.default_rng(seed)
     stage = _Stage(recipe, size, num_frames, rng)
     names = list(rng.permutation([name for name in PALETTES if name not in ("forest", "bark")]))
+    if recipe.travels:
+        return [stage.ground("forest"), stage.companion(names[0])]
     layers = [stage.ground("forest"), stage.solid(names[0]), stage.waving_sheet(names[1])]
     for i, (kind, share) in enumerate(recipe.encounters):
         layers += stage.encounter(kind, share, i, names[2 + i])
@@ -73,6 +80,13 @@ class _Stage:
         self.time = np.arange(num_frames) / (num_frames - 1)  # (T,)
         self.flip = rng.choice([-1.0, 1.0], 2)                # mirrors the layout
         phase = rng.uniform(-0.3, 0.3, 4)
+        if recipe.travels:
+            self.zoom = recipe.zoom ** (self.time - 0.5)
+            self.roll = recipe.roll * self.time
+            step = recipe.pan * size[1] / self.s * np.diff(self.time) / np.sqrt(self.zoom[1:] * self.zoom[:-1])
+            x = np.append(0, np.cumsum(step))             # of the ground; the nearer, the shorter the way
+            self.pan = np.stack([x - x[-1] / 2, 0 * x], -1)
+            return
         pan = [np.sin(1.7 * np.pi * self.time + phase[0]), 0.7 * np.sin(1.1 * np.pi * self.time + 0.6 + phase[1])]
         self.pan = recipe.pan * np.stack(pan, -1)             # (T, 2)
         self.zoom = 1 + recipe.zoom * (0.2 + np.sin(1.3 * np.pi * self.time + phase[2]))
@@ -131,6 +145,13 @@ class _Stage:
         affine = self.affine(self.path((0.27, -0.26), (-0.6 * travel, 0.4 * travel)), 0.92)
         side = int(np.clip(2.2 * axes.max(), 24, 144))
         return Ellipsoid(affine, pose, axes, solid(side, self.rng, palette))
+
+    def companion(self, palette: str) -> Sheet:
+        """An object that goes with the camera and turns and circles in the frame."""
+        angle = 2 * np.pi * self.time + self.rng.uniform(0, 6)
+        circle = self.recipe.travel / self.zoom[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+        affine = self.affine(self.pan + circle, 1.0, -0.6 * self.roll)
+        return self.cut_out(affine, self._outline(0.17, 0.13), dead_leaves, palette)
 
     def encounter(self, kind: str, share: float, number: int, palette: str) -> list[Sheet]:
         """An object that is hidden for `share` of the clip, and the trunk in front of it.
