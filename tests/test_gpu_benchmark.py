@@ -33,7 +33,8 @@ def test_parts_mix_no_devices(name, folder, monkeypatch):
     assert found.text and found.peak_gib is not None
     assert gpu.row_of({"part": name, "seconds_in_all": 1.0, **vars(found)}, 1.0)[1] == found.text
     if name.startswith("outputs"):
-        assert max(found.values.values()) < 1e-6  # the CPU computed both
+        limit = 1e-4 if name.endswith("fast") else 1e-6  # the CPU computed both; warps on it in C++
+        assert max(found.values.values()) < limit
     if name.startswith("dense"):
         assert found.values["pixels"] == 24 * 32 and found.values["seconds"] > 0
 
