@@ -106,11 +106,12 @@ class LayerSimilarities:
 
     def _prior(self, seed: SeedTracks, background: np.ndarray | None) -> np.ndarray:
         """Factor of each track's weight `(N,)`: 1 for the background; for the foreground, the squared median distance
-        from the background's motion, so that what moves far is preferred to what the background fits badly."""
+        from the background's motion, so that what moves far is preferred to what the background fits badly; capped,
+        because wrong tracks are the farthest."""
         if background is None:
             return np.ones(len(seed.points))
         distance = self._distances(seed, background, range(self.T))  # 0 in the seed's own frame
-        return (np.nanmedian(distance, axis=1) / self.tolerance) ** 2
+        return np.minimum(np.nanmedian(distance, axis=1) / self.tolerance, CAP) ** 2 * seed.visible.mean(axis=1)
 
     def _members(self, seed: SeedTracks, prior: np.ndarray, F: np.ndarray, before: int) -> np.ndarray:
         """Weights `(N,)` to begin with: of the first seed, the prior; of a later one, also the agreement with F from
