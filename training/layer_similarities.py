@@ -22,7 +22,8 @@ from inference.multi_interval_flow import follow_intervals
 
 TRACK_SIDE = 64       # tracks of a seed along the longer side
 TOLERANCE = 3 / 256   # share of the longer side: distance from a layer's motion at which a track's weight is 1/4
-CAP = 8               # times TOLERANCE: larger distances count as this
+CAP = 8               # times TOLERANCE: larger distances from a layer's own motion count as this
+FAR = 12              # times TOLERANCE: larger distances from the background's motion count as this
 REWEIGHTINGS = 4
 MIN_WEIGHT = 0.01     # tracks of smaller weights take no part in a fit
 MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
@@ -105,13 +106,13 @@ class LayerSimilarities:
         return out
 
     def _prior(self, seed: SeedTracks, background: np.ndarray | None) -> np.ndarray:
-        """Factor of each track's weight `(N,)`: 1 for the background; for the foreground, the squared median distance
-        from the background's motion, so that what moves far is preferred to what the background fits badly; capped,
-        because wrong tracks are the farthest."""
+        """Factor of each track's weight `(N,)`: 1 for the background; for the foreground, the cube of the median
+        distance from the background's motion, so that a few tracks that move far are preferred to many that it fits
+        badly; capped at FAR, because wrong tracks are the farthest."""
         if background is None:
             return np.ones(len(seed.points))
         distance = self._distances(seed, background, range(self.T))  # 0 in the seed's own frame
-        return np.minimum(np.nanmedian(distance, axis=1) / self.tolerance, CAP) ** 2 * seed.visible.mean(axis=1)
+        return np.minimum(np.nanmedian(distance, axis=1) / self.tolerance, FAR) ** 3 * seed.visible.mean(axis=1)
 
     def _members(self, seed: SeedTracks, prior: np.ndarray, F: np.ndarray, before: int) -> np.ndarray:
         """Weights `(N,)` to begin with: of the first seed, the prior; of a later one, also the agreement with F from
