@@ -63,7 +63,8 @@ def sequence_with_depth(small_sequence, tmp_path_factory):
     y, x = np.mgrid[:64, :64]
     prior = np.where((x - 32) ** 2 + (y - 28) ** 2 < 300, 1.0, 3.0 + x / 64)
     np.savez(folder.parent / "depth.npz", depth=np.repeat(prior[None], 8, 0))
-    preprocess(["--data_dir", str(folder), "--depth", "npz", "--depth_dir", str(folder.parent / "depth.npz")])
+    preprocess(["--data_dir", str(folder), "--pairs", "all", "--no-chain", "--depth", "npz",
+                "--depth_dir", str(folder.parent / "depth.npz")])
     return folder, prior
 
 
