@@ -170,7 +170,8 @@ OPTIONS = (
         Option("freeze_step", float, 40_000, "reference step at which the time latents are frozen; 0: never",
                minimum=0),
         Option("deform_start", float, 0.0, "reference step until which only the canonical field is trained", minimum=0),
-        Option("distortion_start", float, 40_000, "reference step at which the distortion loss begins"),
+        Option("distortion_start", float, 40_000, "reference step at which the distortion loss begins; deform = warp "
+               "has none"),
         Option("w_smoothness", float, 0.0, "weight of the scene-flow smoothness loss (OmniMotion: 20)"),
         Option("w_depth", float, 0.0, "weight of the depth prior loss (`python -m preprocessing --depth` writes the "
                "prior)", minimum=0),

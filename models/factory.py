@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from models.kernels.backend import choose_products, pick_backend, set_products
+from models.layer_images import SIDES
 from models.omnimotion import ModelConfig, OmniMotion
 from models.omnimotion_checkpoint import omnimotion_config, omnimotion_state
 
@@ -34,7 +35,7 @@ def check_model_options(options: Namespace) -> None:
         raise UserError("--field images needs --deform warp: say --deform warp, or --field grid")
     if options.deform == "mlp":
         if options.init_layers:
-            raise UserError("--init_layers needs --deform warp: say --deform warp, or leave --init_layers out")
+            raise UserError("--init_layers needs motion layers: say --deform warp, or leave --init_layers out")
         return
     allowed = {"optimizer": ("adam",), "use_affine": (True,), "mlp_backend": ("auto", "torch")}
     wrong = [f"--no-{name}" if getattr(options, name) is False else f"--{name} {getattr(options, name)}"
@@ -44,7 +45,7 @@ def check_model_options(options: Namespace) -> None:
                         "mlp")
     if options.init_layers and options.grid_layers not in (0, 2, 3):
         raise UserError(f"--init_layers initializes 2 or 3 motion layers: leave out --grid_layers "
-                        f"{options.grid_layers}")
+                        f"{options.grid_layers}, or say --no-init_layers")
 
 
 def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device,
@@ -131,6 +132,8 @@ def _check_parameters(config: ModelConfig, state: dict[str, Tensor]) -> None:
         claimed = (
             len(config.coordinates) * (config.coupling_layers + config.projection_layers) * config.coupling_width**2
             + config.affine_layers * config.affine_width**2 + config.num_frames * config.latent_dim)
+    if config.field == "images":
+        claimed += 4 * config.grid_layers * sum(R * R for R in SIDES)
     if config.field == "gabor":
         claimed += config.field_layers * config.field_width**2
     held = sum(value.untyped_storage().nbytes() // 4 for value in state.values())  # float32 numbers in the file

@@ -127,7 +127,7 @@ class OmniMotion(nn.Module):
         sampling, training only). All rays of a frame share their depths, with jitter too, so that a function of time
         and depth alone is evaluated once per frame and depth."""
         z = ray_depths(self.config.num_samples_ray, self.config.min_depth, self.config.max_depth, pixels)
-        if jitter is not None and self.config.deform != "warp":  # whose layers have no depth
+        if jitter is not None and self.config.deform != "warp":  # layers have no depth: their samples stay
             z = jitter_depths(z, jitter)  # (B, 1, K)
         shape = pixels.shape[:-1]
         xy = normalize_pixels(pixels, self.size)[..., None, :].expand(*shape, self.config.num_samples_ray, 2)

@@ -160,3 +160,27 @@ def test_a_similarity_is_fitted_despite_outliers(outliers):
     weights = np.where(wrong, 0, 1)
     assert np.abs(apply(similarity(p, q, 1.0, weights=weights), p) - apply(S, p)).max() < 0.2
     assert similarity(p[:5], q[:5], 1.0) is None
+
+
+def test_a_blank_frame_loses_no_layer():
+    store = TwoLayers(STEADY, DISC)
+    blank = T // 2 + 3
+    store.counts[blank] = store.counts[:, blank] = 0
+    errors = np.delete(store.errors(LayerSimilarities(store)), blank, axis=1)
+    assert errors.max() < 1
+
+
+def test_after_a_cut_the_layers_follow_the_other_scene():
+    """The position of the other scene in canonical space is arbitrary, but its frames fit each other."""
+    store = TwoLayers(STEADY, DISC)
+    cut = T // 2 + 3
+    store.counts[:cut, cut:] = store.counts[cut:, :cut] = 0
+    found = LayerSimilarities(store)
+    p = np.array([[0, 0], [65, 0], [0, 47], [65, 47]], float)
+    for t in range(cut + 1, T):
+        for maps, truth, points in ((found.background, store.background, p),
+                                    (found.foreground, store.disc, store.center[None])):
+            to_cut = np.linalg.inv(np.vstack([maps[cut], [0, 0, 1]])) @ np.vstack([maps[t], [0, 0, 1]])
+            expected = truth[cut] @ np.linalg.inv(truth[t])
+            start = points if points is p else apply(truth[t], points)
+            assert np.abs(apply(to_cut, start) - apply(expected, start)).max() < 1, t

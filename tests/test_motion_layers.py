@@ -214,7 +214,7 @@ def test_init_layers_initializes_grids_and_is_refused_for_mlps(small_sequence, t
     still = Trainer(plain).model.correspond(p, torch.tensor([0]), torch.tensor([T // 2]))[0]
     truth = p + torch.from_numpy(stored.flow[[30, 20], [20, 40]])
     assert (moved - truth).norm(dim=-1).mean() < (still - truth).norm(dim=-1).mean()
-    with pytest.raises(UserError, match="--init_layers needs --deform warp"):
+    with pytest.raises(UserError, match="--init_layers needs motion layers: say --deform warp"):
         Trainer(parse("train", arguments))
 
 

@@ -109,8 +109,11 @@ def canonical_boxes(model: OmniMotion) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _broadcast_parameters(model: OmniMotion, processes: Processes) -> None:
-    """Copy the parameters of the first process to all others, because machines may round differently."""
+    """Copy the parameters and boxes of the first process to all others, because machines may round differently."""
+    tensors = list(model.parameters())
+    if model.config.field == "images":
+        tensors.append(model.field.boxes)
     if not processes.first:
-        for parameter in model.parameters():
-            parameter.zero_()
-    processes.sum_all(list(model.parameters()))
+        for tensor in tensors:
+            tensor.zero_()
+    processes.sum_all(tensors)

@@ -30,6 +30,7 @@ MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
 MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks
 
 MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
+MAX_GAP = 3           # frames in a row without a fit, as blank ones, after which a seed is given up
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
@@ -52,6 +53,7 @@ class LayerSimilarities:
         self.T = store.num_frames
         self.tolerance = TOLERANCE * max(store.size)
         self._seeds: dict[int, SeedTracks] = {}
+        self._restarts: set[int] = set()  # frames in which the background was looked for again
         self.background = np.tile(np.eye(3), (self.T, 1, 1))
         self._fit_layer(self.background, None)
         self.foreground = self.background.copy()
@@ -71,16 +73,29 @@ class LayerSimilarities:
                 prior = self._prior(seed, background)
                 weights = self._members(seed, prior, out, before)
                 ahead = range(k + direction, self.T if direction > 0 else -1, direction)
-                last = k
+                reached = k
                 for t, G in self._fits(seed, prior, weights, ahead):
                     out[t] = out[k] @ G
-                    last = t
-                lost = abs(last - k) < (1 if background is None else MIN_REACH)
-                if lost and last + direction in range(self.T):
-                    for t in range(last + direction, ahead.stop, direction):
-                        out[t] = out[last] @ self._at_rest(background, last, t)
+                    for gap in range(t - direction, reached, -direction):  # blank frames
+                        out[gap] = out[reached] @ self._at_rest(background, reached, gap)
+                    reached = t
+                if abs(reached - k) >= (1 if background is None else MIN_REACH) or reached + direction == ahead.stop:
+                    before, k = k, reached
+                    continue
+                again = self._next_start(reached + direction, ahead.stop, direction, background)
+                for t in range(reached + direction, ahead.stop if again is None else again + direction, direction):
+                    out[t] = out[reached] @ self._at_rest(background, reached, t)
+                if again is None:
                     break
-                before, k = k, last
+                before = k = again
+
+    def _next_start(self, t: int, stop: int, direction: int, background: np.ndarray | None) -> int | None:
+        """The frame from t on in which a layer that is lost is looked for again: the background in t, the foreground
+        where the background was lost too, as at a cut; None if there is no such frame."""
+        if background is None:
+            self._restarts.add(t)
+            return t
+        return next((s for s in range(t, stop, direction) if s in self._restarts), None)
 
     def _at_rest(self, background: np.ndarray | None, k: int, t: int) -> np.ndarray:
         """G_t of something that does not move against the background."""
@@ -131,7 +146,8 @@ class LayerSimilarities:
 
     def _fits(self, seed: SeedTracks, prior: np.ndarray, weights: np.ndarray,
               ahead: range) -> list[tuple[int, np.ndarray]]:
-        """(t, G_t) of the frames `ahead` of the seed, up to the first in which too few tracks support a fit."""
+        """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit, up to the first MAX_GAP
+        frames in a row without."""
         found: dict[int, np.ndarray] = {}
         for _ in range(REWEIGHTINGS):
             distances = np.full((len(weights), len(ahead)), np.nan)
@@ -140,7 +156,8 @@ class LayerSimilarities:
                 rows = np.flatnonzero(chosen & seed.visible[:, t])
                 fit = similarity(seed.tracks[rows, t], seed.points[rows], self.tolerance, weights=weights[rows])
                 if fit is None or not 1 / MAX_SCALE < np.linalg.det(fit[:, :2]) ** 0.5 < MAX_SCALE:
-                    break
+                    found.pop(t, None)
+                    continue  # a blank frame, or one after the tracks' end
                 found[t] = np.vstack([fit, [0, 0, 1]])
                 distances[:, column] = np.linalg.norm(apply(fit, seed.tracks[:, t]) - seed.points, axis=-1)
                 distances[~seed.visible[:, t], column] = np.nan
@@ -149,20 +166,23 @@ class LayerSimilarities:
         members = (agreement > 0.25) & (prior > 0.25)
         enough = max(MIN_TRACKS, MIN_SUPPORT * members.sum())
         out = []
+        gap = 0
         for column, t in enumerate(ahead):
             support = (members & (distances[:, column] < 2 * self.tolerance)).sum()
-            if t not in found or support < enough:
+            gap = 0 if t in found and support >= enough else gap + 1
+            if gap == MAX_GAP:
                 break
-            out.append((t, found[t]))
+            if not gap:
+                out.append((t, found[t]))
         return out
 
 
-def similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | None = None,
+def similarity(p: np.ndarray, q: np.ndarray, scale: float,
                weights: np.ndarray | float = 1.0) -> np.ndarray | None:
     """Robust fit of the similarity `(2, 3)` that maps positions p to q, both `(n, 2)`; None for fewer than MIN_POINTS.
 
-    Iteratively reweighted least squares with Geman-McClure weights, from `start`, or from the fit of the smallest mean
-    distance; `scale` is the distance in pixels at which the weight of a point is 1/4. `weights` `(n,)`: factors."""
+    Iteratively reweighted least squares with Geman-McClure weights, from the fit of the smallest mean distance.
+    `scale`: distance in pixels at which the weight of a point is 1/4. `weights` `(n,)`: factors."""
     if len(p) < MIN_POINTS:
         return None
     center = p.mean(axis=0, dtype=np.float64)
@@ -170,10 +190,10 @@ def similarity(p: np.ndarray, q: np.ndarray, scale: float, start: np.ndarray | N
     one, zero = np.ones(len(p)), np.zeros(len(p))
     A = np.concatenate([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2 n, 4)
     target = (q - center).T.astype(np.float64).ravel()  # (2 n,)
-    S = start
+    S = None
     for k in range(ITERATIONS):
         r = np.linalg.norm(apply(S, p) - q, axis=-1) if S is not None else one
-        if start is None and k < ITERATIONS / 2:
+        if k < ITERATIONS / 2:
             w = weights / np.maximum(r, 0.01)
         else:
             w = weights * (1 + (r / scale) ** 2) ** -2

@@ -13,7 +13,7 @@ Notation (motion)
     p, q     positions of a coarse grid, every `stride` pixels, and where adjacent flow takes them    (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
     B_t      similarity, the background's motion from frame t to frame m                              (2, 3)
-    moving   consistent positions whose D_t differs from B_t's by MIN_MOTION to MAX_MOTION of the longer side    (h, w)
+    F_t      similarity, the foreground's motion from frame t to frame m      (2, 3)
     M_t      similarity from frame t to t + 1 of the fast occluder                                    (3, 3)
 
 Notation (votes)
@@ -41,7 +41,7 @@ GRID_SIDE = 128             # positions of a coarse grid along the longer side
 
 # shares of the frame's longer side
 MIN_MOTION = 3 / 256        # smallest motion relative to the background that is a foreground's
-MAX_MOTION = 0.3            # largest one; what moves farther has no frames between where it could be interpolated
+MAX_MOTION = 0.3            # distance to the middle frame beyond which a rigid object counts as a fast occluder
 OWN_MOTION = 12 / 256       # distance from the foreground's similarity at which motion counts a quarter
 MIN_CROSSING = 0.5          # distance that a fast occluder covers against the background, at least
 RADII = (0.06, 0.12, 0.24)  # standard deviations of the windows over which foreground motion is averaged
@@ -50,7 +50,6 @@ VOTE_SCALE = 2 / 256        # error that counts 1 in a vote
 # shares of other things
 OCCLUDER_AREA = 5e-3        # of the frame, at least
 OCCLUDER_RIGID = 0.5        # of the fast positions that follow one rigid motion, at least
-MIN_KNOWN = 0.4             # of the positions with a known D_t, from which on B_t is fitted to D_t again
 FULL_WINDOW = (0.2, 0.2, 1e-3)  # of moving positions under the window of each radius; below it, the next one takes part
 MIN_CELL_AREA = 0.2         # of a cell's original area that remains after the displacement
 
@@ -78,8 +77,8 @@ def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = 
     of foreground and background, S = 2; with `crossing` (see `crossing_motion`) of the fast occluder in front of them,
     S = 3.
 
-    store: a correspondence store. Where no flow is consistent, the background's motion is used; where there is none,
-    the identity."""
+    store: a correspondence store. Where flow does not tell the foreground's motion, it is that of its similarity; a
+    layer that is lost is at rest against the background (training/layer_similarities.py)."""
     T = store.num_frames
     m = T // 2
     p, _ = _coarse_grid(store.size)
@@ -236,7 +235,8 @@ def _without_folds(displacement: np.ndarray, p: np.ndarray, smallest: float) -> 
 def layer_votes(model: OmniMotion, store) -> np.ndarray:
     """v of all layers but the last, `(S - 1, R, R)` float32, rows along y; 0 where nothing votes.
 
-    model: of `--deform grid` and `--field grid`, before its first step. store: a correspondence store."""
+    model: with motion layers (`--deform warp` or `grid`, `--field images` or `grid`), before its first step. store: a
+    correspondence store."""
     H, W = store.size
     S, R = model.config.grid_layers, model.field.side
     p = _voting_pixels(store.size)

@@ -52,7 +52,7 @@ def _load(name: str, sources: list[str], flags: list[str], cost: str) -> bool:
         torch.ops.load_library(_library(name, sources, flags))
     except (OSError, RuntimeError, ImportError) as error:  # no compiler, no ninja, no writable cache
         log.warning("C++ kernels cannot be built (%s): PyTorch is used, %s. They need g++ and ninja",
-                    str(error).splitlines()[0], cost)
+                    (str(error) or type(error).__name__).splitlines()[0], cost)
         return False
     return True
 

@@ -115,7 +115,8 @@ struct Tables {
     TORCH_CHECK(levels <= MAX_LEVELS, "at most ", MAX_LEVELS, " levels");
     for (int64_t l = 0; l < levels; ++l) {
       const auto& t = tables[l];
-      TORCH_CHECK(t.is_contiguous() && t.dim() == 5 && t.scalar_type() == at::kFloat, "tables must be contiguous");
+      TORCH_CHECK(t.is_contiguous() && t.dim() == 5 && t.scalar_type() == at::kFloat, "tables must be contiguous float32 (B, S, 2, R, R)");
+      TORCH_CHECK(t.size(0) == tables[0].size(0) && t.size(1) == layers, "tables differ in frames or layers");
       values[l] = t.const_data_ptr<float>();
       sides[l] = t.size(4);
     }
@@ -242,6 +243,8 @@ std::vector<Moments> moments_of(const Tensor& ids, const Tensor& before, const T
                                 double scale) {
   std::vector<Moments> out;
   const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < ids.size(0); ++b)
+    TORCH_CHECK(id[b] >= 0 && id[b] < before.size(0), "frame ", id[b], " of ", before.size(0));
   for (int64_t b = 0; b < ids.size(0); ++b) {
     const int64_t first = before.const_data_ptr<int64_t>()[id[b]];
     const float weight = share.const_data_ptr<float>()[id[b]];
