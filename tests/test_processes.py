@@ -20,7 +20,7 @@ from training.distributed import Processes
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
 ENDLESS = ("--num_iters", 100_000, "--num_pairs", 4, "--i_weight", 5)
 SLOW = ("--num_iters", 12, "--num_pairs", 4, "--i_cache", 50_000, "--distortion_start", 0, "--freeze_step", 0,
-        "--lr_deform", 1e-7, "--lr_feature", 1e-7, "--lr_color", 1e-7)
+        "--precision", "fp32", "--lr_deform", 1e-7, "--lr_feature", 1e-7, "--lr_color", 1e-7)
 
 
 def gradients(state):

@@ -308,7 +308,7 @@ def test_a_compiled_step_is_the_step(small_sequence, tmp_path):
     parameters = []
     for name, backend in (("eager", ""), ("compiled", "aot_eager")):
         chosen = options(small_sequence, tmp_path / name, "--deform", "grid", "--grid_levels", "1",
-                         "--field_layers", "1", "--distortion_start", "-1")
+                         "--field_layers", "1", "--distortion_start", "-1", "--precision", "fp32")
         chosen.compile = backend  # no user option: traces as inductor does, in less time
         trainer = Trainer(chosen)
         for _ in range(3):
