@@ -54,7 +54,9 @@ def _check_config(trainer, checkpoint: Checkpoint, path: Path) -> None:
     """UserError if the options describe a model that differs from the checkpoint's."""
     saved = ModelConfig(**checkpoint.config)  # settings that an older format lacks have their defaults
     wanted = asdict(config_from_options(trainer.options, saved.num_frames, trainer.sequence.size, saved.grid_layers))
-    for name, value in asdict(saved).items():
+    settings = asdict(saved)
+    settings = {"deform": settings["deform"], **settings}  # first: it decides what others may be
+    for name, value in settings.items():
         if value != wanted[name] and not (name == "coordinates" and list(value) == list(wanted[name])):
             raise UserError(f"{path} was trained with {name} {value}, now it is {wanted[name]}: give the same, another "
                             "--expname, or --no_reload to start again")
