@@ -201,8 +201,8 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
     for stage in ("train", "track", "video", "page"):
         for side in sides:
             folder = out / side.name
-            common = ["--config", ROOT / args.config, "--data_dir", folder / "seq", "--save_dir", folder / "runs",
-                      "--expname", "clip"]
+            common = ["--config", side.project / args.config, "--data_dir", folder / "seq", "--save_dir",
+                      folder / "runs", "--expname", "clip"]
             words = {"train": ["train.py", *common, "--num_iters", args.num_iters],
                      "track": ["eval.py", *common, "--queries", queries, "--coordinates", "frames", "--out",
                                folder / "tracks/tracks.npz"],
@@ -213,7 +213,7 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
     for side in sides:
         folder = out / side.name
         metrics = folder / "metrics.json"
-        measure(side.project, as_text(["eval.py", "--config", ROOT / args.config, "--data_dir", folder / "seq",
+        measure(side.project, as_text(["eval.py", "--config", side.project / args.config, "--data_dir", folder / "seq",
                 "--save_dir", folder / "runs", "--expname", "clip", "--query_mode", "first", "--annotations",
                 clip.folder / "annotations.npz", "--out", metrics]), folder)
         found = read_json(metrics, "remove it")
@@ -316,7 +316,7 @@ def main() -> None:
         "no rendered scene")
     add("--growth", action="store_true", help=f"the rendered scene only, with {', '.join(map(str, GROWTH))} frames")
     add("--size", type=at_least(48), nargs=2, metavar=("H", "W"), default=(256, 256), help="frame size in pixels")
-    add("--config", default="configs/fast.txt", help="preset of this revision, used for both")
+    add("--config", default="configs/fast.txt", help="preset; each revision uses its own")
     add("--num_iters", type=at_least(1), default=1_000, help="training steps")
     add("--preprocessing", default="", help="options of python -m preprocessing")
     add("--rev", default="", help="another revision to compare with")
