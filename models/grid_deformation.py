@@ -218,10 +218,7 @@ class GridMaps:
         return sample(self.layers, torch.stack([x, rows * (2 / (self.layers.shape[2] - 1)) - 1], dim=-1))
 
     def _layer(self, z: Tensor) -> Tensor:
-        """Layer index 0, 1, ... of each depth, same shape. A valid index even for NaN."""
-        S = self.network.num_layers
-        place = (z - self.network.near) * (S / self.network.range) + LAYER_EDGE_MARGIN
-        return place.clamp(0, S - 1).long().clamp(0, S - 1)
+        return layer_index(z, self.network.near, self.network.range, self.network.num_layers)
 
     def displacement_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f `(B, M, 2)` and J `(B, M, 2, 2)` at points `(B, M, 3)`, without gradients. On an edge between two cells, J
@@ -270,3 +267,9 @@ def inverse_of(J: Tensor) -> Tensor:
 def along(matrix: Tensor, vector: Tensor) -> Tensor:
     """Products `(..., 2)` of matrices `(..., 2, 2)` and vectors, in float32 (a matrix product might be in tf32)."""
     return (matrix * vector[..., None, :]).sum(-1)
+
+
+def layer_index(z: Tensor, near: float, depth_range: float, num_layers: int) -> Tensor:
+    """Index 0, 1, ... of the layer that contains each depth, same shape. A valid index even for NaN."""
+    place = (z - near) * (num_layers / depth_range) + LAYER_EDGE_MARGIN
+    return place.clamp(0, num_layers - 1).long().clamp(0, num_layers - 1)

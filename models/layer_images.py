@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layer_warps import layer_index
+from models.grid_deformation import layer_index
 
 SIDES = (17, 33, 65, 129, 257)  # R of each level
 HALF_SIDE = 1.6                 # of a box that `set_boxes` has not set

@@ -21,14 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from models.activation_checkpoint import stored
-from models.grid_deformation import Grids, level_sides
+from models.grid_deformation import GRID_EXTENT, Grids, layer_index, level_sides
 from models.invertible import affine_matrix
 from models.kernels.warp import bounded_sum, unwarp, warp
 
-GRID_EXTENT = 1.2         # the grids span [-GRID_EXTENT, GRID_EXTENT] in normalized x and y
 MAX_CELL_SHARE = 0.22     # largest displacement, in cells; below 1/4 every level is one-to-one
 START_SHARE = 0.95        # share of the largest displacement that initial values use at most
-LAYER_EDGE_MARGIN = 1e-4  # share of a layer's depth: a sample at a boundary is in the farther layer, on every machine
 THETA = 5                 # number of parameters of an affine map
 
 
@@ -151,9 +149,3 @@ class WarpMaps:
     def layer_of(self, z: Tensor) -> Tensor:
         """Layer index 0, 1, ... of each depth, same shape. A valid index even for NaN."""
         return layer_index(z, self.network.near, self.network.range, self.network.num_layers)
-
-
-def layer_index(z: Tensor, near: float, depth_range: float, num_layers: int) -> Tensor:
-    """Index 0, 1, ... of the layer that contains each depth, same shape. A valid index even for NaN."""
-    place = (z - near) * (num_layers / depth_range) + LAYER_EDGE_MARGIN
-    return place.clamp(0, num_layers - 1).long().clamp(0, num_layers - 1)

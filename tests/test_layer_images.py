@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.grid_deformation import layer_index
 from models.layer_images import DENSITY_SCALE, EMPTY_DENSITY_BIAS, SEEN_DENSITY_BIAS, SIDES, LayerImages
-from models.layer_warps import layer_index
 from models.omnimotion import ModelConfig, OmniMotion
 
 

@@ -10,9 +10,10 @@ from configs.options import parse
 from models import layer_warps
 from models.coords import denormalize_pixels, normalize_pixels
 from models.factory import new_model
+from models.grid_deformation import layer_index
 from models.kernels import native
 from models.kernels.warp import bounded_sum, bounded_sum_plain, unwarp, unwarp_plain, warp, warp_plain
-from models.layer_warps import GRID_EXTENT, MAX_CELL_SHARE, LayerWarps, layer_index
+from models.layer_warps import GRID_EXTENT, MAX_CELL_SHARE, LayerWarps
 from models.omnimotion import ModelConfig, OmniMotion
 from training.initialization import affine_parameters
 

@@ -1,8 +1,6 @@
 // Composed displacement grids and their inverse, forward and backward. PyTorch version and notation:
 // models/kernels/warp.py.
 //
-// Points of one frame are computed by one thread, so that no two threads add to the same gradient.
-
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <torch/types.h>
@@ -17,7 +15,8 @@ namespace {
 using at::Tensor;
 
 constexpr int MAX_LEVELS = 12;
-constexpr int MAX_ITERATIONS = 200;
+constexpr int64_t POINTS_PER_TASK = 256;  // of a thread, at least
+constexpr int MAX_ITERATIONS = 200;       // this and the next two as in models/kernels/warp.py
 constexpr float TOLERANCE = 2e-7f;        // normalized units: residual at which the iteration ends
 constexpr float SUFFICIENT_DECREASE = 0.5f;  // of the residual, for a Newton step to be taken
 
@@ -127,46 +126,38 @@ struct Tables {
   Level level(int64_t l, int64_t frame, int64_t layer) const { return {values[l] + offset(l, frame, layer), sides[l]}; }
 };
 
-// body(frame, index of the point) for all points of all frames
-template <class Body>
-void for_points(const Tensor& points, const Body& body) {
-  const int64_t frames = points.size(0), count = points.size(1);
-  at::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b)
-      for (int64_t m = b * count; m < (b + 1) * count; ++m) body(b, m);
+// map(frame, layer, point) of all points (B, M, 2)
+template <class Map>
+Tensor map_points(const Tensor& points, const Tensor& layer, const Map& map) {
+  const int64_t count = points.size(1);
+  Tensor out = at::empty_like(points);
+  const Vec* p = reinterpret_cast<const Vec*>(points.const_data_ptr<float>());
+  const int64_t* s = layer.const_data_ptr<int64_t>();
+  Vec* q = reinterpret_cast<Vec*>(out.data_ptr<float>());
+  at::parallel_for(0, points.size(0) * count, POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) q[m] = map(m / count, s[m], p[m]);
   });
+  return out;
 }
 
 Tensor warp(const Tensor& points, const Tensor& layer, at::TensorList tables, double extent) {
   const Tables grids(tables);
-  Tensor out = at::empty_like(points);
-  const Vec* p = reinterpret_cast<const Vec*>(points.const_data_ptr<float>());
-  const int64_t* s = layer.const_data_ptr<int64_t>();
-  Vec* q = reinterpret_cast<Vec*>(out.data_ptr<float>());
-  for_points(points, [&](int64_t b, int64_t m) {
-    Vec x = p[m];
+  return map_points(points, layer, [&](int64_t b, int64_t s, Vec x) {
     for (int64_t l = 0; l < grids.levels; ++l) {
-      const Level level = grids.level(l, b, s[m]);
+      const Level level = grids.level(l, b, s);
       const Vec d = level.displacement<false>(level.place(x, extent), nullptr);
       x = {x.x + d.x, x.y + d.y};
     }
-    q[m] = x;
+    return x;
   });
-  return out;
 }
 
 Tensor unwarp(const Tensor& points, const Tensor& layer, at::TensorList tables, double extent) {
   const Tables grids(tables);
-  Tensor out = at::empty_like(points);
-  const Vec* p = reinterpret_cast<const Vec*>(points.const_data_ptr<float>());
-  const int64_t* s = layer.const_data_ptr<int64_t>();
-  Vec* q = reinterpret_cast<Vec*>(out.data_ptr<float>());
-  for_points(points, [&](int64_t b, int64_t m) {
-    Vec x = p[m];
-    for (int64_t l = grids.levels - 1; l >= 0; --l) x = inverse(grids.level(l, b, s[m]), x, extent);
-    q[m] = x;
+  return map_points(points, layer, [&](int64_t b, int64_t s, Vec x) {
+    for (int64_t l = grids.levels - 1; l >= 0; --l) x = inverse(grids.level(l, b, s), x, extent);
+    return x;
   });
-  return out;
 }
 
 // Add g times the weights of the cell's corners to the gradient of a level's values (2, R, R)
@@ -199,7 +190,8 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& local, const Tens
   const Vec* g_in = reinterpret_cast<const Vec*>(gradient.const_data_ptr<float>());
   const int64_t* s = layer.const_data_ptr<int64_t>();
   Vec* g_out = reinterpret_cast<Vec*>(out.data_ptr<float>());
-  for_points(local, [&](int64_t b, int64_t m) {
+  const int64_t count = local.size(1);
+  const auto of_point = [&](int64_t b, int64_t m) {
     Place places[MAX_LEVELS];
     float J[MAX_LEVELS][4];
     Vec x = p[m];
@@ -225,6 +217,10 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& local, const Tens
       }
     }
     g_out[m] = g;
+  };
+  at::parallel_for(0, local.size(0), 1, [&](int64_t begin, int64_t end) {  // no two threads add to the same frame
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t m = b * count; m < (b + 1) * count; ++m) of_point(b, m);
   });
   return {out, sums};
 }
