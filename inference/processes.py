@@ -38,7 +38,8 @@ def run_command(arguments: list[str], num_threads: int | None = None,
     num_threads: threads of PyTorch; None: as in this process's environment
     show: is called with what the process writes to stderr, piece by piece: bars, warnings, and the error that ended it;
           None: it goes to this process's stderr, with all messages
-    SystemExit 130 if a signal stopped it. UserError for a user's mistake; RuntimeError if it fails otherwise."""
+    SystemExit 130 if a signal stopped it. UserError for a user's mistake, or if it was killed; RuntimeError if it fails
+    otherwise."""
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}  # not the current folder
     if show is not None:
@@ -53,8 +54,12 @@ def run_command(arguments: list[str], num_threads: int | None = None,
         sys.exit(STOPPED)
     if code == 2:
         raise UserError(errors.strip().splitlines()[-1].removeprefix("error: "))
+    name = Path(arguments[1 if arguments[0] == "-m" else 0]).name
+    if code == -signal.SIGKILL:
+        raise UserError(f"{name} was killed (signal SIGKILL), perhaps because memory was short: free memory, then run "
+                        "the same command, which continues")
     if code:
-        raise RuntimeError(f"{arguments[1 if arguments[0] == '-m' else 0]} ended with {exit_name(code)}: {errors}")
+        raise RuntimeError(f"{name} ended with {exit_name(code)}: {errors}")
 
 
 def _read_stderr(process: subprocess.Popen, show: Callable[[str], object]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from common.cli import run
 from common.errors import UserError, os_error_line
 from common.files import check_writable
+from inference.processes import run_command
 from loaders.sequence import open_sequence
 from loaders.video import read_video
 from preprocessing.cli import main
@@ -46,6 +47,16 @@ def test_ctrl_c_in_a_command_is_one_line_and_exit_code_130(capsys):
         run(interrupted)
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == 130 and len(lines) == 1 and "stopped by Ctrl-C" in lines[0]
+
+
+@pytest.mark.parametrize("code, error, message", [
+    ("import os; os.kill(os.getpid(), 9)", UserError, "stage.py was killed .*memory was short"),
+    ("import os; os.abort()", RuntimeError, "stage.py ended with signal SIGABRT"),
+    ("import sys; print('error: no clip', file=sys.stderr); sys.exit(2)", UserError, "^no clip$")])
+def test_how_a_stage_of_a_command_failed(code, error, message, tmp_path):
+    (tmp_path / "stage.py").write_text(code)
+    with pytest.raises(error, match=message):
+        run_command([str(tmp_path / "stage.py")], show=lambda text: None)
 
 
 @pytest.mark.parametrize("command", [["eval.py"], ["viz.py"], ["train.py"], ["-m", "preprocessing"]])
