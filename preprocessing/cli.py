@@ -15,7 +15,7 @@ import torch
 from common.cli import start_logging
 from common.errors import UserError, os_error_line
 from common.locks import lock_folder
-from loaders.correspondences import CorrespondenceStore
+from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.images import find_range, read_image
 from loaders.npy import save_npy
 from loaders.omnimotion_layout import has_omnimotion_layout
@@ -25,7 +25,7 @@ from preprocessing.convert import convert
 from preprocessing.depth_priors import write_depth
 from preprocessing.extract_frames import check_sides, extract_frames, use_color
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
-from preprocessing.options import main_parser, parse
+from preprocessing.options import chooses_correspondences, main_parser, parse
 from preprocessing.pipeline import Method, build_store, summary
 from preprocessing.scenes import find_scenes
 from preprocessing.synthetic import render, tapvid
@@ -84,6 +84,9 @@ def preprocess(args: argparse.Namespace) -> None:
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
                         args.depth_model, args.depth_is_disparity)
+            if not chooses_correspondences(args) and _has_correspondences(sequence):
+                log.info("%s has correspondences already: left as they are", sequence.root)
+                return
         if args.layout == "omnimotion" and has_omnimotion_layout(sequence.root):
             log.info("%s has OmniMotion's folders already: left as they are", sequence.root)
             return
@@ -93,6 +96,15 @@ def preprocess(args: argparse.Namespace) -> None:
             convert(sequence, "omnimotion", args.resume)
             shutil.rmtree(store.root)
             log.info("%s has OmniMotion's folders now", sequence.root)
+
+
+def _has_correspondences(sequence: VideoSequence) -> bool:
+    """Whether the sequence has finished correspondences of its frames, in either layout."""
+    try:
+        open_correspondences(sequence)
+    except UserError:
+        return False
+    return True
 
 
 def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: ModelOptions) -> CorrespondenceStore:

@@ -13,6 +13,7 @@ COORDINATES = ("source", "frames")
 DEPTHS = ("depth_anything", "midas", "npz")
 LAYOUTS = ("store", "omnimotion")
 RULES = ("trusted", "unfiltered")  # of chains, see preprocessing/chaining.py
+CORRESPONDENCE_OPTIONS = ("flow", "tracks", "features", "cycle_th", "pairs", "keep", "layout", "chain", "find_scenes")
 
 
 def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
@@ -87,6 +88,12 @@ def main_parser() -> Parser:
     add("--grid", type=at_least(1), default=4, help="pixels between query points")
     add("--query_every", type=at_least(1), default=8, help="frames between the frames with query points")
     return out
+
+
+def chooses_correspondences(args: argparse.Namespace) -> bool:
+    """Whether an option that decides which correspondences are stored differs from its default."""
+    defaults = main_parser().parse_args(["--data_dir", ""])
+    return any(getattr(args, name) != getattr(defaults, name) for name in CORRESPONDENCE_OPTIONS)
 
 
 def chain_rule(name: str) -> str:

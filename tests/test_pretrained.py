@@ -149,6 +149,20 @@ def test_depth_maps_of_the_user(disparity, sequence, tmp_path):
     assert sorted(p.name for p in (sequence.root / "depth").iterdir())[-1] == "meta.json"
 
 
+def test_depth_needs_no_options_of_the_correspondences_that_are_there(sequence, tmp_path, caplog):
+    folder = ["--data_dir", str(sequence.root)]
+    main([*folder, "--pairs", "window:1", "--no-chain"])
+    store = (sequence.root / "correspondences" / "meta.json").read_bytes()
+    np.savez(tmp_path / "d.npz", depth=np.random.default_rng(0).random((4, 48, 64)))
+    depth = ["--depth", "npz", "--depth_dir", str(tmp_path / "d.npz")]
+    with caplog.at_level("INFO"):
+        main(folder + depth)
+    assert load_depth(sequence).shape == (4, 48, 64) and "left as they are" in caplog.text
+    assert (sequence.root / "correspondences" / "meta.json").read_bytes() == store
+    with pytest.raises(UserError, match="was made with"):
+        main([*folder, *depth, "--pairs", "all"])
+
+
 def test_depth_of_other_frames_is_refused(sequence, tmp_path):
     with pytest.raises(UserError, match="no depth priors"):
         load_depth(sequence)
