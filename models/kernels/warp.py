@@ -157,8 +157,9 @@ def displacement(points: Tensor, layer: Tensor, table: Tensor, extent: float) ->
     right, down = (clamped - cell).unbind(-1)
     frame = torch.arange(B, device=points.device)[:, None]
     corner = ((frame * S + layer) * 2 * R + cell[..., 1]) * R + cell[..., 0]  # (B, M), of the x component
-    offsets = torch.tensor([0, 1, R, R + 1, R * R, R * R + 1, R * R + R, R * R + R + 1], device=points.device)
-    v = table.flatten()[corner[..., None] + offsets].unflatten(-1, (2, 2, 2))  # (B, M, component, y, x)
+    next_one = torch.arange(2, device=points.device)  # made on the device: a copy to it would wait for all work there
+    offsets = (next_one[:, None, None] * R + next_one[:, None]) * R + next_one  # (component, y, x)
+    v = table.flatten()[corner[..., None, None, None] + offsets]  # (B, M, component, y, x)
     along_x = v[..., 1] - v[..., 0]  # (B, M, component, y)
     rows = v[..., 0] + right[..., None, None] * along_x
     along_y = rows[..., 1] - rows[..., 0]  # (B, M, component)
