@@ -132,6 +132,15 @@ def affine_matrix(theta: Tensor) -> tuple[Tensor, ...]:
     return cos * sx, -sin * sx, sin * sy, cos * sy, tx, ty
 
 
+def solve_affine(coefficients: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The coordinates, `(...)` each, that the affine map with the `coefficients` of `affine_matrix` maps to x and y."""
+    a, b, c, d, tx, ty = coefficients
+    x = x - tx
+    y = y - ty
+    determinant = a * d - b * c
+    return (d * x - b * y) / determinant, (a * y - c * x) / determinant
+
+
 def apply_affine(theta: Tensor, x: Tensor) -> Tensor:
     """Apply the affine map to local points `(..., 3)`; the result is the input of the coupling layers."""
     px, py, z = x.unbind(-1)
@@ -142,11 +151,8 @@ def apply_affine(theta: Tensor, x: Tensor) -> Tensor:
 def invert_affine(theta: Tensor, y: Tensor) -> Tensor:
     """Closed-form inverse of `apply_affine`. The map leaves z unchanged, so `theta` is the same in both directions."""
     px, py, z = y.unbind(-1)
-    a, b, c, d, tx, ty = affine_matrix(theta)
-    px = px - tx
-    py = py - ty
-    determinant = a * d - b * c
-    return torch.stack([(d * px - b * py) / determinant, (a * py - c * px) / determinant, z], dim=-1)
+    px, py = solve_affine(affine_matrix(theta), px, py)
+    return torch.stack([px, py, z], dim=-1)
 
 
 class InvertibleNetwork(nn.Module):

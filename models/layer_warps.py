@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.activation_checkpoint import stored
 from models.grid_deformation import GRID_EXTENT, Grids, layer_index, level_sides
-from models.invertible import affine_matrix
+from models.invertible import affine_matrix, solve_affine
 from models.kernels.warp import bounded_sum, unwarp, warp
 
 MAX_CELL_SHARE = 0.22     # largest displacement, in cells; below 1/4 every level is one-to-one
@@ -87,11 +87,7 @@ class LayerWarps(nn.Module):
 
     def without_affine(self, u: Tensor, layer: Tensor, thetas: Tensor) -> Tensor:
         """A^-1 of canonical (x, y) `(B, M, 2)` in layers `(B, M)`."""
-        a, b, c, d, tx, ty = self.affine(layer, thetas)
-        px = u[..., 0] - tx
-        py = u[..., 1] - ty
-        determinant = a * d - b * c
-        return torch.stack([(d * px - b * py) / determinant, (a * py - c * px) / determinant], dim=-1)
+        return torch.stack(solve_affine(self.affine(layer, thetas), *u.unbind(-1)), dim=-1)
 
     def bind(self, ids: Tensor) -> "WarpMaps":
         """The maps of frames `(B,)`."""
