@@ -237,7 +237,7 @@ OPTIONS = (
                ALL, minimum=1),
         Option("max_pixels", int, MAX_PIXELS, "refuse images and video frames with more pixels", ALL, minimum=1),
         Option("compile", ("", "inductor"), "", "compile the forward pass and the losses with torch.compile; inductor "
-               "uses CUDA graphs on a GPU", old_values=(("aot_eager", ""),)),
+               "uses CUDA graphs on a GPU; not with --deform warp", old_values=(("aot_eager", ""),)),
         Option("resident", ("auto", "yes", "no"), "auto", "keep frames and correspondences in GPU memory; auto: if "
                "they take at most half of what is free", old_values=(("true", "yes"), ("True", "yes"), ("1", "yes"),
                                                                ("false", "no"), ("False", "no"), ("0", "no"))),

@@ -319,9 +319,11 @@ def test_a_compiled_step_is_the_step(small_sequence, tmp_path):
         assert torch.allclose(value, parameters[1][name], rtol=1e-4, atol=1e-6), name
 
 
-def test_several_processes_are_not_compiled():
+def test_what_is_not_compiled(small_sequence, tmp_path):
     with pytest.raises(UserError, match="--compile works with one process, this run has 2"):
-        compiled_pair_objective("aot_eager", torch.device("cpu"), Processes(0, 2))
+        compiled_pair_objective("aot_eager", "mlp", torch.device("cpu"), Processes(0, 2))
+    with pytest.raises(UserError, match="--compile does not work with --deform warp"):
+        Trainer(options(small_sequence, tmp_path, "--config", "configs/fast.txt", "--compile", "inductor"))
 
 
 def test_a_seed_is_a_run(small_sequence, tmp_path):

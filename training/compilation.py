@@ -9,11 +9,13 @@ from losses.losses import SingleProcess
 from losses.objective import pair_objective
 
 
-def compiled_pair_objective(backend: str, device: torch.device, processes: SingleProcess) -> Callable:
+def compiled_pair_objective(backend: str, deform: str, device: torch.device, processes: SingleProcess) -> Callable:
     """`losses.objective.pair_objective` as one graph; inductor uses CUDA graphs on a GPU.
 
-    Loss weights become tensors, because torch.compile compiles again for a new number. UserError where the step cannot
-    be compiled."""
+    Loss weights become tensors, because torch.compile compiles again for a new number. deform: the option. UserError
+    where the step cannot be compiled."""
+    if deform == "warp":  # the inverse iterates until it has converged, which is no fixed graph
+        raise UserError("--compile does not work with --deform warp (configs/fast.txt): leave it out")
     if processes.count > 1:
         raise UserError(f"--compile works with one process, this run has {processes.count}: leave it out")
     mode = "reduce-overhead" if backend == "inductor" and device.type == "cuda" else None

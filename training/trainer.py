@@ -49,6 +49,9 @@ class Trainer:
         self.sequence = open_sequence(options.data_dir, options.num_imgs, options.max_pixels)
         self.hashes = self.sequence.hashes
         store = open_correspondences(self.sequence)
+        self.pair_terms = None
+        if options.compile:
+            self.pair_terms = compiled_pair_objective(options.compile, options.deform, self.device, self.processes)
         self._make_generators()
         self._make_sampler(store)
         uses_prior = options.w_depth or options.init_depth
@@ -59,9 +62,6 @@ class Trainer:
         self._make_model(store)
         self.processes.agree(self.step, "the step of their newest checkpoint")
         self.model.recompute_above = options.recompute_above if self.device.type == "cpu" else sys.maxsize
-        self.pair_terms = None
-        if options.compile:
-            self.pair_terms = compiled_pair_objective(options.compile, self.device, self.processes)
         self.saved_step = self.step  # step of the newest checkpoint of this run, 0 for a new run
         self.saved_at = time.monotonic()  # seconds
 
