@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.geometry import bilinear_colors
 from configs.options import parse
+from inference.tracker import Tracker
 from loaders.correspondences import open_correspondences
 from loaders.error_map import ErrorMap
 from loaders.pair_sampler import PairSampler
@@ -27,6 +28,7 @@ QUICK = ("--num_iters 60 --num_pairs 4 --num_pts 48 --num_samples_ray 8 --coupli
          "--affine_layers 4 --field_width 32 --start_interval 10 --lr_deform 2e-3 --lr_feature 1e-2 --lr_color 1e-3 "
          "--lrate_warmup_steps 5000 --no_tensorboard --error_map_cell 8").split()
 GRIDS = ["--deform", "grid", "--field", "grid", "--grid_levels", "3", "--lr_color", "1e-2"]
+WARPS = ["--deform", "warp", "--field", "images", "--grid_levels", "3", "--lr_color", "1e-2"]
 
 
 def options(folder, save_dir, *more):
@@ -35,8 +37,6 @@ def options(folder, save_dir, *more):
 
 def flow_error(trainer):
     """Mean flow error in pixels over fixed valid correspondences of all pairs."""
-    from inference.tracker import Tracker
-
     tracker, errors = Tracker(trainer.model, use_max_loc=False), []
     for i, j in trainer.sampler.store.pairs:
         stored = trainer.sampler.store.stored(i, j)
@@ -263,9 +263,11 @@ def test_thirty_steps_of_grids_halve_the_flow_error(small_sequence, tmp_path):
 
 @pytest.mark.parametrize("more", [
     [], ["--optimizer", "muon", "--mask_near"], [*GRIDS, "--deform_start", "20000"],
+    [*WARPS, "--grid_layers", "1"], [*WARPS, "--grid_layers", "4"],
     ["--error_map", "last", "--error_map_cell", "4", "--error_map_random", "0.5", "--grad_clip", "1"]])
 def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
-    """Stopped before and after the first error map (step 6), the freezing (step 12), and the start of the maps."""
+    """Stopped before and after the first error map (step 6), the freezing (step 12), and the start of the maps; both
+    track points alike."""
     more = [*more, "--num_iters", "30"]
     whole = Trainer(options(small_sequence, tmp_path / "whole", *more))
     for _ in range(20):
@@ -284,6 +286,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_pat
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, last.model.state_dict()[name]), name
     assert torch.equal(whole.error_map.sums, last.error_map.sums)
+    queries = np.array([[0, 20.5, 30], [7, 40, 8]])
+    tracks = [Tracker(trainer.model).track(queries).tracks for trainer in (whole, last)]
+    assert np.array_equal(*tracks) and np.allclose(tracks[0][[0, 1], [0, 7]], queries[:, :0:-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("more", [[], GRIDS, ["--optimizer", "muon"]])
