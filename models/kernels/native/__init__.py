@@ -16,7 +16,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
-FLAGS = ["-O3", "-march=native", "-fopenmp"]
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp"]  # with errno, square roots are not vectorized
 MATRIX_FLAGS = ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"]
 MAX_OUTPUTS = 8      # largest number of outputs of the last layer
 WIDTH_MULTIPLE = 32  # hidden widths must be multiples of this number of units
