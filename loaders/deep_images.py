@@ -28,6 +28,8 @@ MAX_TAGS = 4096
 MAX_CHANNELS = 64
 
 PERCENTILES = (0.1, 99.9)  # of the clip's values; shown as black and white
+CORE = (2, 98)             # percentiles of the values without outliers, such as hot pixels and lamps
+CORE_LEVELS = (1, 32)      # of the upper 8 bits: if the core spans so many, its range is shown; fewer are noise
 EXPOSURE = 99.0            # percentile of linear light that is shown as white; lamps and highlights may be brighter
 SAMPLES = 20_000           # values of a frame, about, that the percentiles are computed from
 ENOUGH = 0.5               # share of the range of the bits; of a clip that spans as much the upper 8 bits are used
@@ -97,8 +99,9 @@ def clip_range(samples: list[np.ndarray], fixed: tuple[float, float] | None = No
 
     fixed: (low, high) to use instead of percentiles
     bits:  of the values, if they are integers
-    Integers are mapped linearly. Floating-point values are linear light, unless they are far from 0 or negative, as
-    temperatures are: these are mapped linearly."""
+    Integers are mapped linearly. If their percentiles span the range of the bits only because of outliers, the range
+    is that of the core; if they span it otherwise, only the upper 8 bits are taken. Floating-point values are linear
+    light, unless they are far from 0 or negative, as temperatures are: these are mapped linearly."""
     values = np.concatenate(samples) if samples else np.zeros(0)
     if values.size == 0:
         values = np.array([0, 1])
@@ -111,6 +114,9 @@ def clip_range(samples: list[np.ndarray], fixed: tuple[float, float] | None = No
     if light and _is_light(low, high):
         return ValueRange(0.0, float(np.percentile(values, EXPOSURE)), True)
     if not light and values.max() < 2**bits and high - low >= ENOUGH * (2**bits - 1):
+        core = [float(value) for value in np.percentile(values, CORE)]
+        if CORE_LEVELS[0] <= (core[1] - core[0]) / 2 ** (bits - 8) <= CORE_LEVELS[1]:
+            return ValueRange(*core)
         return ValueRange(0.0, float(2**bits - 1), whole=True)
     return ValueRange(low, high if high > low else low + 1)
 

@@ -351,5 +351,18 @@ def test_ranges_of_constant_empty_and_fixed_clips():
         0, 0, 1, 255, 255]
 
 
+@pytest.mark.parametrize("bits", [10, 16])
+def test_one_percent_of_outliers_does_not_decide_the_range(bits):
+    """But it does if the others are noise in one level of 8 bits."""
+    rng = np.random.default_rng(0)
+    top = 2**bits - 1
+    for share, expected in ((0.06, True), (0.5, False), (0.002, False)):
+        values = rng.integers(1, int(share * top) + 2, 20_000).astype(np.uint16)
+        values[:200] = top
+        found = clip_range([values], bits=bits)
+        assert found.whole != expected
+        assert not expected or (found.low < 0.01 * top and 0.05 * top < found.high < 0.07 * top)
+
+
 def test_the_line_about_16_bits_names_the_option_that_changes_them():
     assert "--value_range A B" in str(clip_range([np.array([0, 65535])]))
