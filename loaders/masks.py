@@ -8,13 +8,14 @@ The first row that fits an image counts; with a chosen label (--mask_label) the 
 | alpha 0 in all pixels | none |
 | palette with colors (DAVIS) | labels above 0, or the chosen one |
 | lossless colors in regions on black | colors other than black |
-| label image: lossless grayscale with small values in regions | labels above 0, or the chosen one |
+| label image: lossless grayscale with small or few values in regions | labels above 0, or the chosen one |
 | other grayscale and colors, of any number of bits | values above half of the largest value in the file |
 
-Small values are below a quarter of 2^bits (64 for 8 bits, 16,384 for 16 bits). They are in regions if, for half of the
-values or more, at least a tenth of the pixels equal all four neighbors; noise and soft edges are not in regions. A
-lossless grayscale image of one value, or of 0 and one other value, is a label image. In the last row, a file whose
-largest value is below NOISE is noise and has no object.
+Small values are below a quarter of 2^bits (64 for 8 bits, 16,384 for 16 bits). Few values are at most FEW_VALUES with
+the background's 0, none of them 2^bits - 1: a mask of 0, 128, 255 may have an unknown region. Values are in regions if,
+for half of them or more, at least a tenth of the pixels equal all four neighbors; noise and soft edges are not in
+regions. A lossless grayscale image of one value, or of 0 and one other value, is a label image. In the last row, a file
+whose largest value is below NOISE is noise and has no object.
 """
 
 import logging
@@ -27,6 +28,7 @@ from common.errors import UserError
 log = logging.getLogger(__name__)
 NOISE = 32       # gray levels; rounding in a JPEG changes a flat background by less
 SMALL = 0.25     # share of 2^bits; labels are below it
+FEW_VALUES = 8   # labels of any size, with the background
 INNER = 0.1      # share of the pixels of a value in regions that equal all four neighbors, at least
 MAX_LABEL = 1 << 24  # larger values are not counted one by one
 
@@ -74,7 +76,10 @@ def is_label_image(values: np.ndarray, bits: int) -> bool:
         return False
     if ((values == low) | (values == high)).all():
         return low in (0, high)
-    return low == 0 and high < min(SMALL * 2**bits, MAX_LABEL) and in_regions(values.astype(np.int64))
+    if low != 0 or high >= MAX_LABEL or high == 2**bits - 1:
+        return False
+    small_or_few = high < SMALL * 2**bits or len(np.unique(values)) <= FEW_VALUES
+    return small_or_few and in_regions(values.astype(np.int64))
 
 
 def in_regions(codes: np.ndarray) -> bool:

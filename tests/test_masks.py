@@ -73,6 +73,8 @@ KINDS = {  # name: image from the mask (H, W) bool and the labels (H, W), of the
     "one bit.tif": lambda m, n: Image.fromarray(m),
     "ids.png": lambda m, n: Image.fromarray(n.astype(np.uint16)),
     "ids of classes.png": lambda m, n: Image.fromarray(np.array([0, 1001, 2003], np.uint16)[n]),
+    "100 and 200.png": lambda m, n: Image.fromarray(np.array([0, 100, 200], np.uint8)[n]),
+    "16 bits, 30,000 and 60,000.png": lambda m, n: Image.fromarray(np.array([0, 30_000, 60_000], np.uint16)[n]),
     "ids.tif": lambda m, n: Image.fromarray(n.astype(np.int32)),
     "16 bits, 0 and 1.png": lambda m, n: Image.fromarray(m.astype(np.uint16)),
     "16 bits.png": lambda m, n: Image.fromarray(m.astype(np.uint16) * 65535),
@@ -254,6 +256,11 @@ def test_the_drawn_points_are_those_of_the_mask(two, tmp_path):
             assert len(points) == expected[everywhere[:, 1], everywhere[:, 0]].sum() > 0
     with pytest.raises(UserError, match=r"empty\.png has no object: give another mask"):
         views_of(tmp_path, "--foreground_mask_path", tmp_path / "empty.png").grid(2)
+
+
+def test_an_unknown_region_is_half_of_white_and_no_object(two, tmp_path):
+    Image.fromarray(np.array([0, 127, 255], np.uint8)[two]).save(tmp_path / "trimap.png")
+    assert np.array_equal(read_mask(tmp_path / "trimap.png", (H, W)), two == 2)
 
 
 def test_labels_beyond_the_palette_are_labels(two, tmp_path):
