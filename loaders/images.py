@@ -7,9 +7,12 @@ Notation
 
 import io
 import logging
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +44,20 @@ def image_files(folder: Path) -> list[Path]:
         return []
     return in_natural_order(path for path in folder.iterdir()
                             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+
+
+def first_missing(files: Sequence[Path]) -> int | None:
+    """The first number that is missing in the names of numbered images, in natural order. The numbers may have another
+    step than 1, that of most of them. None if none is missing, or if they are not numbered."""
+    found = [re.search(r"([0-9]+)[^0-9]*$", path.stem) for path in files]
+    if len(files) < 3 or None in found:
+        return None
+    numbers = [int(match[1]) for match in found]
+    steps = [b - a for a, b in pairwise(numbers)]
+    step, count = Counter(steps).most_common(1)[0]
+    if min(steps) < 1 or 2 * count <= len(steps):
+        return None
+    return next((number + step for number, gap in zip(numbers, steps, strict=False) if gap > step), None)
 
 
 def no_images(folder: Path) -> UserError:

@@ -12,7 +12,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import MAX_PIXELS
 from loaders.deep_images import ValueRange
-from loaders.images import find_range, image_files, read_image, size_text, write_png
+from loaders.images import find_range, first_missing, image_files, read_image, size_text, write_png
 from loaders.sequence import VALUES, VALUES_ADVICE, VideoSequence, open_sequence, save_values
 from loaders.source_frames import SourceFrames, content_hash, write_source
 from loaders.video import VideoFacts, find_video_range, read_video
@@ -51,6 +51,8 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     try:
         values = find_video_range(video, start, last, stride, max_pixels, value_range)
         say_values(values, video, value_range)
+        if Path(video).is_dir():
+            say_missing(video, image_files(Path(video))[start:last])
         shape = None
         frames = read_video(video, start, stop, stride, max_pixels, facts, values, allow_gaps)
         for t, frame in enumerate(islice(frames, max_frames)):
@@ -88,6 +90,14 @@ def say_values(values: ValueRange | None, where: object, value_range: tuple[floa
         raise UserError(f"--value_range is for frames of more than 8 bits per value, and {where} has 8: leave it out")
 
 
+def say_missing(where: object, files: list[Path]) -> None:
+    """Warn if the numbers in the names of the images `files` of the folder `where` have a gap."""
+    number = first_missing(files)
+    if number is not None:
+        log.warning("%s lacks images: %d is the first number that is missing; frames are counted without it", where,
+                    number)
+
+
 def use_color(data_dir: Path, max_pixels: int, value_range: tuple[float, float] | None) -> VideoSequence:
     """Open the sequence whose frames the user put into `data_dir`/color. If they have more than 8 bits per value,
     values.json is written. Arguments as of `extract_frames`.
@@ -95,6 +105,7 @@ def use_color(data_dir: Path, max_pixels: int, value_range: tuple[float, float] 
     UserError as of `open_sequence`, or if values.json has another range than `value_range`."""
     sequence = open_sequence(data_dir, None, max_pixels)
     check_sides(sequence.size, sequence.root / "color")
+    say_missing(sequence.root / "color", image_files(sequence.root / "color"))
     values = sequence.values
     if values is not None and value_range:
         values = find_range(image_files(data_dir / "color"), max_pixels, value_range)

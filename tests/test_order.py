@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import in_natural_order, natural_key
 from loaders.checkpoint import Checkpoint, check_frames
 from loaders.correspondences import open_correspondences
+from loaders.images import first_missing
 from loaders.sequence import open_sequence
 from loaders.tapvid import open_benchmark
 from loaders.track_files import Annotations, save_annotations
@@ -18,6 +19,7 @@ from loaders.video import read_video
 from preprocessing.cli import main
 from preprocessing.correspondence_writer import StoreWriter
 from preprocessing.depth_priors import write_depth
+from preprocessing.extract_frames import extract_frames, use_color
 from preprocessing.flow import ModelOptions
 
 COUNT = 12
@@ -52,6 +54,27 @@ def test_frames_are_read_in_the_order_of_their_numbers(names, first, tmp_path):
     numbered(tmp_path / "seq" / "color", names, first)
     assert levels(open_sequence(tmp_path / "seq").frames()) == list(range(COUNT))
     assert levels(open_sequence(tmp_path / "seq", 5).frames()) == list(range(5))
+
+
+@pytest.mark.parametrize("names,missing", [
+    (["f1", "f2", "f4", "f5", "f6", "f9"], 3), (["00.left", "05.left", "15.left", "20.left"], 10),
+    (["1", "3", "5"], None), (["98", "99", "100"], None), (["a", "b", "d"], None), (["a1", "a2", "b1", "b2"], None),
+    (["t17", "t94", "t301"], None), (["1", "5"], None)])
+def test_the_first_missing_number(names, missing):
+    assert first_missing([Path(f"{name}.png") for name in names]) == missing
+
+
+def test_missing_images_are_a_warning(tmp_path, caplog):
+    clip = numbered(tmp_path / "clip")
+    (clip / "img_7.png").unlink()
+    sequence = extract_frames(str(clip), tmp_path / "seq", stop=6)
+    assert len(sequence) == 6 and not caplog.records
+    extract_frames(str(clip), tmp_path / "all")
+    use_color(numbered(tmp_path / "own" / "color").parent, 1000, None)
+    (tmp_path / "own" / "color" / "img_3.png").unlink()
+    use_color(tmp_path / "own", 1000, None)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert f"{clip} lacks images: 7 is the first" in caplog.text and "color lacks images: 3 is" in caplog.text
 
 
 def test_masks_are_in_the_order_of_their_numbers(tmp_path):
