@@ -28,7 +28,8 @@ VISIBLE = ("visible", "visibles", "visibility", "visibilities", "pred_visibility
 OCCLUDED = ("occluded", "occlusion", "occlusions", "pred_occluded", "pred_occlusion")
 OWN = {"tracks", "visible", "query_points", "frame_size"}
 ROUNDING = 1e-3  # probabilities may be this far outside [0, 1]
-MAX_QUERY_DISTANCE = 2.0  # pixels: tracks start at queries if the median distance is at most this
+MAX_QUERY_DISTANCE = 2.0  # pixels, of a track that starts at its query point
+MOST = 0.5  # share of the tracks, at least, that start at query points which are read in the right order
 HOW = "save it as .npz with `tracks` (N, T, 2), `visible` (N, T), `query_points` (N, 3) and `frame_size` (H, W)"
 
 
@@ -89,8 +90,7 @@ def read_tracks(path: str | Path, num_frames: int | None = None, num_queries: in
         raise UserError(f"{path}: `{name}` is {positions.dtype} of the shape {positions.shape}, it must be positions "
                         "(x, y) in pixels, (N, T, 2) or (T, N, 2)")
     given = _queries(entries)
-    transposed = _is_transposed(entries, name, positions.shape[:2], len(given) if given is not None else num_queries,
-                                num_frames)
+    transposed = _is_transposed(entries, name, positions, given, num_queries, num_frames)
     positions = positions.swapaxes(0, 1) if transposed else positions
     N, T = positions.shape[:2]
     visible = _visible(entries, (N, T), transposed, visible_th)
@@ -125,15 +125,23 @@ def _without_batch(array: np.ndarray, ndim: int, path: str | Path, name: str) ->
     return array
 
 
-def _is_transposed(entries: Entries, name: str, shape: tuple[int, int], N: int | None, T: int | None) -> bool:
-    """Whether the layout is (T, N). UserError if neither layout, or both, fit N tracks of T frames (None: not known).
+def _is_transposed(entries: Entries, name: str, positions: np.ndarray, queries: np.ndarray | None, N: int | None,
+                   T: int | None) -> bool:
+    """Whether the layout of `positions` is (T, N). UserError if neither layout, or both, fit the file's `queries`, or
+    without them N tracks, and T frames (None: not known).
 
-    If both fit, arrays that are named and shaped as this project's or CoTracker's have their layout."""
+    If both fit, it is that in which more tracks start at the file's queries; if that does not decide, arrays that are
+    named and shaped as this project's or CoTracker's have their layout."""
     path = entries.path
-    first, second = shape
+    shape = first, second = positions.shape[:2]
+    N = N if queries is None else len(queries)
     plain = N in (None, first) and T in (None, second)
     turned = N in (None, second) and T in (None, first)
     if plain and turned:
+        if queries is not None:
+            own, other = (max(_starting_share(array, queries)) for array in (positions, positions.swapaxes(0, 1)))
+            if own != other and max(own, other) >= MOST:
+                return other > own
         if entries.arrays.names and set(entries.arrays.names) >= OWN:
             return False
         if entries.arrays[name].ndim == 4 and (name == "pred_tracks" or getattr(entries.arrays, "by_place", False)):
@@ -222,19 +230,27 @@ def _queries(entries: Entries) -> np.ndarray | None:
 
 
 def _in_order(queries: np.ndarray, tracks: np.ndarray, entries: Entries) -> np.ndarray:
-    """Query points as (t, y, x). `query_points` have this order; `queries` have it, or CoTracker's (t, x, y), whichever
-    the tracks start at. UserError if both orders or neither fit."""
-    if "query_points" in entries.arrays:
+    """Query points as (t, y, x). They may be in CoTracker's order (t, x, y), if only that is where the tracks start.
+
+    UserError if `queries`, a name without a fixed order, fit both orders or neither."""
+    yx, xy = _starting_share(tracks, queries)
+    own = "query_points" in entries.arrays
+    if xy >= MOST > yx:
+        log.info("%s: its `%s` are read as (t, x, y), where its tracks start", entries.path,
+                 "query_points" if own else "queries")
+        return queries[:, [0, 2, 1]]
+    if own or yx >= MOST > xy:
         return queries
+    raise UserError(f"{entries.path}: its `queries` may be (t, x, y) or (t, y, x): name them `query_points`, with "
+                    "(t, y, x)")
+
+
+def _starting_share(tracks: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
+    """Share of the tracks `(N, T, 2)` that start at their query points `(N, 3)`: if these are (t, y, x), and if they
+    are (t, x, y)."""
     frames = queries[:, 0]
     rows = np.flatnonzero((frames >= 0) & (frames < tracks.shape[1]))
     start = tracks[rows, frames[rows].astype(int)]  # (N', 2)
-    if len(rows):
-        yx, xy = (np.median(np.linalg.norm(start - queries[rows][:, order], axis=1)) for order in ([2, 1], [1, 2]))
-        if xy <= MAX_QUERY_DISTANCE < yx:
-            log.info("%s: its `queries` are read as (t, x, y), where its tracks start", entries.path)
-            return queries[:, [0, 2, 1]]
-        if yx <= MAX_QUERY_DISTANCE < xy:
-            return queries
-    raise UserError(f"{entries.path}: its `queries` may be (t, x, y) or (t, y, x): name them `query_points`, with "
-                    "(t, y, x)")
+    near = [np.linalg.norm(start - queries[rows][:, order], axis=1) <= MAX_QUERY_DISTANCE for order in ([2, 1], [1, 2])]
+    yx, xy = (chosen.sum() / max(len(queries), 1) for chosen in near)
+    return yx, xy

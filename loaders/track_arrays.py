@@ -14,9 +14,9 @@ from common.torch_files import load_plain
 from loaders.npy import MAX_BYTES, ArrayFile, read_npy
 
 ADVICE = ("numpy.savez(FILE, tracks=..., visible=..., query_points=..., frame_size=...) and torch.save((tracks, "
-          "visibility), FILE) write what is read here")
+          "visibility), FILE) or torch.save((tracks, visibility, queries), FILE) write what is read here")
 SUFFIXES = (".npz", ".npy", ".pt", ".pth")
-BY_PLACE = ("tracks", "visible")  # names of arrays that have a place instead of a name
+BY_PLACE = ("tracks", "visible", "queries")  # names of arrays that have a place instead of a name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -24,8 +24,8 @@ INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch
 class Arrays(dict):
     """Arrays by name, with the interface of loaders.npy.ArrayFile.
 
-    by_place: whether the file has no names, so that the first array are the tracks and the second one the
-    visibility."""
+    by_place: whether the file has no names, so that the first array are the tracks, the second one the visibility,
+    and the third one the query points."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], by_place: bool = False):
         super().__init__(arrays)
@@ -39,8 +39,8 @@ class Arrays(dict):
 def open_arrays(path: str | Path) -> ArrayFile | Arrays:
     """The arrays of a file of tracks.
 
-    A single array, the entries of a tuple, and arrays that numpy.savez named arr_0 and arr_1 are called `tracks` and
-    `visible`. UserError if the ending is unknown, the file is missing or damaged, or it holds something else."""
+    A single array, the entries of a tuple, and arrays that numpy.savez named arr_0, arr_1, and arr_2 are called as in
+    BY_PLACE. UserError if the ending is unknown, the file is missing or damaged, or it holds something else."""
     suffix = Path(path).suffix.lower()
     if suffix == ".npz":
         return _named(ArrayFile(path, ADVICE))
@@ -52,7 +52,7 @@ def open_arrays(path: str | Path) -> ArrayFile | Arrays:
 
 
 def _named(arrays: ArrayFile) -> ArrayFile | Arrays:
-    numbered = [name for name in ("arr_0", "arr_1") if name in arrays]
+    numbered = [name for name in ("arr_0", "arr_1", "arr_2") if name in arrays]
     if sorted(arrays.names) != numbered:
         return arrays
     return Arrays({name: arrays[key] for name, key in zip(BY_PLACE, numbered, strict=False)}, by_place=True)
@@ -70,8 +70,8 @@ def _from_torch(path: str | Path) -> Arrays:
         content = {"tracks": content}
     elif isinstance(content, list | tuple):
         if len(content) > len(BY_PLACE):
-            raise UserError(f"{path} holds {len(content)} values without names, at most (tracks, visibility) can be "
-                            f"told apart: {ADVICE}")
+            raise UserError(f"{path} holds {len(content)} values without names, at most (tracks, visibility, "
+                            f"queries) can be told apart: {ADVICE}")
         content = dict(zip(BY_PLACE, content, strict=False))
     elif not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors: {ADVICE}")

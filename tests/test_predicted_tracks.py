@@ -150,6 +150,40 @@ def test_queries_of_either_order_are_where_the_tracks_start(tmp_path):
         load_tracks(tmp_path / "t.npz", 7, None, SIZE)
 
 
+def test_query_points_in_cotrackers_order_are_noticed(tmp_path, caplog):
+    expected = made(4, 7)
+    np.savez(tmp_path / "t.npz", tracks=expected.tracks, query_points=expected.query_points[:, [0, 2, 1]])
+    with caplog.at_level(logging.INFO):
+        assert np.array_equal(load_tracks(tmp_path / "t.npz", 7, None, SIZE).query_points, expected.query_points)
+    assert "`query_points` are read as (t, x, y)" in caplog.text
+    np.savez(tmp_path / "t.npz", tracks=expected.tracks + 9, query_points=expected.query_points)  # start elsewhere
+    assert np.array_equal(load_tracks(tmp_path / "t.npz", 7, None, SIZE).query_points, expected.query_points)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1]])
+def test_as_many_tracks_as_frames_are_read_in_the_layout_in_which_they_start_at_their_queries(order, tmp_path):
+    expected = made(5, 5)
+    for tracks, visible in ((expected.tracks, expected.visible), (expected.tracks.swapaxes(0, 1), expected.visible.T)):
+        np.savez(tmp_path / "t.npz", tracks=tracks, visible=visible, query_points=expected.query_points[:, order],
+                 frame_size=SIZE)
+        found = load_tracks(tmp_path / "t.npz", 5)
+        same(found, expected)
+        assert np.array_equal(found.query_points, expected.query_points)
+
+
+@pytest.mark.parametrize("T", [4, 7])
+def test_cotrackers_tracks_visibility_and_queries(T, tmp_path):
+    expected = made(4, T)
+    content = [torch.from_numpy(array.copy())[None] for array in (
+        expected.tracks.swapaxes(0, 1), expected.visible.T, expected.query_points[:, [0, 2, 1]])]
+    torch.save(tuple(content), tmp_path / "t.pt")
+    np.savez(tmp_path / "t.npz", *(array.numpy() for array in content))
+    for name in ("t.pt", "t.npz"):
+        found = load_tracks(tmp_path / name, T, None, SIZE)
+        same(found, expected)
+        assert np.array_equal(found.query_points, expected.query_points)
+
+
 def test_missing_positions_of_hidden_points(tmp_path):
     expected = made(3, 8)
     tracks = np.where(expected.visible[..., None], expected.tracks, np.nan)
@@ -198,7 +232,8 @@ def test_bad_tracks_are_one_line(arrays, words, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("text", "holds a str"), ((torch.zeros(1, 8, 3, 2),) * 3, "holds 3 values without names"),
+    ("text", "holds a str"), ((torch.zeros(1, 8, 3, 2),) * 4, "holds 4 values without names"),
+    ((torch.zeros(1, 8, 4, 2), torch.ones(1, 8, 4), torch.ones(1, 8, 4)), "`queries` is float32 of the shape (8, 4)"),
     ({"tracks": torch.zeros(8, 3, 2, dtype=torch.complex64)}, "complex64"),
     ({"tracks": torch.zeros(8, 3, 2).to_sparse()}, "sparse"),
     ({"tracks": torch.zeros(1).expand(10**6, 10**6, 2)}, "GB unpacked"),
