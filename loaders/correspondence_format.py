@@ -61,10 +61,11 @@ class PairIndex:
         plane = plane_bytes(size)
         self._cycle, self._occlusion = buffer[offset: offset + 2 * plane].reshape(2, plane)
         self._flags = self._cycle | self._occlusion
-        in_byte = np.bitwise_count(self._flags)
-        self._before = np.cumsum(in_byte, dtype=np.int64) - in_byte  # number of flags in all bytes before each byte
+        self._words = self._flags.view(">u8").astype(np.uint64)  # 64 pixels each, the first one is the highest bit
+        in_word = np.bitwise_count(self._words)
+        self._before = np.cumsum(in_word, dtype=np.int64) - in_word  # number of flags in all words before each word
         self._pixels = size[0] * size[1]
-        self.count, self.valid, self._all = stored, int(in_byte.sum(dtype=np.int64)), stored == self._pixels
+        self.count, self.valid, self._all = stored, int(self._before[-1] + in_word[-1]), stored == self._pixels
         beyond = np.unpackbits(self._flags[self._pixels // 8:])[self._pixels % 8:]  # padding of the plane
         if not self._all and (self.valid != stored or beyond.any()):
             raise ValueError(f"{self.valid} flags for {stored} stored pixels")
@@ -75,9 +76,9 @@ class PairIndex:
         """Rows `(M,)` of pixels `(M,)`, and whether each is stored `(M,)` bool. Other rows are undefined."""
         if self._all:
             return pixels, np.ones(len(pixels), bool)
-        byte, bit = pixels >> 3, (7 - (pixels & 7)).astype(np.uint8)  # the first pixel of a byte is its highest bit
-        shifted = self._flags[byte] >> bit
-        return self._before[byte] + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
+        word = pixels >> 6
+        shifted = self._words[word] >> (63 - (pixels & 63)).astype(np.uint64)
+        return self._before[word] + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
         """Cycle flags `(M,)` bool of stored pixels `(M,)`."""
