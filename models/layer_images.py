@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.grid_deformation import layer_index
+from models.kernels.images import layer_images
 
 SIDES = (17, 33, 65, 129, 257)  # R of each level
 HALF_SIDE = 1.6                 # of a box that `set_boxes` has not set
@@ -72,16 +73,6 @@ class LayerImages(nn.Module):
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Canonical points `(..., 3)` -> rgb `(..., 3)` in [0, 1] and sigma `(...)` >= 0."""
-        S = self.num_layers
-        x, y = self.place(u).reshape(-1, 2).unbind(-1)  # (M,) each
-        layer = self._layer(u).flatten()
-        y = y.clamp(-1, 1)
-        out = 0
-        for level in self.levels:  # the layers' images below each other, so that one 2D look-up serves all
-            R = level.shape[-1]
-            rows = (y + 1) / 2 * (R - 1) + layer * R
-            places = torch.stack([x, rows * (2 / (S * R - 1)) - 1], dim=-1)  # (M, 2)
-            stacked = level.transpose(0, 1).reshape(1, 4, S * R, R)
-            out = out + F.grid_sample(stacked, places[None, None], padding_mode="border", align_corners=True)
-        out = out[0, :, 0].T.reshape(*u.shape[:-1], 4)
+        out = layer_images(self.place(u).reshape(-1, 2), self._layer(u).flatten(), list(self.levels))
+        out = out.reshape(*u.shape[:-1], 4)
         return torch.sigmoid(out[..., :3]), DENSITY_SCALE * F.softplus(out[..., 3] - 1)

@@ -17,13 +17,15 @@ Notation
     forward    u = A(W(x))       inverse  x = W^-1(A^-1(u))
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from models.activation_checkpoint import stored
 from models.grid_deformation import GRID_EXTENT, Grids, layer_index, level_sides
 from models.invertible import affine_matrix, solve_affine
-from models.kernels.warp import bounded_sum, unwarp, warp
+from models.kernels.warp import bounded_sum, has_kernels, transfer, unwarp, warp
 
 MAX_CELL_SHARE = 0.22     # largest displacement, in cells; below 1/4 every level is one-to-one
 START_SHARE = 0.95        # share of the largest displacement that initial values use at most
@@ -79,11 +81,14 @@ class LayerWarps(nn.Module):
             number = (level + 1) * n - 1  # the grid with one moment a frame
             self.layers.values[number].copy_(values.flatten(1, 2) / self.layers.scales[number])
 
+    def coefficients(self, thetas: Tensor) -> Tensor:
+        """Coefficients as `models.invertible.affine_matrix` `(B, S, 6)`, of parameters `(B, S, 5)`."""
+        a, b, c, d, tx, ty = affine_matrix(thetas)
+        return torch.stack([a, b * self.aspect, c / self.aspect, d, tx, ty], dim=-1)
+
     def affine(self, layer: Tensor, thetas: Tensor) -> tuple[Tensor, ...]:
-        """Coefficients as `models.invertible.affine_matrix`, `(B, M)` each, at points of layers `(B, M)`, of parameters
-        `(B, S, 5)`."""
-        a, b, c, d, tx, ty = affine_matrix(thetas)  # (B, S) each
-        return tuple(x.gather(1, layer) for x in (a, b * self.aspect, c / self.aspect, d, tx, ty))
+        """`coefficients` at points of layers `(B, M)`, `(B, M)` each."""
+        return tuple(x.gather(1, layer) for x in self.coefficients(thetas).unbind(-1))
 
     def without_affine(self, u: Tensor, layer: Tensor, thetas: Tensor) -> Tensor:
         """A^-1 of canonical (x, y) `(B, M, 2)` in layers `(B, M)`."""
@@ -99,8 +104,8 @@ class LayerWarps(nn.Module):
         levels = [bounded_sum(ids, values[k:k + n], before, share, grids.scales[k:k + n], largest)
                   .unflatten(1, (self.num_layers, 2))
                   for k, largest in zip(range(0, len(values), n), self.largest, strict=True)]
-        [thetas] = self.thetas.levels(ids)
-        return WarpMaps(self, levels, thetas[..., 0].unflatten(1, (self.num_layers, THETA)))
+        thetas = bounded_sum(ids, list(self.thetas.values), before, share, self.thetas.scales, math.inf)
+        return WarpMaps(self, levels, thetas.view(-1, self.num_layers, THETA))
 
 
 class WarpMaps:
@@ -130,6 +135,20 @@ class WarpMaps:
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
         return self.call(self._inverse, u)
+
+    def transfer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Local samples `(B, N, K, 3)` of the first B of 2 B frames to canonical ones, and to local ones of the last B.
+        Same result as `rays_to_canonical` and `to_local`."""
+        B, N, K, _ = x.shape
+        if self.call is not stored or not has_kernels(x):
+            u = self.select(slice(B)).rays_to_canonical(x)
+            return u, self.select(slice(B, None)).to_local(u.flatten(1, 2)).view_as(x)
+        z = x[..., 2:]
+        layer = self.layer_of(z).view(B, N * K)
+        ends = transfer(x[..., :2].reshape(B, N * K, 2), layer, self.network.coefficients(self.thetas), self.tables,
+                        GRID_EXTENT)
+        u, target = (torch.cat([end.view(B, N, K, 2), z], dim=-1) for end in ends)
+        return u, target
 
     def _forward(self, x: Tensor) -> Tensor:
         layer = self.layer_of(x[..., 2])

@@ -169,8 +169,11 @@ class OmniMotion(nn.Module):
         both = self.maps(torch.cat([ids1, ids2]))
         local = self.lift(p1, jitter)  # (B, N, K, 3)
         self._limit_memory(both, local[..., 0].numel())
-        canonical = both.select(slice(B)).rays_to_canonical(local)
-        target = both.select(slice(B, None)).to_local(canonical.flatten(1, 2)).view_as(local)
+        if isinstance(both, WarpMaps):
+            canonical, target = both.transfer(local)
+        else:
+            canonical = both.select(slice(B)).rays_to_canonical(local)
+            target = both.select(slice(B, None)).to_local(canonical.flatten(1, 2)).view_as(local)
         rgb, weights = self.render(canonical, near_share)
         rendered = composite(weights, rgb)
         depth = target[..., 2]

@@ -1,5 +1,6 @@
 """Layer warps, the maps of configs/fast.txt: one-to-one whatever their parameters, and C++ kernels equal to PyTorch."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,12 +8,20 @@ import pytest
 import torch
 
 from configs.options import parse
-from models import layer_warps
+from models import activation_checkpoint, layer_warps
 from models.coords import denormalize_pixels, normalize_pixels
 from models.factory import new_model
 from models.grid_deformation import layer_index
 from models.kernels import native
-from models.kernels.warp import bounded_sum, bounded_sum_plain, unwarp, unwarp_plain, warp, warp_plain
+from models.kernels.warp import (
+    bounded_sum,
+    bounded_sum_plain,
+    transfer,
+    unwarp,
+    unwarp_plain,
+    warp,
+    warp_plain,
+)
 from models.layer_warps import GRID_EXTENT, MAX_CELL_SHARE, LayerWarps
 from models.omnimotion import ModelConfig, OmniMotion
 from training.initialization import affine_parameters
@@ -128,22 +137,49 @@ def test_points_that_are_not_finite_stay_so_and_do_not_change_others(either, fun
     assert all(g.isfinite().all() for g in gradients)
 
 
+def transfer_plain(p, layer, affine, tables, extent):
+    """The maps one after the other, in PyTorch."""
+    B = len(p)
+    frame = torch.arange(B)[:, None]
+    matrix, shift = affine[..., :4].unflatten(-1, (2, 2)), affine[..., 4:]
+    warped = warp_plain(p, layer, [table[:B] for table in tables], extent)
+    u = (matrix[frame, layer] @ warped[..., None])[..., 0] + shift[frame, layer]
+    y = torch.linalg.solve(matrix[frame + B, layer], u - shift[frame + B, layer])
+    return u, unwarp_plain(y, layer, [table[B:] for table in tables], extent)
+
+
+@pytest.mark.parametrize("B,M,S,sides", [(1, 1, 1, [2]), (2, 100, 2, [3, 5, 9]), (3, 64, 3, [3, 5, 9, 17, 33, 65])])
+def test_transfers_of_kernels_and_pytorch_agree(kernels, B, M, S, sides):
+    """Both results, and the gradients of points, affine maps and tables."""
+    torch.manual_seed(B)
+    tables = random_tables(2 * B, S, sides)
+    affine = (torch.tensor([1.0, 0, 0, 1, 0, 0]) + 0.2 * torch.randn(2 * B, S, 6)).requires_grad_()
+    p = (torch.rand(B, M, 2) * 3 - 1.5).requires_grad_()
+    layer = torch.randint(S, (B, M))
+    weight = torch.randn(2, B, M, 2)
+    fast, plain = (with_gradients(lambda f=f: torch.stack(f(p, layer, affine, tables, GRID_EXTENT)),
+                                  [p, affine, *tables], weight) for f in (transfer, transfer_plain))
+    assert all(g.abs().max() > 0 for g in fast[1])
+    assert_twins(fast, plain)
+
+
 @pytest.mark.parametrize("num_frames,C,R", [(2, 2, 3), (24, 4, 9), (82, 6, 5)])
-@pytest.mark.parametrize("std", [0.01, 10.0])
-def test_bounded_sums_of_kernels_and_pytorch_agree(kernels, num_frames, C, R, std):
-    """Frames more than once, also the last one, after which there is no moment."""
+@pytest.mark.parametrize("std,largest", [(0.01, 0.1), (10.0, 0.1), (1.0, math.inf)])
+def test_bounded_sums_of_kernels_and_pytorch_agree(kernels, num_frames, C, R, std, largest):
+    """Frames more than once, also the last one, after which there is no moment. Without a bound, of another shape."""
+    side = (R, R) if math.isfinite(largest) else (R,)
     torch.manual_seed(num_frames)
     network = LayerWarps(num_frames, (20, 30), num_levels=1)
     n = network.layers.num_grids
     before, share = ([getattr(network.layers, f"{name}_{k}") for k in range(n)] for name in ("before", "share"))
     counts = [len(grid) for grid in network.layers.values]
-    grids = [(torch.randn(count, C, R, R) * std).requires_grad_() for count in counts]
+    grids = [(torch.randn(count, C, *side) * std).requires_grad_() for count in counts]
     scales = [0.5 + k for k in range(n)]
     ids = torch.tensor([num_frames - 1, 0, *torch.randint(num_frames, (7,)).tolist(), 0])
-    weight = torch.randn(len(ids), C, R, R)
-    arguments = (ids, grids, before, share, scales, 0.1)
+    weight = torch.randn(len(ids), C, *side)
+    arguments = (ids, grids, before, share, scales, largest)
     fast, plain = (with_gradients(lambda f=f: f(*arguments), grids, weight) for f in (bounded_sum, bounded_sum_plain))
-    assert fast[0].abs().max() <= 0.1 * (1 + ROUNDING)
+    assert fast[0].abs().max() <= largest * (1 + ROUNDING)
     assert_twins(fast, plain)
 
 
@@ -342,3 +378,15 @@ def test_rays_and_points_are_mapped_alike(num_layers):
     rays = maps.rays_to_canonical(x)
     for k in range(num_layers):
         assert torch.allclose(rays[:, :, k], maps.to_canonical(x[:, :, k]), atol=1e-6)
+
+
+@pytest.mark.parametrize("call", [activation_checkpoint.stored, activation_checkpoint.recomputed_in_pieces(20)])
+def test_a_transfer_is_both_maps_one_after_the_other(either, call):
+    network = random_network(5, num_layers=3)
+    maps = network.bind(torch.tensor([4, 0, 4, 3]))
+    maps.call = call
+    x = points(2).unflatten(1, (-1, 3))
+    u, target = maps.transfer(x)
+    assert torch.allclose(u, maps.select(slice(2)).rays_to_canonical(x), rtol=1e-5, atol=1e-5)
+    expected = maps.select(slice(2, None)).to_local(u.flatten(1, 2)).view_as(x)
+    assert torch.allclose(target, expected, rtol=1e-4, atol=1e-4)

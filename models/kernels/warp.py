@@ -32,21 +32,32 @@ SUFFICIENT_DECREASE = 0.5  # of the residual, for a Newton step to be taken
 
 def warp(points: Tensor, layer: Tensor, tables: Sequence[Tensor], extent: float) -> Tensor:
     """Points `(B, M, 2)` of layers `(B, M)` int64 after all levels, `(B, M, 2)`."""
-    if _has_kernels(points):
+    if has_kernels(points):
         return _Warp.apply(points.contiguous(), layer.contiguous(), extent, False, *tables)
     return warp_plain(points, layer, tables, extent)
 
 
 def unwarp(points: Tensor, layer: Tensor, tables: Sequence[Tensor], extent: float) -> Tensor:
     """Inverse of `warp`. Its gradient is that of the solution (implicit function theorem)."""
-    if _has_kernels(points):
+    if has_kernels(points):
         return _Warp.apply(points.contiguous(), layer.contiguous(), extent, True, *tables)
     return unwarp_plain(points, layer, tables, extent)
 
 
+def transfer(points: Tensor, layer: Tensor, affine: Tensor, tables: Sequence[Tensor],
+             extent: float) -> tuple[Tensor, Tensor]:
+    """Points `(B, M, 2)` of the first B frames of tables of 2 B frames: canonical ones, and those of the last B frames.
+
+    The same as `warp`, affine maps, their inverses and `unwarp`, with one gradient of the tables instead of two. Only
+    for points that `has_kernels` is true for. affine: `(2 B, S, 6)`, coefficients (a, b, c, d, tx, ty) of the maps from
+    warped points to canonical ones."""
+    return _Transfer.apply(points.contiguous(), layer.contiguous(), affine.contiguous(), extent, *tables)
+
+
 def bounded_sum(ids: Tensor, grids: Sequence[Tensor], before: Sequence[Tensor], share: Sequence[Tensor],
                 scales: Sequence[float], largest: float) -> Tensor:
-    """Displacements of a level in frames `ids` `(B,)`, `(B, C, R, R)`, from `grids` `(moments, C, R, R)`.
+    """Displacements of a level in frames `ids` `(B,)`, `(B, C, R, R)`, from `grids` `(moments, C, R, R)`. Without a
+    bound (b infinite), grids can have any shape `(moments, C, ...)`.
 
     before, share: for each grid, of every frame of the video, the moment before it and the weight of the next moment,
     `(T,)`. scales: factor of each grid's values. largest: b."""
@@ -62,7 +73,7 @@ def bounded_sum_plain(ids: Tensor, grids: Sequence[Tensor], before: Sequence[Ten
     for grid, first, weight, scale in zip(grids, before, share, scales, strict=True):
         first = first[ids]
         second = (first + 1).clamp(max=len(grid) - 1)
-        v = v + scale * torch.lerp(grid[first], grid[second], weight[ids][:, None, None, None])
+        v = v + scale * torch.lerp(grid[first], grid[second], weight[ids].view(-1, *[1] * (grid.dim() - 1)))
     return v / torch.sqrt(1 + (v / largest).square())
 
 
@@ -84,7 +95,8 @@ class _BoundedSum(torch.autograd.Function):
         return None, None, None, None, None, *of_grids
 
 
-def _has_kernels(points: Tensor) -> bool:
+def has_kernels(points: Tensor) -> bool:
+    """Whether `points` are mapped by the C++ kernels."""
     return points.device.type == "cpu" and points.dtype == torch.float32 and native.warp_kernels() is not None
 
 
@@ -107,6 +119,26 @@ class _Warp(torch.autograd.Function):
         of_points, of_tables = native.warp_kernels().backward(
             local, layer, tables, extent, gradient.contiguous(), inverted)
         return of_points, None, None, None, *of_tables
+
+
+class _Transfer(torch.autograd.Function):
+    """The C++ kernels of `transfer`."""
+
+    @staticmethod
+    def forward(ctx, points: Tensor, layer: Tensor, affine: Tensor, extent: float, *tables: Tensor):
+        tables = [table.contiguous() for table in tables]
+        out = native.warp_kernels().transfer(points, layer, affine, tables, extent)
+        ctx.save_for_backward(points, layer, affine, *out, *tables)
+        ctx.extent = extent
+        return out
+
+    @staticmethod
+    def backward(ctx, of_canonical: Tensor, of_target: Tensor):
+        points, layer, affine, canonical, target, *tables = ctx.saved_tensors
+        of_points, of_affine, of_tables = native.warp_kernels().transfer_backward(
+            points, layer, affine, tables, ctx.extent, canonical, target, of_canonical.contiguous(),
+            of_target.contiguous())
+        return of_points, None, of_affine, None, *of_tables
 
 
 def warp_plain(points: Tensor, layer: Tensor, tables: Sequence[Tensor], extent: float) -> Tensor:

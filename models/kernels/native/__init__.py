@@ -40,9 +40,11 @@ def kernels():
 
 @cache
 def warp_kernels():
-    """Namespace of the compiled operators of models/kernels/warp.py; None, with a warning, if they cannot be built."""
+    """Namespace of the compiled operators of models/kernels/warp.py and images.py; None, with a warning, if they cannot
+    be built."""
     cost = "a step of configs/fast.txt takes about 2.5 times as long"
-    return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", ["warp.cpp"], FLAGS, cost) else None
+    sources = ["warp.cpp", "bounded_sum.cpp", "images.cpp"]
+    return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", sources, FLAGS, cost) else None
 
 
 def _load(name: str, sources: list[str], flags: list[str], cost: str) -> bool:

@@ -1,6 +1,6 @@
 // Composed displacement grids and their inverse, forward and backward. PyTorch version and notation:
 // models/kernels/warp.py.
-//
+
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <torch/types.h>
@@ -174,156 +174,166 @@ void add_to_corners(float* gradient, int64_t side, const Place& at, Vec g) {
   }
 }
 
+// The cells of all levels on the way of one point, for the backward pass
+struct Trace {
+  Place places[MAX_LEVELS];
+  float J[MAX_LEVELS][4];
+  Vec end;  // the point after all levels
+
+  Trace(const Tables& grids, int64_t frame, int64_t layer, Vec x, float extent) {
+    for (int64_t l = 0; l < grids.levels; ++l) {
+      const Level level = grids.level(l, frame, layer);
+      places[l] = level.place(x, extent);
+      const Vec d = level.displacement<true>(places[l], J[l]);
+      x = {x.x + d.x, x.y + d.y};
+    }
+    end = x;
+  }
+};
+
+// Gradients of tables
+struct Sums {
+  std::vector<Tensor> tensors;
+  std::vector<float*> values;
+
+  explicit Sums(at::TensorList tables) {
+    for (const auto& table : tables) {
+      tensors.push_back(at::zeros_like(table));
+      values.push_back(tensors.back().data_ptr<float>());
+    }
+  }
+};
+
+// Gradient at one end of the levels from the gradient g at the other end, from the first level to the last one if
+// `inverted`. The gradients of the tables are added to `sums`.
+Vec through_levels(const Tables& grids, const Sums& sums, int64_t frame, int64_t layer, const Trace& trace, Vec g,
+                   bool inverted) {
+  const auto add = [&](int64_t l, Vec value) {
+    add_to_corners(sums.values[l] + grids.offset(l, frame, layer), grids.sides[l], trace.places[l], value);
+  };
+  if (inverted) {
+    for (int64_t l = 0; l < grids.levels; ++l) {
+      g = solve<true>(trace.J[l], g);
+      add(l, {-g.x, -g.y});
+    }
+  } else {
+    for (int64_t l = grids.levels - 1; l >= 0; --l) {
+      const float* J = trace.J[l];
+      add(l, g);
+      g = {g.x + J[0] * g.x + J[2] * g.y, g.y + J[1] * g.x + J[3] * g.y};
+    }
+  }
+  return g;
+}
+
 // Gradients of `warp` (inverted = false) or `unwarp` (true). `local`: points before the levels, that is the input of
 // `warp` or the output of `unwarp`.
 std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& local, const Tensor& layer, at::TensorList tables,
                                                  double extent, const Tensor& gradient, bool inverted) {
   const Tables grids(tables);
+  const Sums sums(tables);
   Tensor out = at::empty_like(local);
-  std::vector<Tensor> sums;
-  std::vector<float*> sum;
-  for (const auto& table : tables) {
-    sums.push_back(at::zeros_like(table));
-    sum.push_back(sums.back().data_ptr<float>());
-  }
   const Vec* p = reinterpret_cast<const Vec*>(local.const_data_ptr<float>());
   const Vec* g_in = reinterpret_cast<const Vec*>(gradient.const_data_ptr<float>());
   const int64_t* s = layer.const_data_ptr<int64_t>();
   Vec* g_out = reinterpret_cast<Vec*>(out.data_ptr<float>());
   const int64_t count = local.size(1);
-  const auto of_point = [&](int64_t b, int64_t m) {
-    Place places[MAX_LEVELS];
-    float J[MAX_LEVELS][4];
-    Vec x = p[m];
-    for (int64_t l = 0; l < grids.levels; ++l) {
-      const Level level = grids.level(l, b, s[m]);
-      places[l] = level.place(x, extent);
-      const Vec d = level.displacement<true>(places[l], J[l]);
-      x = {x.x + d.x, x.y + d.y};
-    }
-    Vec g = g_in[m];
-    const auto add = [&](int64_t l, Vec value) {
-      add_to_corners(sum[l] + grids.offset(l, b, s[m]), grids.sides[l], places[l], value);
-    };
-    if (inverted) {
-      for (int64_t l = 0; l < grids.levels; ++l) {
-        g = solve<true>(J[l], g);
-        add(l, {-g.x, -g.y});
-      }
-    } else {
-      for (int64_t l = grids.levels - 1; l >= 0; --l) {
-        add(l, g);
-        g = {g.x + J[l][0] * g.x + J[l][2] * g.y, g.y + J[l][1] * g.x + J[l][3] * g.y};
-      }
-    }
-    g_out[m] = g;
-  };
   at::parallel_for(0, local.size(0), 1, [&](int64_t begin, int64_t end) {  // no two threads add to the same frame
     for (int64_t b = begin; b < end; ++b)
-      for (int64_t m = b * count; m < (b + 1) * count; ++m) of_point(b, m);
+      for (int64_t m = b * count; m < (b + 1) * count; ++m)
+        g_out[m] = through_levels(grids, sums, b, s[m], Trace(grids, b, s[m], p[m], extent), g_in[m], inverted);
   });
-  return {out, sums};
+  return {out, sums.tensors};
 }
 
-// Tables of one level: (B, C, R, R) displacements of B frames, from grids in time (moments, C, R, R).
-//
-// In time, a frame's value is that of moment `before` and, with weight `share`, of the moment after it.
+// Affine map of a layer and frame: x' = a x + b y + tx, y' = c x + d y + ty
+struct Affine {
+  float a, b, c, d, tx, ty;
 
-// one frame's pair of moments in one grid
-struct Moments {
-  int64_t before, after;
-  float weight_before, weight_after;  // times the grid's scale
+  Vec apply(Vec v) const { return {a * v.x + b * v.y + tx, c * v.x + d * v.y + ty}; }
+  Vec solve(Vec v) const {
+    const float x = v.x - tx, y = v.y - ty, determinant = a * d - b * c;
+    return {(d * x - b * y) / determinant, (a * y - c * x) / determinant};
+  }
+  // M^T g and M^-T g, where M is the matrix
+  Vec gradient(Vec g) const { return {a * g.x + c * g.y, b * g.x + d * g.y}; }
+  Vec gradient_of_solution(Vec g) const {
+    const float determinant = a * d - b * c;
+    return {(d * g.x - c * g.y) / determinant, (a * g.y - b * g.x) / determinant};
+  }
+  // Add the gradient of the map, from the gradient g of its value at v
+  void add(Vec g, Vec v) {
+    a += g.x * v.x;
+    b += g.x * v.y;
+    tx += g.x;
+    c += g.y * v.x;
+    d += g.y * v.y;
+    ty += g.y;
+  }
 };
 
-std::vector<Moments> moments_of(const Tensor& ids, const Tensor& before, const Tensor& share, int64_t count,
-                                double scale) {
-  std::vector<Moments> out;
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t b = 0; b < ids.size(0); ++b)
-    TORCH_CHECK(id[b] >= 0 && id[b] < before.size(0), "frame ", id[b], " of ", before.size(0));
-  for (int64_t b = 0; b < ids.size(0); ++b) {
-    const int64_t first = before.const_data_ptr<int64_t>()[id[b]];
-    const float weight = share.const_data_ptr<float>()[id[b]];
-    out.push_back({first, std::min(first + 1, count - 1), static_cast<float>((1 - weight) * scale),
-                   static_cast<float>(weight * scale)});
-  }
-  return out;
+Affine* affine_of(const Tensor& affine) { return reinterpret_cast<Affine*>(affine.data_ptr<float>()); }
+
+// From points (B, M, 2) of the first half of the tables' 2 B frames to canonical points, and to the other half's.
+// affine: (2 B, S, 6)
+std::tuple<Tensor, Tensor> transfer(const Tensor& points, const Tensor& layer, const Tensor& affine,
+                                    at::TensorList tables, double extent) {
+  const Tables grids(tables);
+  const int64_t frames = points.size(0), S = grids.layers;
+  const Affine* const maps = affine_of(affine);
+  const Tensor before_affine = warp(points, layer, tables, extent);
+  const Tensor canonical =
+      map_points(before_affine, layer, [&](int64_t b, int64_t s, Vec x) { return maps[b * S + s].apply(x); });
+  const Tensor target = map_points(canonical, layer, [&](int64_t b, int64_t s, Vec u) {
+    Vec x = maps[(b + frames) * S + s].solve(u);
+    for (int64_t l = grids.levels - 1; l >= 0; --l) x = inverse(grids.level(l, b + frames, s), x, extent);
+    return x;
+  });
+  return {canonical, target};
 }
 
-Tensor bounded_sum(const Tensor& ids, at::TensorList grids, at::TensorList before, at::TensorList share,
-                   at::ArrayRef<double> scales, double largest) {
-  const int64_t frames = ids.size(0), channels = grids[0].size(1), area = grids[0][0][0].numel();
-  Tensor out = at::empty({frames, channels, grids[0].size(2), grids[0].size(3)}, grids[0].options());
-  float* const result = out.data_ptr<float>();
-  std::vector<std::vector<Moments>> moments;
-  for (size_t k = 0; k < grids.size(); ++k)
-    moments.push_back(moments_of(ids, before[k], share[k], grids[k].size(0), scales[k]));
-  const float inverse_square = static_cast<float>(1 / (largest * largest));
-  at::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      float* const v = result + b * channels * area;
-      for (size_t k = 0; k < grids.size(); ++k) {
-        const Moments& m = moments[k][b];
-        const float* const values = grids[k].const_data_ptr<float>();
-        const float* const p = values + m.before * channels * area;
-        const float* const q = values + m.after * channels * area;
-        const float wp = m.weight_before, wq = m.weight_after;
-        if (k == 0) std::fill(v, v + channels * area, 0.f);
-        for (int64_t n = 0; n < channels * area; ++n) v[n] += wp * p[n];
-        if (wq != 0)
-          for (int64_t n = 0; n < channels * area; ++n) v[n] += wq * q[n];
-      }
-      for (int64_t n = 0; n < channels * area; ++n) v[n] /= std::sqrt(1 + v[n] * v[n] * inverse_square);
-    }
-  });
-  return out;
-}
-
-// Gradients of the grids. `tables`: the result of `bounded_sum`; `gradient`: its gradient.
-std::vector<Tensor> bounded_sum_backward(const Tensor& ids, at::TensorList grids, at::TensorList before,
-                                         at::TensorList share, at::ArrayRef<double> scales, double largest,
-                                         const Tensor& tables, const Tensor& gradient) {
-  const int64_t frames = ids.size(0), channels = grids[0].size(1), area = grids[0][0][0].numel();
-  std::vector<Tensor> out;
-  std::vector<std::vector<Moments>> moments;
-  for (size_t k = 0; k < grids.size(); ++k) {
-    out.push_back(at::zeros_like(grids[k]));
-    moments.push_back(moments_of(ids, before[k], share[k], grids[k].size(0), scales[k]));
-  }
-  const float* const d = tables.const_data_ptr<float>();
-  const float* const g = gradient.const_data_ptr<float>();
-  const float inverse_square = static_cast<float>(1 / (largest * largest));
-  at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {  // frames share moments, channels do not
-    std::vector<float> slope(area);
-    for (int64_t c = begin; c < end; ++c)
-      for (int64_t b = 0; b < frames; ++b) {
-        const int64_t here = (b * channels + c) * area;
-        for (int64_t n = 0; n < area; ++n) {
-          const float rest = std::max(0.f, 1 - d[here + n] * d[here + n] * inverse_square);
-          slope[n] = g[here + n] * rest * std::sqrt(rest);
-        }
-        for (size_t k = 0; k < grids.size(); ++k) {
-          const Moments& m = moments[k][b];
-          float* const values = out[k].data_ptr<float>();
-          float* const p = values + (m.before * channels + c) * area;
-          float* const q = values + (m.after * channels + c) * area;
-          for (int64_t n = 0; n < area; ++n) p[n] += m.weight_before * slope[n];
-          if (m.weight_after != 0) for (int64_t n = 0; n < area; ++n) q[n] += m.weight_after * slope[n];
-        }
+// Gradients of the points, affine maps and tables of `transfer`
+std::tuple<Tensor, Tensor, std::vector<Tensor>> transfer_backward(
+    const Tensor& points, const Tensor& layer, const Tensor& affine, at::TensorList tables, double extent,
+    const Tensor& canonical, const Tensor& target, const Tensor& of_canonical, const Tensor& of_target) {
+  const Tables grids(tables);
+  const Sums sums(tables);
+  const Tensor of_points = at::empty_like(points), of_affine = at::zeros_like(affine);
+  const auto vectors = [](const Tensor& t) { return reinterpret_cast<const Vec*>(t.const_data_ptr<float>()); };
+  const Vec *p = vectors(points), *u = vectors(canonical), *x = vectors(target);
+  const Vec *g_u = vectors(of_canonical), *g_x = vectors(of_target);
+  const int64_t* s = layer.const_data_ptr<int64_t>();
+  const Affine* const maps = affine_of(affine);
+  Affine* const of_maps = affine_of(of_affine);
+  Vec* const out = reinterpret_cast<Vec*>(of_points.data_ptr<float>());
+  const int64_t frames = points.size(0), count = points.size(1), S = grids.layers;
+  at::parallel_for(0, frames, 1, [&](int64_t begin, int64_t end) {  // no two threads add to the same frame
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t m = b * count; m < (b + 1) * count; ++m) {
+        const int64_t first = b * S + s[m], second = (b + frames) * S + s[m];
+        const Trace at_target(grids, b + frames, s[m], x[m], extent);
+        Vec g = through_levels(grids, sums, b + frames, s[m], at_target, g_x[m], true);
+        g = maps[second].gradient_of_solution(g);
+        of_maps[second].add({-g.x, -g.y}, maps[second].solve(u[m]));
+        g = {g.x + g_u[m].x, g.y + g_u[m].y};
+        const Trace at_source(grids, b, s[m], p[m], extent);
+        of_maps[first].add(g, at_source.end);
+        out[m] = through_levels(grids, sums, b, s[m], at_source, maps[first].gradient(g), false);
       }
   });
-  return out;
+  return {of_points, of_affine, sums.tensors};
 }
 
 }  // namespace
 
-TORCH_LIBRARY(omnimotion_turbo_warp, library) {
+TORCH_LIBRARY_FRAGMENT(omnimotion_turbo_warp, library) {
   library.def("warp(Tensor points, Tensor layer, Tensor[] tables, float extent) -> Tensor", warp);
   library.def("unwarp(Tensor points, Tensor layer, Tensor[] tables, float extent) -> Tensor", unwarp);
   library.def("backward(Tensor points, Tensor layer, Tensor[] tables, float extent, Tensor gradient, bool inverted)"
               " -> (Tensor, Tensor[])", backward);
-  library.def("bounded_sum(Tensor ids, Tensor[] grids, Tensor[] before, Tensor[] share, float[] scales, float largest)"
-              " -> Tensor", bounded_sum);
-  library.def("bounded_sum_backward(Tensor ids, Tensor[] grids, Tensor[] before, Tensor[] share, float[] scales,"
-              " float largest, Tensor tables, Tensor gradient) -> Tensor[]", bounded_sum_backward);
+  library.def("transfer(Tensor points, Tensor layer, Tensor affine, Tensor[] tables, float extent) -> (Tensor, Tensor)",
+              transfer);
+  library.def("transfer_backward(Tensor points, Tensor layer, Tensor affine, Tensor[] tables, float extent,"
+              " Tensor canonical, Tensor target, Tensor of_canonical, Tensor of_target) -> (Tensor, Tensor, Tensor[])",
+              transfer_backward);
 }

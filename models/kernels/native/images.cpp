@@ -1,0 +1,129 @@
+// Look-up in the layers' images of all resolutions, forward and backward. PyTorch version and notation:
+// models/kernels/images.py.
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int CHANNELS = 4;
+constexpr int64_t POINTS_PER_TASK = 256;  // of a thread, at least
+
+// Position along one side of an image of `side` vertices. Outside, the border value is used, and the slope is 0 there.
+struct Position {
+  int64_t cell;
+  float share;  // position in the cell, in [0, 1]
+  float slope;  // cells per unit of the place
+
+  Position(float place, int64_t side) {
+    const float scale = (side - 1) / 2.f, last = static_cast<float>(side - 1);
+    const float at = (place + 1) * scale;
+    const float inside = at > 0 ? (at < last ? at : last) : 0;  // 0 for NaN
+    cell = std::min(static_cast<int64_t>(inside), side - 2);
+    share = inside - cell;
+    slope = inside == at ? scale : 0;
+  }
+};
+
+struct Levels {
+  std::vector<const float*> values;  // (S, CHANNELS, R, R)
+  std::vector<int64_t> sides;
+
+  explicit Levels(at::TensorList levels) {
+    for (const Tensor& t : levels) {
+      TORCH_CHECK(t.is_contiguous() && t.dim() == 4 && t.size(1) == CHANNELS && t.scalar_type() == at::kFloat,
+                  "levels must be contiguous float32 (S, 4, R, R)");
+      values.push_back(t.const_data_ptr<float>());
+      sides.push_back(t.size(3));
+    }
+  }
+};
+
+Tensor layer_images(const Tensor& places, const Tensor& layer, at::TensorList levels) {
+  const Levels images(levels);
+  const Tensor out = at::zeros({places.size(0), CHANNELS}, places.options());
+  const float* const p = places.const_data_ptr<float>();
+  const int64_t* const s = layer.const_data_ptr<int64_t>();
+  float* const sum = out.data_ptr<float>();
+  at::parallel_for(0, places.size(0), POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
+    for (size_t l = 0; l < images.sides.size(); ++l) {
+      const int64_t side = images.sides[l], area = side * side;
+      for (int64_t m = begin; m < end; ++m) {
+        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        const float* v = images.values[l] + s[m] * CHANNELS * area + y.cell * side + x.cell;
+        for (int c = 0; c < CHANNELS; ++c, v += area) {
+          const float above = v[0] + x.share * (v[1] - v[0]);
+          const float below = v[side] + x.share * (v[side + 1] - v[side]);
+          sum[CHANNELS * m + c] += above + y.share * (below - above);
+        }
+      }
+    }
+  });
+  return out;
+}
+
+// Gradients of the places and of the levels
+std::tuple<Tensor, std::vector<Tensor>> layer_images_backward(const Tensor& places, const Tensor& layer,
+                                                              at::TensorList levels, const Tensor& gradient) {
+  const Levels images(levels);
+  const int64_t count = places.size(0), num_layers = levels[0].size(0);
+  const Tensor of_places = at::zeros_like(places);
+  const float* const p = places.const_data_ptr<float>();
+  const float* const g = gradient.const_data_ptr<float>();
+  const int64_t* const s = layer.const_data_ptr<int64_t>();
+  float* const out = of_places.data_ptr<float>();
+  at::parallel_for(0, count, POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
+    for (size_t l = 0; l < images.sides.size(); ++l) {
+      const int64_t side = images.sides[l], area = side * side;
+      for (int64_t m = begin; m < end; ++m) {
+        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        const float* v = images.values[l] + s[m] * CHANNELS * area + y.cell * side + x.cell;
+        for (int c = 0; c < CHANNELS; ++c, v += area) {
+          const float top = v[1] - v[0], bottom = v[side + 1] - v[side];
+          const float value = g[CHANNELS * m + c];
+          out[2 * m] += value * (top + y.share * (bottom - top)) * x.slope;
+          out[2 * m + 1] += value * (v[side] - v[0] + x.share * (bottom - top)) * y.slope;
+        }
+      }
+    }
+  });
+  std::vector<Tensor> sums;
+  for (const Tensor& level : levels) sums.push_back(at::empty_like(level));
+  // no two threads add to the same layer of a level
+  at::parallel_for(0, levels.size() * num_layers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t l = task / num_layers, this_layer = task % num_layers;
+      const int64_t side = images.sides[l], area = side * side;
+      float* const sum = sums[l].data_ptr<float>() + this_layer * CHANNELS * area;
+      std::fill(sum, sum + CHANNELS * area, 0.f);
+      for (int64_t m = 0; m < count; ++m) {
+        if (s[m] != this_layer) continue;
+        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        float* v = sum + y.cell * side + x.cell;
+        for (int c = 0; c < CHANNELS; ++c, v += area) {
+          const float below = g[CHANNELS * m + c] * y.share, above = g[CHANNELS * m + c] - below;
+          v[0] += above * (1 - x.share);
+          v[1] += above * x.share;
+          v[side] += below * (1 - x.share);
+          v[side + 1] += below * x.share;
+        }
+      }
+    }
+  });
+  return {of_places, sums};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(omnimotion_turbo_warp, library) {
+  library.def("layer_images(Tensor places, Tensor layer, Tensor[] levels) -> Tensor", layer_images);
+  library.def("layer_images_backward(Tensor places, Tensor layer, Tensor[] levels, Tensor gradient)"
+              " -> (Tensor, Tensor[])", layer_images_backward);
+}
