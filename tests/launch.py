@@ -21,7 +21,8 @@ import weakref
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOAD = ["train", "eval", "viz", "track", "preprocessing.cli"]
+PRELOAD = ["train", "eval", "viz", "track", "preprocessing.cli",
+           "torch._dynamo", "kornia.feature.siftdesc"]  # imported late: by the first optimizer, for SIFT's descriptors
 
 
 class Launched:

@@ -24,6 +24,8 @@ from training.failure_modes import (
 from training.monitoring import errors_logged
 
 SIZE, T = (40, 60), 5
+QUICK = ("--num_pairs 2 --num_pts 8 --num_samples_ray 4 --deform grid --field grid --grid_levels 2 --start_interval 10 "
+         "--no_tensorboard --device cpu").split()
 NEAR_Z, FAR_Z, HALF = 0.5, 1.5, 0.12
 
 
@@ -131,10 +133,10 @@ def test_an_untrained_model_is_not_reported_as_doubled():
 
 def test_examining_a_new_run_is_repeatable(small_sequence, tmp_path):
     """On a rendered sequence; shares are between 0 and 1."""
-    from tests.test_training import options
+    from tests.test_training import GRIDS, options
     from training.trainer import Trainer
 
-    trainer = Trainer(options(small_sequence, tmp_path))
+    trainer = Trainer(options(small_sequence, tmp_path, *GRIDS))
     found = examine(trainer.model, trainer.sampler.store, 0)
     assert all(0 <= share <= 1 for share in (found.near_missed, found.far_missed, found.hidden, found.twice))
     assert found.error > 0 and found == examine(trainer.model, trainer.sampler.store, 0)
@@ -187,10 +189,9 @@ def test_failures_are_reported_at_the_end_and_in_the_metrics(small_sequence, tmp
     """Training says them after everything else, and so does the same command again; eval.py writes them."""
     import eval
     import train
-    from tests.test_crash_safety import SMALL
 
     monkeypatch.setattr("training.failure_modes.examine", lambda *_: Shares(0, 0, 0.5, 0, 1))
-    common = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *SMALL]
+    common = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK]
     command = ["train.py", *common, "--num_iters", "100", "--i_img", "0"]
     for _ in range(2):
         caplog.clear()
@@ -226,7 +227,6 @@ def test_errors_in_what_looks_at_a_run_do_not_end_it(name, small_sequence, tmp_p
     """The checkpoint is saved before the diagnosis, and training reaches its last step."""
     import train
     from loaders.checkpoint import checkpoints
-    from tests.test_crash_safety import SMALL
 
     saved = []
 
@@ -236,7 +236,7 @@ def test_errors_in_what_looks_at_a_run_do_not_end_it(name, small_sequence, tmp_p
 
     monkeypatch.setattr(name, fail)
     monkeypatch.setattr(sys, "argv", ["train.py", "--data_dir", str(small_sequence), "--save_dir", str(tmp_path),
-                                      *SMALL, "--num_iters", "100", "--i_img", "50", "--keep", "0"])
+                                      *QUICK, "--num_iters", "100", "--i_img", "50", "--keep", "0"])
     with caplog.at_level(logging.WARNING):
         train.main()
     warnings = [line for line in caplog.messages if "no such row" in line]

@@ -62,7 +62,8 @@ def test_a_finished_run_is_not_trained_again(trained):
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(small_sequence, tmp_path):
-    arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK, "--num_iters", "100000"]
+    arguments = ["--data_dir", str(small_sequence), "--save_dir", str(tmp_path), *QUICK, "--no_tensorboard",
+                 "--num_iters", "100000"]
     process = Launched("train.py", *arguments)
     wait_until(lambda: (tmp_path / "default_small" / "vis").is_dir(), process)
     process.send_signal(signal.SIGINT)

@@ -266,7 +266,7 @@ def test_pillows_own_limit_is_one_line_without_a_warning(recwarn):
         Path("a.png").write_bytes(png(side, side))
         refused(read_image, Path("a.png"), "--max_pixels")
     refused(lambda path: read_image(path, max_pixels=1 << 40), Path("a.png"), "Pillow")
-    assert not recwarn
+    assert not [warning for warning in recwarn if issubclass(warning.category, Image.DecompressionBombWarning)]
 
 
 def claiming(shape):

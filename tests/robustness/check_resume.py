@@ -55,7 +55,10 @@ def check(command: list[str], folder: Path, kills: int, seed: int) -> tuple[bool
     begin = time.monotonic()
     finish(process)
     working = time.monotonic() - begin
-    moments = kill([*command, "--data_dir", str(killed)], killed, kills, random.Random(seed), working)
+    dice = random.Random(seed)
+    while (moments := kill([*command, "--data_dir", str(killed)], killed, kills, dice, working)) is None:
+        shutil.rmtree(killed)
+        working /= 2
     stores = [contents(path / "correspondences") for path in (whole, killed)]
     equal = stores[0] == stores[1]
     verdict = "all the same" if equal else "DIFFERENT"
@@ -93,10 +96,12 @@ def finish(process: subprocess.Popen) -> None:
         sys.exit(f"failed: {' '.join(process.args)}")
 
 
-def kill(command: list[str], folder: Path, times: int, dice: random.Random, working: float) -> list[str]:
+def kill(command: list[str], folder: Path, times: int, dice: random.Random,
+         working: float) -> list[str] | None:
     """Kill the run `times` times at random times, resume it after each, and let it finish.
 
-    working: seconds of work of an uninterrupted run. Returns, for each kill, the counts of files written so far."""
+    working: seconds of work of an uninterrupted run. Returns, for each kill, the counts of files written so far; None
+    if the run ended before a kill."""
     cuts = sorted(dice.uniform(0, 0.7 * working) for _ in range(times))  # only the first 70%: this run may be faster
     moments = []
     for begin, end in zip([0.0, *cuts], cuts, strict=False):
@@ -104,7 +109,7 @@ def kill(command: list[str], folder: Path, times: int, dice: random.Random, work
         time.sleep(end - begin)
         process.kill()
         if process.wait() == 0:
-            sys.exit("the run ended before it could be killed: give more --frames, or another --seed")
+            return None
         store = folder / "correspondences"
         flows, rows = (len(list(store.glob(pattern))) for pattern in ("parts/0*/*.pair", "*.row"))
         moments.append(f"{flows} flows + {rows} rows")
