@@ -18,11 +18,22 @@ import tempfile
 import time
 import types
 import weakref
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOAD = ["train", "eval", "viz", "track", "preprocessing.cli",
+PRELOAD = ["train", "eval", "viz", "track", "preprocessing.cli", "evaluation.video_job",
            "torch._dynamo", "kornia.feature.siftdesc"]  # imported late: by the first optimizer, for SIFT's descriptors
+
+
+def start_server() -> None:
+    """Start the server process, if there is none. Tests call this before the project's code starts it: a process has
+    one server, and the first caller decides what it imports."""
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if str(ROOT) not in paths:  # so that the server process finds the modules of PRELOAD
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 class Launched:
@@ -33,12 +44,9 @@ class Launched:
     and its children are killed."""
 
     def __init__(self, script: str, *arguments, prepare=None):
-        paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-        if str(ROOT) not in paths:  # so that the server process finds the modules of PRELOAD
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        start_server()
         self.args, self._said = [script, *map(str, arguments)], Path(tempfile.mkdtemp())
+        context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=_run, args=(self.args, str(self._said), prepare))
         self._process.start()
         self.pid = self._process.pid

@@ -21,7 +21,7 @@ from loaders.predicted_tracks import load_tracks
 from loaders.tapvid import TapVideo, read_pickle, save_tapvid
 from loaders.track_files import save_tracks
 from preprocessing.synthetic.render import render_scene
-from tests.launch import start_command
+from tests.launch import start_command, start_server
 from tests.robustness import check_benchmark
 
 QUICK = ("--num_iters 24 --num_pairs 2 --num_pts 32 --num_samples_ray 8 --coupling_width 32 --affine_width 16 "
@@ -31,6 +31,7 @@ STATIC = ("--no-score_model", "--baselines", "static")
 
 def benchmark(*arguments):
     """Run in this process (the videos in their own); returns the exit code."""
+    start_server()
     try:
         run_benchmark(parse("eval", list(map(str, arguments))))
     except SystemExit as stop:
