@@ -195,8 +195,8 @@ OPTIONS = (
                "maps may fold, from earlier versions"),
         Option("grid_levels", int, 6, "deform = warp, grid: number of grid levels, with sides of 3, 5, 9, ... vertices",
                minimum=1, maximum=8),  # 8: sides of 257 vertices, 3 GiB for 250 frames, two layers, Adam's moments
-        Option("grid_layers", int, 0, "deform = warp, grid: number of motion layers; 0: 2, or 3 if --init_layers finds "
-               "an object that crosses the frame", minimum=0, maximum=4),
+        Option("grid_layers", int, 0, "deform = warp, grid: number of motion layers; 0: 2, or up to 4 if --init_layers "
+               "finds more", minimum=0, maximum=4),
         Option("field", ("gabor", "images", "grid"), "gabor", "canonical field: a Gabor network, an image "
                "for each motion layer (with deform = warp), or a volume of grids"),
         Option("field_width", int, 256, "width of the canonical field", minimum=1),

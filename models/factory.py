@@ -43,9 +43,6 @@ def check_model_options(options: Namespace) -> None:
     if wrong:
         raise UserError(f"--deform {options.deform} has no MLPs for {', '.join(wrong)}: leave it out, or say --deform "
                         "mlp")
-    if options.init_layers and options.grid_layers not in (0, 2, 3):
-        raise UserError(f"--init_layers initializes 2 or 3 motion layers: leave out --grid_layers "
-                        f"{options.grid_layers}, or say --no-init_layers")
 
 
 def new_model(options: Namespace, num_frames: int, size: tuple[int, int], device: torch.device,

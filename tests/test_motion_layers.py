@@ -1,4 +1,4 @@
-"""Initialization from motion layers: background, moving foreground, and a rigid motion that crosses the picture."""
+"""Initialization from motion layers: the background and what moves against it."""
 
 from types import SimpleNamespace
 
@@ -9,14 +9,14 @@ import torch
 from common.errors import UserError
 from configs.options import parse
 from loaders.correspondence_format import DensePair
-from models.coords import denormalize_pixels, normalize_pixels
 from models.grid_deformation import GridNetwork
 from models.grid_field import GridField
 from models.layer_images import LayerImages
 from models.omnimotion import ModelConfig, OmniMotion
 from tests.fake_store import FakeStore
-from training.initialization import MotionLayers, _start_from_motion, affine_parameters, canonical_boxes
-from training.motion_layers import _votes, crossing_motion, layer_votes, layers_of_motion
+from training.initialization import set_maps
+from training.layer_similarities import apply, find_layers
+from training.motion_layers import _votes, layer_votes, layers_of_motion
 from training.trainer import Trainer
 
 H, W, T = 96, 128, 9
@@ -57,9 +57,9 @@ def scene():
     return Moving((0.004, 0.003, np.array([1.5, -0.5])), [-2.0, 1.0])
 
 
-def displacements(*arguments):
+def displacements(scene, p, layers=2):
     """Motion of every frame and layer to the middle frame `(T, S, R, R, 2)`."""
-    return layers_of_motion(*arguments).displacement
+    return layers_of_motion(scene, p, find_layers(scene, layers))
 
 
 def vertices(sides=9, size=(H, W)):
@@ -89,82 +89,24 @@ def test_motion_layers_of_a_background_and_a_moving_square(scene):
     assert np.allclose(near[T // 2], 0) and np.allclose(far[T // 2], 0)
 
 
-def test_a_square_that_crosses_the_picture_has_a_layer_in_front():
-    scene, p = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], center=(10, 50)), vertices()
-    M = crossing_motion(scene)
-    assert M.shape == (T - 1, 3, 3)
-    front, near, far = displacements(scene, p, M).swapaxes(0, 1)
-    two = displacements(scene, p).swapaxes(0, 1)
-    assert np.array_equal(near, two[0]) and np.array_equal(far, two[1])
-    for t in range(T):
-        center = scene.center + np.array(scene.square) * t
-        vertex = np.unravel_index(np.linalg.norm(p - center, axis=-1).argmin(), p.shape[:2])
-        assert np.abs(front[t][vertex] - np.array(scene.square) * (T // 2 - t)).max() < 1.5, t
-
-
-@pytest.mark.parametrize("square,center", [
-    ([-2.0, 1.0], (60, 50)),  # too slow
-    ([13.0, -1.0], (90, 50)),  # gone too soon
-])
-def test_a_square_that_does_not_cross_the_picture_has_no_layer_in_front(square, center):
-    assert crossing_motion(Moving((0.004, 0.003, np.array([1.5, -0.5])), square, center=center)) is None
-
-
-def test_the_crossing_motion_is_extrapolated_where_it_is_not_visible():
-    scene = Moving((0.0, 0.0, np.zeros(2)), [-13.0, 0.0], num_frames=15, center=(150, 50))  # is seen from frame 2 on
-    M = crossing_motion(scene)
-    assert np.allclose(M[:, :2, 2], [-13, 0], atol=0.3)
-    assert np.array_equal(M[0, :2, :2], np.eye(2)) and np.array_equal(M[-1, :2, :2], np.eye(2))
-    scene.counts[6, 7] = 0  # two runs: the longer one counts, and what is between them is as after its end
-    assert np.allclose(crossing_motion(scene)[:, :2, 2], [-13, 0], atol=0.3)
-
-
-def test_a_circling_square_does_not_cross_the_picture():
-    """A square that circles: as fast as one that crosses it, and always nearly where it was."""
-    class Circling(Moving):
-        def dense(self, i, j):
-            self.square = np.zeros(2)
-            pair, turn = super().dense(i, j), np.array([np.cos(2 * np.pi * i / 4), np.sin(2 * np.pi * i / 4)])
-            y, x = np.mgrid[:H, :W]
-            fast = np.maximum(abs(x - 60), abs(y - 50)) < 16
-            pair.flow[fast] = 13 * turn
-            return pair
-
-    assert crossing_motion(Circling((0.0, 0.0, np.zeros(2)), [0.0, 0.0], num_frames=17)) is None
-
-
-def test_a_nonrigid_motion_does_not_cross_the_picture():
-    class Boiling(Moving):
-        def dense(self, i, j):
-            pair = super().dense(i, j)
-            y, x = np.mgrid[:H, :W]
-            fast, noise = np.maximum(abs(x - 60), abs(y - 50)) < 20, np.random.default_rng(i)
-            pair.flow[fast] = np.array([13, 0]) + noise.normal(0, 6, (int(fast.sum()), 2))
-            return pair
-
-    assert crossing_motion(Boiling((0.0, 0.0, np.zeros(2)), [0.0, 0.0])) is None
-
-
-def test_the_layer_in_front_composes_the_crossing_motion():
-    """Against the composition of the similarities one by one; rotations, whose order matters."""
-    generator, p = np.random.default_rng(0), vertices(5)
-    M = np.tile(np.eye(3), (T - 1, 1, 1))
-    for t, a in enumerate(generator.normal(0, 0.2, T - 1)):
-        M[t, :2] = [[np.cos(a), -np.sin(a), generator.normal()], [np.sin(a), np.cos(a), generator.normal()]]
-    front, m = displacements(Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0]), p, M)[:, 0], T // 2
-    for t in range(T):
-        q = np.concatenate([p.reshape(-1, 2), np.ones((25, 1))], -1).T
-        for k in range(t, m):
-            q = M[k] @ q
-        for k in range(t, m, -1):
-            q = np.linalg.solve(M[k - 1], q)
-        assert np.allclose(front[t], (q[:2].T - p.reshape(-1, 2)).reshape(p.shape), atol=1e-3)
+def test_a_square_that_crosses_the_picture_is_found_in_the_frames_that_show_it():
+    """It enters at the left and leaves at the right, and is in the middle frame or not."""
+    for center in ((10, 50), (-70, 50)):
+        scene = Moving((0.004, 0.003, np.array([1.5, -0.5])), [13.0, -1.0], center=center, num_frames=15)
+        similarities = find_layers(scene)
+        front = similarities[0]
+        for t in range(14):
+            home = scene.center + np.array(scene.square) * t
+            if 10 < home[0] < W - 26:
+                before, after = (np.vstack([F, [0, 0, 1]]) for F in front[t:t + 2])
+                moved = apply(np.linalg.inv(after) @ before, home) - home
+                assert np.abs(moved - scene.square).max() < 1, (center, t)
 
 
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (2, 300)])
 def test_frames_of_a_row_or_a_column(size):
     scene = Moving((0.0, 0.0, np.array([0.5, 0.0])), [0.0, 0.0], size, 4)
-    assert np.isfinite(displacements(scene, vertices(5, size))).all() and crossing_motion(scene) is None
+    assert np.isfinite(displacements(scene, vertices(5, size))).all()
 
 
 def test_initial_displacements_do_not_fold():
@@ -182,13 +124,14 @@ def test_nothing_moves_in_a_still_clip():
 
 def test_frames_without_flow_take_the_similarities_of_the_next(scene):
     scene.counts[:2] = scene.counts[:, :2] = 0
-    motion = layers_of_motion(scene, vertices())
-    assert np.isfinite(motion.displacement).all()
+    similarities = find_layers(scene, 2)
+    motion = layers_of_motion(scene, vertices(), similarities)
+    assert np.isfinite(motion).all()
     for t in range(2):
-        assert np.allclose(motion.similarity[t], motion.similarity[2])
+        assert np.allclose(similarities[:, t], similarities[:, 2])
         near, far = (np.stack([S[:, :2] @ p + S[:, 2] - p for p in vertices().reshape(-1, 2)]).reshape(9, 9, 2)
-                     for S in motion.similarity[2])
-        assert np.allclose(motion.displacement[t], [near, far], atol=1e-3)
+                     for S in similarities[:, 2])
+        assert np.allclose(motion[t], [near, far], atol=1e-3)
 
 
 def test_a_network_is_initialized_at_given_displacements(scene):
@@ -230,16 +173,16 @@ def start(small_sequence, tmp_path):
 
 
 def test_the_number_of_layers_depends_on_the_video(start, monkeypatch):
-    """Two; three if a motion crosses the picture. A resumed run keeps its number."""
-    assert Trainer(start()).model.config.grid_layers == 2
-    M = np.tile(np.eye(3), (len(Trainer(start()).sequence) - 1, 1, 1))
-    M[:, 0, 2] = 9
-    monkeypatch.setattr("training.initialization.crossing_motion", lambda store: M)
+    """A resumed run keeps its number."""
+    T = len(Trainer(start("--grid_layers", "2")).sequence)
+    layers = np.tile(np.eye(3)[:2], (3, T, 1, 1))
+    layers[0, 0, 0, 2] = 9
+    monkeypatch.setattr("training.initialization.find_layers", lambda store, count: layers)
     trainer = Trainer(start())
     W, maps = trainer.model.size[1], trainer.model.maps(torch.tensor([0]))
     moved = maps.to_canonical(torch.tensor([[[0.0, 0.0, 0.1]]]))[0, 0]
     assert trainer.model.config.grid_layers == 3
-    assert torch.allclose(moved[0], torch.tensor(9 * (len(trainer.sequence) // 2) * 2 / (W - 1)), atol=0.05)
+    assert torch.allclose(moved[0], torch.tensor(9 * 2 / (W - 1)), atol=0.05)
     trainer.train_step()
     trainer.save()
     again = Trainer(start())
@@ -255,31 +198,22 @@ def test_the_number_of_layers_depends_on_the_video(start, monkeypatch):
     assert Trainer(start("--expname", "other")).model.config.grid_layers == 3
 
 
-@pytest.mark.parametrize("layers,message", [
-    ("3", "nothing crosses the frame"), ("4", "initializes 2 or 3 motion layers")])
-def test_numbers_of_layers_that_cannot_be_initialized_are_refused(start, layers, message):
-    with pytest.raises(UserError, match=message):
-        Trainer(start("--grid_layers", layers))
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_any_number_of_layers_can_be_asked_for(start, layers):
+    assert Trainer(start("--grid_layers", str(layers))).model.config.grid_layers == layers
 
 
 # Which layer a place shows
 
-def started(scene, crossing=None, samples=None):
+def started(scene, layers=2, samples=None):
     """A model whose maps start as the trainer's do, and the votes for its layers `(S - 1, R, R)`. With a number of
     `samples` on a ray, that of `--deform grid`, otherwise that of `--deform warp`."""
     torch.manual_seed(0)
-    S = 2 if crossing is None else 3
+    similarities = find_layers(scene, layers)
+    S = len(similarities)
     kind = {"deform": "grid", "field": "grid"} if samples else {"deform": "warp", "field": "images"}
     model = OmniMotion(ModelConfig(scene.num_frames, *scene.size, **kind, num_samples_ray=samples or S, grid_layers=S))
-    at = model.deform.vertices()
-    pixels = denormalize_pixels(at, scene.size)
-    motion = layers_of_motion(scene, pixels.numpy(), crossing)
-    target = normalize_pixels(pixels + torch.from_numpy(motion.displacement), scene.size)
-    if samples:
-        model.deform.start_at(target - at)
-    else:
-        model.deform.start_at(affine_parameters(motion.similarity, scene.size), target)
-        model.field.set_boxes(*canonical_boxes(model))
+    set_maps(model, scene, similarities)
     return model, layer_votes(model, scene)
 
 
@@ -319,7 +253,7 @@ def test_the_initial_depth_has_the_moving_square_in_front_in_every_frame(size, s
 @pytest.mark.parametrize("samples", [None, 16])
 def test_the_initial_depth_has_the_crossing_square_in_front_of_all(samples):
     scene = Moving((0.0, 0.0, np.zeros(2)), [13.0, -1.0], center=(10, 50))
-    model, votes = started(scene, crossing_motion(scene), samples)
+    model, votes = started(scene, 0, samples)
     model.field.start_at(torch.from_numpy(votes))
     for t in (1, 3, T - 2):
         found, (inside, outside) = depths(model, scene, t), in_and_around(scene, t, margin=5)
@@ -391,7 +325,7 @@ def test_the_trainer_initializes_the_field_from_votes(more, start, small_sequenc
         finest = trainer.model.field.levels[-1].detach()
         votes = layer_votes(trainer.model, trainer.sampler.store)
         assert votes.any() and not finest[:, :3].any()
-        again = (GridField if more is GRIDS else LayerImages)((0.0, 2.0))
+        again = GridField((0.0, 2.0)) if more is GRIDS else LayerImages((0.0, 2.0), len(votes) + 1)
         again.start_at(torch.from_numpy(votes))
         assert torch.equal(finest, again.levels[-1].detach())
     else:
@@ -404,8 +338,7 @@ def test_images_cover_what_the_camera_sees(camera):
     scene = Moving((0.02, 0.01, np.array([camera, -0.5])), [-3.0, 1.0])
     torch.manual_seed(0)
     model = OmniMotion(ModelConfig(T, H, W, num_samples_ray=2, deform="warp", field="images", grid_layers=2))
-    options = SimpleNamespace(deform="warp", field="images")
-    _start_from_motion(model, options, scene, MotionLayers(2))
+    set_maps(model, scene, find_layers(scene, 2))
     x, y = torch.meshgrid(torch.linspace(-1, 1, 30), torch.linspace(-1, 1, 30), indexing="xy")
     x = torch.stack([x, y], -1).view(1, -1, 1, 2).expand(T, -1, 2, 2)
     x = torch.cat([x, torch.tensor([0.5, 1.5]).view(1, 1, 2, 1).expand(T, 900, 2, 1)], -1).flatten(1, 2)

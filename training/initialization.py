@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from models.coords import denormalize_pixels, normalize_pixels
 from models.omnimotion import OmniMotion
 from training.distributed import Processes
 from training.init_depth import fit_field_to_depth
-from training.motion_layers import crossing_motion, layer_votes, layers_of_motion
+from training.layer_similarities import find_layers
+from training.motion_layers import layer_votes, layers_of_motion
 
 BORDER_POINTS = 9  # positions along a side of a frame, for the part of the canonical plane that an image covers
 BOX_MARGIN = 0.25  # normalized units, around that part
@@ -24,22 +24,19 @@ MAX_BOX = 8.0      # normalized units: largest canonical coordinate that an imag
 
 @dataclass
 class MotionLayers:
-    """Number of motion layers, and the motion of the fast occluder in the nearest one, if there is one."""
+    """Number of motion layers, and the motion that each starts with."""
     count: int
-    crossing: np.ndarray | None = None  # (T - 1, 3, 3), as motion_layers.crossing_motion
+    similarities: np.ndarray | None = None  # (S, T, 2, 3), as of layer_similarities.find_layers
 
 
 def decide_motion_layers(options: Namespace, store, processes: Processes) -> MotionLayers:
-    """The motion layers of a new model. Their number is `--grid_layers`; if that is 0, it is 3 with `--init_layers` and
-    an object that crosses the frame, else 2. UserError if 3 are asked for and nothing crosses the frame."""
-    if not options.init_layers or options.grid_layers == 2:
+    """The motion layers of a new model. Their number is `--grid_layers`; if that is 0, the video decides with
+    `--init_layers`, and it is 2 without."""
+    if not options.init_layers:
         return MotionLayers(options.grid_layers or 2)
-    crossing = crossing_motion(store)
-    count = 2 if crossing is None else 3
-    processes.agree(count, "the number of motion layers that they find")
-    if options.grid_layers > count:
-        raise UserError(f"nothing crosses the frame in {store.root}: leave out --grid_layers 3")
-    return MotionLayers(count, crossing)
+    similarities = find_layers(store, options.grid_layers)
+    processes.agree(len(similarities), "the number of motion layers that they find")
+    return MotionLayers(len(similarities), similarities)
 
 
 def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayers, depth_priors: Tensor | None,
@@ -48,7 +45,9 @@ def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayer
 
     depth_priors: `(T, H, W)` in [0, 2], needed for `--init_depth`."""
     if options.init_layers:
-        _start_from_motion(model, options, store, layers)
+        set_maps(model, store, layers.similarities)
+        if options.field in ("images", "grid") and layers.count > 1:
+            model.field.start_at(torch.from_numpy(layer_votes(model, store)))
     if options.init_depth:
         middle = model.config.num_frames // 2
         depth_range = options.max_depth - options.min_depth
@@ -58,24 +57,21 @@ def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayer
         _broadcast_parameters(model, processes)
 
 
-def _start_from_motion(model: OmniMotion, options: Namespace, store, layers: MotionLayers) -> None:
-    """Set the deformation grids to the layers' motion, and make each layer of a grid field empty where the
-    correspondences contradict its motion."""
+def set_maps(model: OmniMotion, store, similarities: np.ndarray) -> None:
+    """Let the maps of a new model start with the motion of its layers, of similarities `(S, T, 2, 3)`, and its images
+    cover what the maps reach."""
     device = next(model.parameters()).device
     vertices = model.deform.vertices()  # (R, R, 2)
     pixels = denormalize_pixels(vertices, model.size)
-    motion = layers_of_motion(store, pixels.numpy(), layers.crossing)
-    moved = torch.from_numpy(motion.displacement)  # (T, S, R, R, 2)
+    moved = torch.from_numpy(layers_of_motion(store, pixels.numpy(), similarities))  # (T, S, R, R, 2)
     target = normalize_pixels(pixels + moved, model.size)
-    if options.deform == "warp":
-        thetas = affine_parameters(motion.similarity, model.size).to(device)
+    if model.config.deform == "warp":
+        thetas = affine_parameters(similarities.swapaxes(0, 1), model.size).to(device)
         model.deform.start_at(thetas, target.to(device))
     else:
         model.deform.start_at((target - vertices).to(device))
-    if options.field == "images":
+    if model.config.field == "images":
         model.field.set_boxes(*canonical_boxes(model))
-    if options.field in ("images", "grid"):
-        model.field.start_at(torch.from_numpy(layer_votes(model, store)))
 
 
 def affine_parameters(similarity: np.ndarray, size: tuple[int, int]) -> Tensor:

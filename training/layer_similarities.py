@@ -1,8 +1,9 @@
-"""The motion of background and foreground as one similarity a frame, from point tracks.
+"""Motion layers of a video: for each, one similarity a frame, from point tracks.
 
 A grid of points of a frame, the seed, is followed by the stored flow over several intervals. The motion that most
-tracks share is the background's; the motion that most of the other tracks share is the foreground's. Frames in which
-too few of a layer's tracks are seen are reached from another seed, so that the camera may travel.
+tracks share is the background's. Every further layer is the motion that explains most of what the layers so far leave
+unexplained. Frames in which too few of a layer's tracks are seen are reached from another seed, so that the camera may
+travel.
 
 Notation
     T, m     frames, middle frame
@@ -10,25 +11,37 @@ Notation
     G_t      similarity of a layer from frame t to the seed, fitted to its tracks                      (3, 3)
     F_t      similarity of a layer from frame t to the middle frame, F_k G_t                           (3, 3)
     w_i      weight of track i in the fit: near 1 if G_t p_i,t = p_i,k in the frames in which it is seen, near 0 if not
+    prior    factor of w_i: near 0 if another layer explains the track
+    gain     of a new layer: share of the tracks' distances from the layers so far that it takes away
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from common.geometry import regular_grid
 from inference.flow_guided_tracker import StoredFlow
 from inference.multi_interval_flow import follow_intervals
+from training.layer_order import front_to_back, hidden_counts
 
 TRACK_SIDE = 64       # tracks of a seed along the longer side
 TOLERANCE = 3 / 256   # share of the longer side: distance from a layer's motion at which a track's weight is 1/4
-CAP = 8               # times TOLERANCE: larger distances from a layer's own motion count as this
-FAR = 12              # times TOLERANCE: larger distances from the background's motion count as this
+CAP = 8               # times TOLERANCE: larger distances from a layer's motion count as this
 REWEIGHTINGS = 4
 MIN_WEIGHT = 0.01     # tracks of smaller weights take no part in a fit
 MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
 MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks
 
+MAX_LAYERS = 4
+MIN_GAIN = 0.12       # of the second foreground layer and further ones
+START_FRAMES = (1 / 4, 1 / 2, 3 / 4)  # shares of the clip: seeds in which a foreground is looked for
+WINDOWS = 5           # windows along each side of the frame in which it is looked for
+WINDOW_SIZE = 1 / 10  # standard deviation of a window, as a share of the longer side
+SAMPLED_FRAMES = 8    # frames in which windows are compared
+
+MAX_REACH = 96        # frames before and after a seed through which its tracks are followed
+KEPT_SEEDS = 8        # whose tracks are kept in memory, 6 to 12 MB each for 300 frames
 MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
 MAX_GAP = 3           # frames in a row without a fit, as blank ones, after which a seed is given up
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
@@ -40,76 +53,118 @@ ITERATIONS = 10       # of iteratively reweighted least squares
 class SeedTracks:
     """Tracks of a grid of points of frame k."""
     k: int
+    spacing: int         # pixels between the points
     points: np.ndarray   # (N, 2)
     tracks: np.ndarray   # (N, T, 2)
     visible: np.ndarray  # (N, T) bool
 
 
+@dataclass
+class Start:
+    """Where the fit of a layer begins."""
+    k: int               # seed frame
+    weights: np.ndarray  # (N,) w_i
+    gain: float
+
+
+def find_layers(store, count: int = 0) -> np.ndarray:
+    """F_t of all layers `(S, T, 2, 3)` in pixels, nearest first, the background last.
+
+    count: number of layers S; 0: the background, one foreground layer, and further ones whose gain is at least
+    MIN_GAIN. A layer for which nothing is found moves with the background."""
+    found = LayerSimilarities(store)
+    while len(found.layers) < (count or MAX_LAYERS):
+        start = found.best_start()
+        if not count and len(found.layers) > 1 and (start is None or start.gain < MIN_GAIN):
+            break
+        found.add_foreground(start)
+    return found.nearest_first()[:, :, :2]
+
+
 class LayerSimilarities:
-    """`background` and `foreground` `(T, 2, 3)`: F_t of both layers, in pixels, for a correspondence store."""
+    """`layers`: F_t `(T, 3, 3)` of each layer found so far, in pixels, the background first."""
 
     def __init__(self, store):
         self.store = store
         self.T = store.num_frames
         self.tolerance = TOLERANCE * max(store.size)
-        self._seeds: dict[int, SeedTracks] = {}
+        self._seed = lru_cache(KEPT_SEEDS)(self._follow)
+        self.start_frames = sorted({int(share * self.T) for share in START_FRAMES})
         self._restarts: set[int] = set()  # frames in which the background was looked for again
-        self.background = np.tile(np.eye(3), (self.T, 1, 1))
-        self._fit_layer(self.background, None)
-        self.foreground = self.background.copy()
-        self._fit_layer(self.foreground, self.background)
-        self.background = self.background[:, :2]
-        self.foreground = self.foreground[:, :2]
-
-    def _fit_layer(self, out: np.ndarray, background: np.ndarray | None) -> None:
-        """Fill in F_t `(T, 3, 3)` of a layer. background: that of the layer behind it, None for the background."""
+        self.layers: list[np.ndarray] = []
         m = self.T // 2
-        out[m] = np.eye(3)
+        self.layers.append(self._fit_layer(Start(m, np.ones(len(self._seed(m).points)), 1.0)))
+
+    def add_foreground(self, start: Start | None) -> None:
+        """Add a layer that begins with `start`; one that moves with the background if that is None."""
+        self.layers.append(self.layers[0].copy() if start is None else self._fit_layer(start))
+
+    def best_start(self) -> Start | None:
+        """The start of the largest gain; None if no tracks have a motion of their own."""
+        starts = [start for k in self.start_frames for start in self._starts(self._seed(k))]
+        return max(starts, key=lambda start: start.gain, default=None)
+
+    def nearest_first(self) -> np.ndarray:
+        """F_t of all layers `(S, T, 3, 3)`, ordered by which of them hides which (training/layer_order.py)."""
+        if len(self.layers) < 3:
+            return np.stack(self.layers[::-1])
+        hidden = sum(self._hidden(self._seed(k)) for k in self.start_frames)
+        return np.stack([self.layers[k] for k in front_to_back(hidden)])
+
+    def _fit_layer(self, start: Start) -> np.ndarray:
+        """F_t `(T, 3, 3)` of a layer. Those in `layers` are behind it; without any, it is the background."""
+        out = np.tile(np.eye(3), (self.T, 1, 1))
         for direction in (-1, 1):
-            k = m
-            before = m
+            k = start.k
+            weights = start.weights
             while 0 <= k + direction < self.T:
                 seed = self._seed(k)
-                prior = self._prior(seed, background)
-                weights = self._members(seed, prior, out, before)
                 ahead = range(k + direction, self.T if direction > 0 else -1, direction)
                 reached = k
-                for t, G in self._fits(seed, prior, weights, ahead):
+                for t, G in self._fits(seed, weights, ahead):
                     out[t] = out[k] @ G
                     for gap in range(t - direction, reached, -direction):  # blank frames
-                        out[gap] = out[reached] @ self._at_rest(background, reached, gap)
+                        out[gap] = out[reached] @ self._at_rest(reached, gap)
                     reached = t
-                if abs(reached - k) >= (1 if background is None else MIN_REACH) or reached + direction == ahead.stop:
-                    before, k = k, reached
+                if abs(reached - k) >= (MIN_REACH if self.layers else 1) or reached + direction == ahead.stop:
+                    weights = self._members(self._seed(reached), out, k)
+                    k = reached
                     continue
-                again = self._next_start(reached + direction, ahead.stop, direction, background)
-                for t in range(reached + direction, ahead.stop if again is None else again + direction, direction):
-                    out[t] = out[reached] @ self._at_rest(background, reached, t)
+                again = self._restart(reached + direction, ahead.stop, direction)
+                for t in range(reached + direction, ahead.stop if again is None else again.k + direction, direction):
+                    out[t] = out[reached] @ self._at_rest(reached, t)
                 if again is None:
                     break
-                before = k = again
+                k = again.k
+                weights = again.weights
+        return np.linalg.inv(out[self.T // 2]) @ out
 
-    def _next_start(self, t: int, stop: int, direction: int, background: np.ndarray | None) -> int | None:
-        """The frame from t on in which a layer that is lost is looked for again: the background in t, the foreground
-        where the background was lost too, as at a cut; None if there is no such frame."""
-        if background is None:
+    def _restart(self, t: int, stop: int, direction: int) -> Start | None:
+        """Where a layer that is lost is looked for again, from frame t on: the background in t, the foreground where
+        the background was lost too, as at a cut; None if there is no such frame."""
+        if not self.layers:
             self._restarts.add(t)
-            return t
-        return next((s for s in range(t, stop, direction) if s in self._restarts), None)
+            return Start(t, np.ones(len(self._seed(t).points)), 1.0)
+        k = next((k for k in range(t, stop, direction) if k in self._restarts), None)
+        return None if k is None else max(self._starts(self._seed(k)), key=lambda start: start.gain, default=None)
 
-    def _at_rest(self, background: np.ndarray | None, k: int, t: int) -> np.ndarray:
+    def _at_rest(self, k: int, t: int) -> np.ndarray:
         """G_t of something that does not move against the background."""
-        return np.eye(3) if background is None else np.linalg.inv(background[k]) @ background[t]
+        return np.linalg.inv(self.layers[0][k]) @ self.layers[0][t] if self.layers else np.eye(3)
 
-    def _seed(self, k: int) -> SeedTracks:
-        if k not in self._seeds:
-            store = self.store
-            stride = -(-max(store.size) // TRACK_SIDE)
-            points = regular_grid(store.size, stride, stride // 2).reshape(-1, 2)
-            queries = np.insert(points[:, ::-1], 0, k, axis=1)
-            paths = follow_intervals(queries, self.T, store.size, StoredFlow(store).step)
-            self._seeds[k] = SeedTracks(k, points, paths.tracks, paths.visible)
-        return self._seeds[k]
+    def _follow(self, k: int) -> SeedTracks:
+        store = self.store
+        spacing = -(-max(store.size) // TRACK_SIDE)
+        points = regular_grid(store.size, spacing, spacing // 2).reshape(-1, 2)
+        first = max(k - MAX_REACH, 0)
+        last = min(k + MAX_REACH, self.T - 1)
+        queries = np.insert(points[:, ::-1], 0, k - first, axis=1)
+        flow = StoredFlow(store)
+        paths = follow_intervals(queries, last - first + 1, store.size,
+                                 lambda a, b, p: flow.step(first + a, first + b, p))
+        around = ((0, 0), (first, self.T - 1 - last))
+        return SeedTracks(k, spacing, points, np.pad(paths.tracks, (*around, (0, 0)), constant_values=np.nan),
+                          np.pad(paths.visible, around))
 
     def _distances(self, seed: SeedTracks, F: np.ndarray, frames) -> np.ndarray:
         """Distance of every track from the motion F `(T, 3, 3)` in `frames`, in pixels of the seed; NaN where it is not
@@ -120,48 +175,79 @@ class LayerSimilarities:
         out[~seed.visible[:, list(frames)]] = np.nan
         return out
 
-    def _prior(self, seed: SeedTracks, background: np.ndarray | None) -> np.ndarray:
-        """Factor of each track's weight `(N,)`: 1 for the background; for the foreground, the cube of the median
-        distance from the background's motion, so that a few tracks that move far are preferred to many that it fits
-        badly; capped at FAR, because wrong tracks are the farthest."""
-        if background is None:
-            return np.ones(len(seed.points))
-        distance = self._distances(seed, background, range(self.T))  # 0 in the seed's own frame
-        return np.minimum(np.nanmedian(distance, axis=1) / self.tolerance, FAR) ** 3 * seed.visible.mean(axis=1)
+    def _prior(self, seed: SeedTracks) -> np.ndarray:
+        """The prior of each track `(N,)`: 1 for the background's; for a foreground's, 1 minus the weight in the layer
+        so far whose motion is nearest. Tracks that are seen for longer count more."""
+        seen = seed.visible.mean(axis=1)
+        if not self.layers:
+            return np.ones(len(seen))
+        frames = range(self.T)
+        distance = np.min([np.nanmedian(self._distances(seed, F, frames), axis=1) for F in self.layers], axis=0)
+        return (1 - self._weight(distance ** 2)) * seen
 
-    def _members(self, seed: SeedTracks, prior: np.ndarray, F: np.ndarray, before: int) -> np.ndarray:
-        """Weights `(N,)` to begin with: of the first seed, the prior; of a later one, also the agreement with F from
-        the seed `before` it."""
-        if before == seed.k:
-            return prior
-        frames = range(min(before, seed.k), max(before, seed.k) + 1)
-        return prior * self._agreement(self._distances(seed, F, frames))
+    def _members(self, seed: SeedTracks, F: np.ndarray, before: int) -> np.ndarray:
+        """Weights `(N,)` to begin with in a later seed: agreement with F from the seed `before` it."""
+        frames = range(before, seed.k, 1 if seed.k > before else -1)
+        return self._prior(seed) * self._agreement(self._distances(seed, F, frames))
+
+    def _starts(self, seed: SeedTracks) -> list[Start]:
+        """Starts of a foreground layer in a seed: the motions of the windows of a regular grid."""
+        frames = np.unique(np.linspace(0, self.T - 1, SAMPLED_FRAMES).round().astype(int))
+        prior = self._prior(seed)
+        explained = np.min([self._capped(self._distances(seed, F, frames)) for F in self.layers], axis=0)
+        out = []
+        for center in (np.indices((WINDOWS, WINDOWS)).reshape(2, -1).T + 0.5) / WINDOWS * self.store.size[::-1]:
+            squared = ((seed.points - center) ** 2).sum(axis=1) / (WINDOW_SIZE * max(self.store.size)) ** 2
+            weights = prior * np.exp(-squared / 2)
+            for _ in range(2):
+                distances = self._fitted_distances(seed, weights, frames)[0]
+                weights = prior * self._agreement(distances)
+            taken = np.where(np.isfinite(distances), explained - self._capped(distances), 0).sum(axis=1)
+            gain = np.maximum(taken, 0).sum() / max(explained.sum(), 1e-9)
+            if gain > 0:
+                out.append(Start(seed.k, weights, gain))
+        return out
+
+    def _capped(self, distances: np.ndarray) -> np.ndarray:
+        """Distances of at most CAP; 0 for NaN."""
+        return np.nan_to_num(np.minimum(distances, CAP * self.tolerance))
+
+    def _weight(self, squared: np.ndarray) -> np.ndarray:
+        """w of a squared distance, in square pixels."""
+        return (1 + squared / self.tolerance ** 2) ** -2
 
     def _agreement(self, distances: np.ndarray) -> np.ndarray:
         """w_i `(N,)` of distances `(N, frames)` with NaN."""
-        squared = np.minimum(distances, CAP * self.tolerance) ** 2
-        count = np.isfinite(squared).sum(axis=1)
-        mean = np.nansum(squared, axis=1) / np.maximum(count, 1)
-        return np.where(count > 1, (1 + mean / self.tolerance ** 2) ** -2, 0)  # the seed's own frame is one
+        squared = self._capped(distances) ** 2
+        count = np.isfinite(distances).sum(axis=1)
+        return np.where(count > 0, self._weight(squared.sum(axis=1) / np.maximum(count, 1)), 0)
 
-    def _fits(self, seed: SeedTracks, prior: np.ndarray, weights: np.ndarray,
-              ahead: range) -> list[tuple[int, np.ndarray]]:
+    def _fitted_distances(self, seed: SeedTracks, weights: np.ndarray,
+                          frames) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Distances `(N, frames)` of all tracks from the similarities that fit the tracks of these weights `(N,)`, NaN
+        where a track is not seen or nothing fits; and {t: G_t}."""
+        found = {}
+        distances = np.full((len(weights), len(frames)), np.nan)
+        chosen = weights > MIN_WEIGHT * weights.max()
+        for column, t in enumerate(frames):
+            if t == seed.k:
+                continue
+            seen = seed.visible[:, t]
+            rows = np.flatnonzero(chosen & seen)
+            fit = similarity(seed.tracks[rows, t], seed.points[rows], self.tolerance, weights=weights[rows])
+            if fit is None or not 1 / MAX_SCALE < np.linalg.det(fit[:, :2]) ** 0.5 < MAX_SCALE:
+                continue  # a blank frame, or one after the tracks' end
+            found[t] = np.vstack([fit, [0, 0, 1]])
+            distances[seen, column] = np.linalg.norm(apply(fit, seed.tracks[seen, t]) - seed.points[seen], axis=-1)
+        return distances, found
+
+    def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range) -> list[tuple[int, np.ndarray]]:
         """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit, up to the first MAX_GAP
         frames in a row without."""
-        found: dict[int, np.ndarray] = {}
+        prior = self._prior(seed)
         for _ in range(REWEIGHTINGS):
-            distances = np.full((len(weights), len(ahead)), np.nan)
-            chosen = weights > MIN_WEIGHT * weights.max()
-            for column, t in enumerate(ahead):
-                rows = np.flatnonzero(chosen & seed.visible[:, t])
-                fit = similarity(seed.tracks[rows, t], seed.points[rows], self.tolerance, weights=weights[rows])
-                if fit is None or not 1 / MAX_SCALE < np.linalg.det(fit[:, :2]) ** 0.5 < MAX_SCALE:
-                    found.pop(t, None)
-                    continue  # a blank frame, or one after the tracks' end
-                found[t] = np.vstack([fit, [0, 0, 1]])
-                distances[:, column] = np.linalg.norm(apply(fit, seed.tracks[:, t]) - seed.points, axis=-1)
-                distances[~seed.visible[:, t], column] = np.nan
-            agreement = self._agreement(np.column_stack([np.zeros(len(weights)), distances]))
+            distances, found = self._fitted_distances(seed, weights, ahead)
+            agreement = self._agreement(distances)
             weights = prior * agreement
         members = (agreement > 0.25) & (prior > 0.25)
         enough = max(MIN_TRACKS, MIN_SUPPORT * members.sum())
@@ -176,6 +262,14 @@ class LayerSimilarities:
                 out.append((t, found[t]))
         return out
 
+    def _hidden(self, seed: SeedTracks) -> np.ndarray:
+        """How often each layer hides each other one, as `layer_order.hidden_counts`."""
+        frames = np.delete(np.arange(self.T), seed.k)
+        agreement = np.stack([self._agreement(self._distances(seed, F, frames)) for F in self.layers])  # (S, N)
+        layer = np.where(agreement.max(axis=0) > 0.25, agreement.argmax(axis=0), -1)
+        expected = np.stack([[apply(G, seed.points) for G in np.linalg.inv(F) @ F[seed.k]] for F in self.layers])
+        return hidden_counts(layer, seed.tracks, seed.visible, expected, self.store.size, seed.spacing)
+
 
 def similarity(p: np.ndarray, q: np.ndarray, scale: float,
                weights: np.ndarray | float = 1.0) -> np.ndarray | None:
@@ -185,23 +279,21 @@ def similarity(p: np.ndarray, q: np.ndarray, scale: float,
     `scale`: distance in pixels at which the weight of a point is 1/4. `weights` `(n,)`: factors."""
     if len(p) < MIN_POINTS:
         return None
-    center = p.mean(axis=0, dtype=np.float64)
-    x, y = (p - center).T.astype(np.float64)
-    one, zero = np.ones(len(p)), np.zeros(len(p))
-    A = np.concatenate([np.stack([x, -y, one, zero], axis=-1), np.stack([y, x, zero, one], axis=-1)])  # (2 n, 4)
-    target = (q - center).T.astype(np.float64).ravel()  # (2 n,)
-    S = None
+    z = p[:, 0] + 1j * p[:, 1]  # a similarity is z -> a z + b for complex numbers
+    target = q[:, 0] + 1j * q[:, 1]
+    r = np.ones(len(p))
     for k in range(ITERATIONS):
-        r = np.linalg.norm(apply(S, p) - q, axis=-1) if S is not None else one
         if k < ITERATIONS / 2:
             w = weights / np.maximum(r, 0.01)
         else:
             w = weights * (1 + (r / scale) ** 2) ** -2
-        WA = (A * np.concatenate([w, w])[:, None]).T
-        a, b, *shift = np.linalg.solve(WA @ A + 1e-9 * np.eye(4), WA @ target)
-        R = np.array([[a, -b], [b, a]])
-        S = np.concatenate([R, (shift + center - R @ center)[:, None]], axis=1)
-    return S
+        w = w / max(w.sum(), 1e-30)
+        center = w @ z
+        offset = z - center
+        a = (w * offset.conj()) @ target / max(w @ np.abs(offset) ** 2, 1e-9)
+        b = w @ target - a * center
+        r = np.abs(a * z + b - target)
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Motion layers, from correspondences: the motion that each layer starts with, and where each layer is empty.
 
 If everything starts at one depth, occluding surfaces stay at the same depth instead of separating. Therefore the
-deformation is initialized from segmented motion: the background in the farthest part of each ray, the foreground in
-front of it, and, if there is one, a fast occluder in front of both. At each position of the canonical volume, votes of
-the correspondences decide before the first step which layers are empty. Without them, the few samples of the first
-steps would decide, and results would differ between seeds.
+deformation is initialized from segmented motion (training/layer_similarities.py): the background in the farthest part
+of each ray, what moves otherwise in front of it. At each position of the canonical volume, votes of the correspondences
+decide before the first step which layers are empty. Without them, the few samples of the first steps would decide, and
+results would differ between seeds.
 
 Notation (motion)
     T, H, W  frames, height, width
@@ -12,9 +12,7 @@ Notation (motion)
     m        middle frame, in which all maps start as the identity
     p, q     positions of a coarse grid, every `stride` pixels, and where adjacent flow takes them    (h, w, 2)
     D_t      displacement from frame t to frame m: adjacent flows added up                            (h, w, 2)
-    B_t      similarity, the background's motion from frame t to frame m                              (2, 3)
-    F_t      similarity, the foreground's motion from frame t to frame m      (2, 3)
-    M_t      similarity from frame t to t + 1 of the fast occluder                                    (3, 3)
+    F_t      similarity of a layer from frame t to frame m                                            (2, 3)
 
 Notation (votes)
     p, q     pixels of a coarse grid of frame t, and where correspondences take them in frame j       (n, 2)
@@ -25,8 +23,6 @@ Notation (votes)
     v        sum of the votes around a vertex / (sum of their absolute values + PRIOR_VOTE * their number), in (-1, 1)
 """
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 import torch
@@ -35,21 +31,17 @@ from torch import Tensor
 from common.geometry import corners
 from models.coords import denormalize_pixels, normalize_pixels
 from models.omnimotion import OmniMotion
-from training.layer_similarities import LayerSimilarities, apply, similarity
+from training.layer_similarities import apply
 
 GRID_SIDE = 128             # positions of a coarse grid along the longer side
 
 # shares of the frame's longer side
 MIN_MOTION = 3 / 256        # smallest motion relative to the background that is a foreground's
-MAX_MOTION = 0.3            # distance to the middle frame beyond which a rigid object counts as a fast occluder
 OWN_MOTION = 12 / 256       # distance from the foreground's similarity at which motion counts a quarter
-MIN_CROSSING = 0.5          # distance that a fast occluder covers against the background, at least
 RADII = (0.06, 0.12, 0.24)  # standard deviations of the windows over which foreground motion is averaged
 VOTE_SCALE = 2 / 256        # error that counts 1 in a vote
 
 # shares of other things
-OCCLUDER_AREA = 5e-3        # of the frame, at least
-OCCLUDER_RIGID = 0.5        # of the fast positions that follow one rigid motion, at least
 FULL_WINDOW = (0.2, 0.2, 1e-3)  # of moving positions under the window of each radius; below it, the next one takes part
 MIN_CELL_AREA = 0.2         # of a cell's original area that remains after the displacement
 
@@ -58,109 +50,26 @@ PRIOR_VOTE = 0.1            # mean size of the votes at which v reaches half of 
 VOTE_BLUR = 1.0             # standard deviation in vertices
 
 
-class LayerMotion(NamedTuple):
-    """Motion of every layer and frame to the middle frame."""
-    similarity: np.ndarray    # (T, S, 2, 3): the part of it that is a similarity
-    displacement: np.ndarray  # (T, S, R, R, 2) float32: all of it, at given positions, pixels
+def layers_of_motion(store, vertices: np.ndarray, similarities: np.ndarray) -> np.ndarray:
+    """Motion in pixels of every layer to the middle frame `(T, S, R, R, 2)` float32, at positions `vertices`
+    `(R, R, 2)` (x, y) of every frame, also outside it.
 
-
-class FastPart(NamedTuple):
-    """Something rigid that moves fast against the background from frame t to frame t + 1."""
-    t: int
-    similarity: np.ndarray  # (2, 3)
-    velocity: np.ndarray    # against the background, pixels per frame  (2,)
-    center: np.ndarray      # in frame t  (2,)
-
-
-def layers_of_motion(store, vertices: np.ndarray, crossing: np.ndarray | None = None) -> LayerMotion:
-    """Motion in pixels to the middle frame, at positions `vertices` `(R, R, 2)` (x, y) of every frame, also outside it:
-    of foreground and background, S = 2; with `crossing` (see `crossing_motion`) of the fast occluder in front of them,
-    S = 3.
-
-    store: a correspondence store. Where flow does not tell the foreground's motion, it is that of its similarity; a
-    layer that is lost is at rest against the background (training/layer_similarities.py)."""
+    store: a correspondence store. similarities: F_t of all layers `(S, T, 2, 3)`, the background last, as of
+    `layer_similarities.find_layers`. Where flow does not tell the motion of a foreground layer, it is that of its
+    similarity."""
     T = store.num_frames
     m = T // 2
     p, _ = _coarse_grid(store.size)
-    fitted = LayerSimilarities(store)
-    front, behind = fitted.foreground, fitted.background
-    foreground = np.empty((T, *vertices.shape), np.float32)
+    rigid = np.stack([[apply(F, vertices) - vertices for F in layer] for layer in similarities], axis=1)
+    out = rigid.astype(np.float32)  # (T, S, R, R, 2)
     for frames in (range(m, -1, -1), range(m, T)):
         D, known = np.zeros_like(p), np.ones(p.shape[:2], bool)
         for t in frames:
             if t != m:
                 D, known = _extend_by_a_frame(store, t, t + (1 if t < m else -1), D, known)
-            foreground[t] = apply(front[t], vertices) - vertices + _foreground_motion(
-                D, known, behind[t], front[t], store.size, vertices)
-    background = np.stack([apply(B, vertices) - vertices for B in behind]).astype(np.float32)
-    layers = [(front, foreground), (behind, background)]
-    if crossing is not None:
-        to_middle = _occluder_similarity(crossing)
-        layers.insert(0, (to_middle, np.stack([apply(M, vertices) - vertices for M in to_middle]).astype(np.float32)))
-    similarities, displacements = zip(*layers, strict=True)
-    return LayerMotion(np.stack(similarities, axis=1), np.stack(displacements, axis=1))
-
-
-def _occluder_similarity(crossing: np.ndarray) -> np.ndarray:
-    """Similarities of the fast occluder from every frame to the middle frame `(T, 2, 3)`."""
-    T = len(crossing) + 1
-    m = T // 2
-    to_middle = np.tile(np.eye(3), (T, 1, 1))
-    for t in range(m - 1, -1, -1):
-        to_middle[t] = to_middle[t + 1] @ crossing[t]
-    for t in range(m + 1, T):
-        to_middle[t] = to_middle[t - 1] @ np.linalg.inv(crossing[t - 1])
-    return to_middle[:, :2]
-
-
-def crossing_motion(store) -> np.ndarray | None:
-    """M_t of all adjacent frames `(T - 1, 3, 3)`, or None if there is no fast occluder: something rigid that moves so
-    fast against the background that half the clip would take it farther than MAX_MOTION, and that covers MIN_CROSSING.
-
-    Before and after the frames in which it is seen, its center keeps its first and last velocity."""
-    T = store.num_frames
-    side = max(store.size)
-    run: list[FastPart] = []  # of adjacent frames
-    best: list[FastPart] = []
-    longest = 0.0  # distance that `best` covers
-    for t in range(T - 1):
-        part = _fast_part(store, t, 2 * MAX_MOTION / T * side)
-        run = [*run, part] if part else []
-        covered = np.linalg.norm(sum((part.velocity for part in run), np.zeros(2)))
-        if covered > longest:
-            longest = covered
-            best = run
-    if longest < MIN_CROSSING * side:
-        return None
-    out = np.tile(np.eye(3), (T - 1, 1, 1))
-    for part in best:
-        out[part.t, :2] = part.similarity
-    first, last = best[0], best[-1]
-    out[:first.t, :2, 2] = apply(first.similarity, first.center) - first.center
-    out[last.t + 1:, :2, 2] = apply(last.similarity, last.center) - last.center
+            for layer in range(len(similarities) - 1):
+                out[t, layer] += _foreground_motion(D, known, similarities[:, t], layer, store.size, vertices)
     return out
-
-
-def _fast_part(store, t: int, speed: float) -> FastPart | None:
-    """What moves faster than `speed` (pixels) against the background from frame t to the next, if it is rigid and large
-    enough."""
-    if not store.counts[t, t + 1]:
-        return None
-    p, flow, consistent = _coarse_flow(store, t, t + 1)
-    q = p + flow
-    background = similarity(p[consistent], q[consistent], 0.5)
-    if background is None:
-        return None
-    against = q - apply(background, p)
-    fast = consistent & (np.linalg.norm(against, axis=-1) > speed)
-    tolerance = min(MIN_MOTION * max(store.size), speed / 2)
-    M = similarity(p[fast], q[fast], tolerance / 2)
-    if M is None:
-        return None
-    rigid = np.linalg.norm(apply(M, p[fast]) - q[fast], axis=-1) < tolerance
-    if rigid.mean() < OCCLUDER_RIGID or rigid.sum() < OCCLUDER_AREA * fast.size:
-        return None
-    return FastPart(t, M, np.median(against[fast][rigid], axis=0), p[fast][rigid].mean(axis=0))
 
 
 def _coarse_grid(size: tuple[int, int]) -> tuple[np.ndarray, int]:
@@ -193,17 +102,19 @@ def _extend_by_a_frame(store, t: int, n: int, D: np.ndarray, known: np.ndarray) 
     return D, known
 
 
-def _foreground_motion(D: np.ndarray, known: np.ndarray, B: np.ndarray, F: np.ndarray, size: tuple[int, int],
+def _foreground_motion(D: np.ndarray, known: np.ndarray, similarities: np.ndarray, layer: int, size: tuple[int, int],
                        at: np.ndarray) -> np.ndarray:
-    """Motion `(R, R, 2)` to the middle frame at positions `at` `(R, R, 2)`, beyond the foreground's similarity F
-    `(2, 3)`: a local mean over what moves against the background's, B; zero where nothing does. It does not fold.
+    """Motion `(R, R, 2)` of a foreground layer to the middle frame at positions `at` `(R, R, 2)`, beyond its
+    similarity: a local mean over what moves against the background and most like this layer; zero where nothing does.
+    It does not fold.
 
-    D `(h, w, 2)`: D_t; known `(h, w)`: where it is."""
+    D `(h, w, 2)`: D_t; known `(h, w)`: where it is. similarities: F_t of all layers `(S, 2, 3)`."""
     p, stride = _coarse_grid(size)
+    F = similarities[layer]
     against = p + D - apply(F, p)  # (h, w, 2)
-    from_background = np.linalg.norm(p + D - apply(B, p), axis=-1) / max(size)
-    distance = np.linalg.norm(against, axis=-1) / max(size)
-    weights = (known & (from_background > MIN_MOTION)) * (1 + (distance / OWN_MOTION) ** 2) ** -2  # (h, w)
+    distances = np.stack([np.linalg.norm(p + D - apply(other, p), axis=-1) for other in similarities]) / max(size)
+    own = known & (distances[-1] > MIN_MOTION) & (distances[layer] <= distances[:-1].min(axis=0))
+    weights = own * (1 + (distances[layer] / OWN_MOTION) ** 2) ** -2  # (h, w)
     values = np.dstack([against * weights[..., None], weights]).astype(np.float32)  # (h, w, 3)
     out = np.zeros_like(p)
     left = np.ones((*weights.shape, 1), np.float32)
