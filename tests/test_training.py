@@ -263,7 +263,7 @@ def test_thirty_steps_of_grids_halve_the_flow_error(small_sequence, tmp_path):
 
 @pytest.mark.parametrize("more", [
     [], ["--optimizer", "muon", "--mask_near"], [*GRIDS, "--deform_start", "20000"],
-    [*WARPS, "--grid_layers", "1"], [*WARPS, "--grid_layers", "4"],
+    [*WARPS, "--init_layers", "--grid_layers", "1"], [*WARPS, "--init_layers", "--grid_layers", "4"],
     ["--error_map", "last", "--error_map_cell", "4", "--error_map_random", "0.5", "--grad_clip", "1"]])
 def test_a_resumed_run_equals_an_uninterrupted_one(more, small_sequence, tmp_path):
     """Stopped before and after the first error map (step 6), the freezing (step 12), and the start of the maps; both
