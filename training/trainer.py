@@ -157,10 +157,10 @@ class Trainer:
         groups = parameter_groups(self.optimizers).values()
         parameters = [p for group in groups for p in group["params"] if p.grad is not None]
         self.processes.sum_all([*(p.grad for p in parameters), *terms.values()])
-        if options.grad_clip:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, options.grad_clip)
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        # on a GPU, always: the CPU does not wait for the norm
+        if options.grad_clip and (norm.device.type != "cpu" or norm > options.grad_clip):
+            torch.nn.utils.clip_grads_with_norm_(parameters, options.grad_clip, norm)
         self.gradient_norm = norm
         values = (prediction.pixels, prediction.rgb, prediction.target, batch.pixels1, batch.pixels2, batch.rgb1)
         pair_sums = sum(value.detach().flatten(1).sum(1) for value in values)  # (B,)
