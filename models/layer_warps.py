@@ -18,6 +18,7 @@ Notation
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from models.activation_checkpoint import stored
 from models.grid_deformation import GRID_EXTENT, Grids, layer_index, level_sides
 from models.invertible import affine_matrix, solve_affine
-from models.kernels.warp import bounded_sum, has_kernels, transfer, unwarp, warp
+from models.kernels.warp import TimeGrids, bounded_sum, has_kernels, transfer, unwarp, warp
 
 MAX_CELL_SHARE = 0.22     # largest displacement, in cells; below 1/4 every level is one-to-one
 START_SHARE = 0.95        # share of the largest displacement that initial values use at most
@@ -97,13 +98,9 @@ class LayerWarps(nn.Module):
     def bind(self, ids: Tensor) -> "WarpMaps":
         """The maps of frames `(B,)`."""
         grids = self.layers
-        n = grids.num_grids
-        before = [getattr(grids, f"before_{k}") for k in range(n)]
-        share = [getattr(grids, f"share_{k}") for k in range(n)]
-        values = list(grids.values)
-        levels = [bounded_sum(ids, values[k:k + n], before, share, grids.scales[k:k + n], largest)
-                  .unflatten(1, (self.num_layers, 2))
-                  for k, largest in zip(range(0, len(values), n), self.largest, strict=True)]
+        before = [getattr(grids, f"before_{k}") for k in range(grids.num_grids)]
+        share = [getattr(grids, f"share_{k}") for k in range(grids.num_grids)]
+        levels = TimeGrids(ids, list(grids.values), before, share, grids.scales, self.largest)
         thetas = bounded_sum(ids, list(self.thetas.values), before, share, self.thetas.scales, math.inf)
         return WarpMaps(self, levels, thetas.view(-1, self.num_layers, THETA))
 
@@ -112,9 +109,9 @@ class WarpMaps:
     """Maps of B frames between their local volumes and the canonical one, `(B, M, 3)` -> `(B, M, 3)`; same interface
     as `models.invertible.FrameMaps`."""
 
-    def __init__(self, network: LayerWarps, tables: list[Tensor], thetas: Tensor):
+    def __init__(self, network: LayerWarps, levels: TimeGrids | list[Tensor], thetas: Tensor):
         self.network = network
-        self.tables = tables  # of each level (B, S, 2, R, R)
+        self.levels = levels  # values as grids in time, or tables of each level (B, S, 2, R, R)
         self.thetas = thetas  # (B, S, 5)
         self.call = stored  # or `recomputed` (models.activation_checkpoint): whether activations are kept
 
@@ -124,9 +121,16 @@ class WarpMaps:
         out.call = self.call
         return out
 
+    @property
+    def tables(self) -> list[Tensor]:
+        """Tables of each level; computed at the first use, before `call`, which must not compute them again."""
+        if isinstance(self.levels, TimeGrids):
+            self.levels = self.levels.tables()
+        return self.levels
+
     def to_canonical(self, x: Tensor) -> Tensor:
         """Local points to canonical ones (forward)."""
-        return self.call(self._forward, x)
+        return self.call(partial(self._forward, self.tables), x)
 
     def rays_to_canonical(self, x: Tensor) -> Tensor:
         """`to_canonical` of samples `(B, N, K, 3)` on N rays."""
@@ -134,32 +138,32 @@ class WarpMaps:
 
     def to_local(self, u: Tensor) -> Tensor:
         """Canonical points to local ones (inverse)."""
-        return self.call(self._inverse, u)
+        return self.call(partial(self._inverse, self.tables), u)
 
     def transfer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Local samples `(B, N, K, 3)` of the first B of 2 B frames to canonical ones, and to local ones of the last B.
         Same result as `rays_to_canonical` and `to_local`."""
         B, N, K, _ = x.shape
-        if self.call is not stored or not has_kernels(x):
+        if not isinstance(self.levels, TimeGrids) or self.call is not stored or not has_kernels(x):
             u = self.select(slice(B)).rays_to_canonical(x)
             return u, self.select(slice(B, None)).to_local(u.flatten(1, 2)).view_as(x)
         z = x[..., 2:]
         layer = self.layer_of(z).view(B, N * K)
-        ends = transfer(x[..., :2].reshape(B, N * K, 2), layer, self.network.coefficients(self.thetas), self.tables,
+        ends = transfer(x[..., :2].reshape(B, N * K, 2), layer, self.network.coefficients(self.thetas), self.levels,
                         GRID_EXTENT)
         u, target = (torch.cat([end.view(B, N, K, 2), z], dim=-1) for end in ends)
         return u, target
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, tables: list[Tensor], x: Tensor) -> Tensor:
         layer = self.layer_of(x[..., 2])
-        px, py = warp(x[..., :2], layer, self.tables, GRID_EXTENT).unbind(-1)
+        px, py = warp(x[..., :2], layer, tables, GRID_EXTENT).unbind(-1)
         a, b, c, d, tx, ty = self.network.affine(layer, self.thetas)
         return torch.stack([a * px + b * py + tx, c * px + d * py + ty, x[..., 2]], dim=-1)
 
-    def _inverse(self, u: Tensor) -> Tensor:
+    def _inverse(self, tables: list[Tensor], u: Tensor) -> Tensor:
         layer = self.layer_of(u[..., 2])
         y = self.network.without_affine(u[..., :2], layer, self.thetas)
-        return torch.cat([unwarp(y, layer, self.tables, GRID_EXTENT), u[..., 2:]], dim=-1)
+        return torch.cat([unwarp(y, layer, tables, GRID_EXTENT), u[..., 2:]], dim=-1)
 
     def layer_of(self, z: Tensor) -> Tensor:
         """Layer index 0, 1, ... of each depth, same shape. A valid index even for NaN."""

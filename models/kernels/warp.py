@@ -19,6 +19,7 @@ x <- y - d_l(x) converges to its inverse. Newton's method is used where it is fa
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,14 +45,33 @@ def unwarp(points: Tensor, layer: Tensor, tables: Sequence[Tensor], extent: floa
     return unwarp_plain(points, layer, tables, extent)
 
 
-def transfer(points: Tensor, layer: Tensor, affine: Tensor, tables: Sequence[Tensor],
-             extent: float) -> tuple[Tensor, Tensor]:
-    """Points `(B, M, 2)` of the first B frames of tables of 2 B frames: canonical ones, and those of the last B frames.
+@dataclass
+class TimeGrids:
+    """The values v of all levels in the frames `ids`, as grids in time, those of the first level first."""
+    ids: Tensor               # (B,) int64
+    grids: Sequence[Tensor]   # (moments, 2 S, R, R)
+    before: Sequence[Tensor]  # of the grids of any level: see `bounded_sum`
+    share: Sequence[Tensor]   # the same
+    scales: Sequence[float]   # factor of each grid's values
+    largest: Sequence[float]  # of each level: b
 
-    The same as `warp`, affine maps, their inverses and `unwarp`, with one gradient of the tables instead of two. Only
-    for points that `has_kernels` is true for. affine: `(2 B, S, 6)`, coefficients (a, b, c, d, tx, ty) of the maps from
-    warped points to canonical ones."""
-    return _Transfer.apply(points.contiguous(), layer.contiguous(), affine.contiguous(), extent, *tables)
+    def tables(self) -> list[Tensor]:
+        """Tables `(B, S, 2, R, R)` of each level."""
+        n = len(self.before)
+        out = []
+        for level, largest in enumerate(self.largest):
+            own = slice(level * n, (level + 1) * n)
+            out.append(bounded_sum(self.ids, self.grids[own], self.before, self.share, self.scales[own], largest))
+        return [table.unflatten(1, (-1, 2)) for table in out]
+
+
+def transfer(points: Tensor, layer: Tensor, affine: Tensor, levels: TimeGrids, extent: float) -> tuple[Tensor, Tensor]:
+    """Points `(B, M, 2)` of the first B of the 2 B frames of `levels`: canonical ones, and those of the last B frames.
+
+    The same as `warp`, affine maps, their inverses and `unwarp` with the tables of `levels`, but tables are in memory
+    for one frame and layer at a time. Only for points that `has_kernels` is true for.
+    affine: coefficients (a, b, c, d, tx, ty) `(2 B, S, 6)` of the maps from warped points to canonical ones."""
+    return _Transfer.apply(points.contiguous(), layer.contiguous(), affine.contiguous(), extent, levels, *levels.grids)
 
 
 def bounded_sum(ids: Tensor, grids: Sequence[Tensor], before: Sequence[Tensor], share: Sequence[Tensor],
@@ -125,20 +145,21 @@ class _Transfer(torch.autograd.Function):
     """The C++ kernels of `transfer`."""
 
     @staticmethod
-    def forward(ctx, points: Tensor, layer: Tensor, affine: Tensor, extent: float, *tables: Tensor):
-        tables = [table.contiguous() for table in tables]
-        out = native.warp_kernels().transfer(points, layer, affine, tables, extent)
-        ctx.save_for_backward(points, layer, affine, *out, *tables)
-        ctx.extent = extent
+    def forward(ctx, points: Tensor, layer: Tensor, affine: Tensor, extent: float, levels: TimeGrids, *grids: Tensor):
+        in_time = (levels.before, levels.share, levels.scales, levels.largest)
+        out = native.warp_kernels().transfer(points, layer, affine, extent, levels.ids, grids, *in_time)
+        ctx.save_for_backward(points, layer, affine, *out, levels.ids, *grids)
+        ctx.settings = (extent, in_time)
         return out
 
     @staticmethod
     def backward(ctx, of_canonical: Tensor, of_target: Tensor):
-        points, layer, affine, canonical, target, *tables = ctx.saved_tensors
-        of_points, of_affine, of_tables = native.warp_kernels().transfer_backward(
-            points, layer, affine, tables, ctx.extent, canonical, target, of_canonical.contiguous(),
+        points, layer, affine, canonical, target, ids, *grids = ctx.saved_tensors
+        extent, in_time = ctx.settings
+        of_points, of_affine, of_grids = native.warp_kernels().transfer_backward(
+            points, layer, affine, extent, ids, grids, *in_time, canonical, target, of_canonical.contiguous(),
             of_target.contiguous())
-        return of_points, None, of_affine, None, *of_tables
+        return of_points, None, of_affine, None, None, *of_grids
 
 
 def warp_plain(points: Tensor, layer: Tensor, tables: Sequence[Tensor], extent: float) -> Tensor:
