@@ -42,7 +42,7 @@ def kernels():
 def warp_kernels():
     """Namespace of the compiled operators of models/kernels/warp.py and images.py; None, with a warning, if they cannot
     be built."""
-    cost = "a step of configs/fast.txt takes about 2.5 times as long"
+    cost = "a step of configs/fast.txt takes about 3 times as long"
     sources = ["warp.cpp", "transfer.cpp", "bounded_sum.cpp", "images.cpp"]
     return torch.ops.omnimotion_turbo_warp if _load("omnimotion_turbo_warp", sources, FLAGS, cost) else None
 
