@@ -1,12 +1,13 @@
 """Effect of each modification on accuracy: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
 
-Each preset in configs/ablation/ changes one thing in base.txt of that folder. Each preset is trained on every clip with
-every seed, for the same number of steps (--steps) or the same time (--seconds). Rendered clips have 12 frames. Writes
-OUT/ablation.md, ablation.png and OUT/cells/*.json (one file for each run). An interrupted benchmark can be run again;
-it repeats only missing runs.
+Each preset in configs/ablation/ changes one thing in base.txt of that folder; those in configs/ablation/fast/ are for
+--base configs/fast.txt. Each preset is trained on every clip with every seed, for the same number of steps (--steps) or
+the same time (--seconds). Rendered clips have 12 frames. Writes OUT/ablation.md, ablation.png and OUT/cells/*.json (one
+file for each run). An interrupted benchmark can be run again; it repeats only missing runs.
 
 The table has the mean over clips and seeds, ± the standard deviation over seeds of the mean over clips. It also has the
-mean difference from the base on the same clips and seeds, ± the standard error over these pairs.
+mean difference from the base on the same clips and seeds, ± the standard error over these pairs; the last columns are
+of tracks that combine the model with optical flow (--follow_flow).
 """
 
 import argparse
@@ -19,6 +20,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.experiments import (
+    FOLLOWED,
     Cell,
     add_clip_arguments,
     clips_of,
@@ -55,13 +57,21 @@ def table(groups: dict[str, list[dict]], base: str) -> str:
     rows = []
     for name, records in groups.items():
         cells = [spread(means_of_seeds(values(records, key))) for key in COLUMNS]
-        against = difference(values(records, METRIC), values(groups[base], METRIC)) if name != base else None
-        cells.append(f"{against[0]:+.3f} ± {against[1]:.3f}" if against else "")
+        cells.append(against_base(records, groups[base], METRIC))
         cells += [f"{statistics.mean(values(records, key).values()):.0f}" for key in ("steps", "seconds")]
         cells.append(f"{max(values(records, 'peak_bytes').values()) / 2**30:.2f}")
+        cells.append(spread(means_of_seeds(values(records, FOLLOWED + METRIC))))
+        cells.append(against_base(records, groups[base], FOLLOWED + METRIC))
         rows.append([name, *cells])
     return markdown(
-        ["preset", *COLUMNS.values(), "delta_avg against base", "steps", "seconds", "peak, GiB"], rows)
+        ["preset", *COLUMNS.values(), "delta_avg against base", "steps", "seconds", "peak, GiB",
+         "delta_avg with flow", "against base"], rows)
+
+
+def against_base(records: list[dict], base: list[dict], key: str) -> str:
+    """`difference` of a metric as a table cell; empty for the base itself."""
+    against = difference(values(records, key), values(base, key)) if records is not base else None
+    return f"{against[0]:+.3f} ± {against[1]:.3f}" if against else ""
 
 
 def clip_table(groups: dict[str, list[dict]]) -> str:
@@ -98,17 +108,18 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=str(BASE), help="config file that the presets change")
-    parser.add_argument("--presets", default="", help="comma-separated names in configs/ablation; default: all")
+    parser.add_argument("--folder", default=str(PRESETS), help="folder of the presets")
+    parser.add_argument("--presets", default="", help="comma-separated names in the folder; default: all")
     parser.add_argument("--steps", type=int, default=0, help="length of every run; 0: the base's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="time of every run, instead of --steps")
     parser.add_argument("--out", default="out/ablation", help="folder of the results")
     add_clip_arguments(parser)
     parser.set_defaults(num_frames=12, chain="")  # the settings with which docs/ablation.md was measured
     args = parser.parse_args()
-    known = {path.stem: str(path) for path in sorted(PRESETS.glob("*.txt")) if path != BASE}
+    known = {path.stem: str(path) for path in sorted(Path(args.folder).glob("*.txt")) if path != BASE}
     names = [name for name in args.presets.split(",") if name] or list(known)
     if unknown := set(names) - known.keys():
-        parser.error(f"no preset '{min(unknown)}' in {PRESETS}: choose among {', '.join(known)}")
+        parser.error(f"no preset '{min(unknown)}' in {args.folder}: choose among {', '.join(known)}")
     presets = [args.base, *(known[name] for name in names)]
     steps = 0 if args.seconds else args.steps or int(file_options(args.base)["num_iters"])
     clips = clips_of(args)
