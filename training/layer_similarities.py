@@ -44,6 +44,7 @@ MAX_REACH = 96        # frames before and after a seed through which its tracks 
 KEPT_SEEDS = 8        # whose tracks are kept in memory, 6 to 12 MB each for 300 frames
 MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
 MAX_GAP = 3           # frames in a row without a fit, as blank ones, after which a seed is given up
+MAX_JUMP = 0.1        # share of the longer side: deviation of a layer's center from constant velocity, at most
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
@@ -242,8 +243,8 @@ class LayerSimilarities:
         return distances, found
 
     def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range) -> list[tuple[int, np.ndarray]]:
-        """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit, up to the first MAX_GAP
-        frames in a row without."""
+        """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit that does not jump, up
+        to the first MAX_GAP frames in a row without. A jump: the layer has left, and other tracks support the fit."""
         prior = self._prior(seed)
         for _ in range(REWEIGHTINGS):
             distances, found = self._fitted_distances(seed, weights, ahead)
@@ -253,13 +254,19 @@ class LayerSimilarities:
         enough = max(MIN_TRACKS, MIN_SUPPORT * members.sum())
         out = []
         gap = 0
+        center = weights @ seed.points / max(weights.sum(), 1e-9)
+        path = [(seed.k, center)]  # frames, and where the center would be if the background stood still
         for column, t in enumerate(ahead):
+            gap += 1
             support = (members & (distances[:, column] < 2 * self.tolerance)).sum()
-            gap = 0 if t in found and support >= enough else gap + 1
+            if t in found and support >= enough:
+                place = apply(self._at_rest(seed.k, t) @ np.linalg.inv(found[t]), center)
+                if len(path) < 2 or np.linalg.norm(place - _continued(path, t)) < MAX_JUMP * max(self.store.size):
+                    gap = 0
+                    path.append((t, place))
+                    out.append((t, found[t]))
             if gap == MAX_GAP:
                 break
-            if not gap:
-                out.append((t, found[t]))
         return out
 
     def _hidden(self, seed: SeedTracks) -> np.ndarray:
@@ -269,6 +276,12 @@ class LayerSimilarities:
         layer = np.where(agreement.max(axis=0) > 0.25, agreement.argmax(axis=0), -1)
         expected = np.stack([[apply(G, seed.points) for G in np.linalg.inv(F) @ F[seed.k]] for F in self.layers])
         return hidden_counts(layer, seed.tracks, seed.visible, expected, self.store.size, seed.spacing)
+
+
+def _continued(path: list[tuple[int, np.ndarray]], t: int) -> np.ndarray:
+    """Position in frame t after a path of (frame, position), at the velocity of its last two."""
+    (before, p), (last, q) = path[-2:]
+    return q + (q - p) * ((t - last) / (last - before))
 
 
 def similarity(p: np.ndarray, q: np.ndarray, scale: float,
