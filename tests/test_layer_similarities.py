@@ -258,12 +258,8 @@ def test_a_layer_does_not_jump():
     """A disc that jumps by a fifth of the frame is not followed any more: where objects leave the frame, other tracks
     may support a fit."""
     disc = DISC.copy()
-    jump = T // 2 + 4
-    disc[jump:, 0, 2] += 14
-    store = TwoLayers(STEADY, disc)
-    found = two_layers(store)
-    assert store.errors(found)[:, :jump].max() < 1
-    F, B = (np.concatenate([x, np.tile([[[0, 0, 1]]], (T, 1, 1))], 1) for x in (found.foreground, found.background))
-    for t in range(jump, T):
-        against = np.linalg.inv(F[jump - 1]) @ F[t] - np.linalg.inv(B[jump - 1]) @ B[t]
-        assert np.abs(apply(np.eye(3) + against, CENTER) - CENTER).max() < 1e-2, t
+    disc[T // 2 + 2:, 0, 2] += 14
+    found = two_layers(TwoLayers(STEADY, disc))
+    center = np.array([apply(np.linalg.inv(np.vstack([F, [0, 0, 1]])), CENTER) for F in found.foreground])
+    steps = np.linalg.norm(np.diff(center, axis=0), axis=1)
+    assert 1 < steps.max() < 3
