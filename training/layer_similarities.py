@@ -44,7 +44,7 @@ MAX_REACH = 96        # frames before and after a seed through which its tracks 
 KEPT_SEEDS = 8        # whose tracks are kept in memory, 6 to 12 MB each for 300 frames
 MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
 MAX_GAP = 3           # frames in a row without a fit, as blank ones, after which a seed is given up
-MAX_JUMP = 0.1        # share of the longer side: deviation of a layer's center from constant velocity, at most
+MAX_JUMP = 0.1        # share of the longer side: deviation of a foreground's center from constant velocity, at most
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
@@ -118,17 +118,19 @@ class LayerSimilarities:
         for direction in (-1, 1):
             k = start.k
             weights = start.weights
+            before = None
             while 0 <= k + direction < self.T:
                 seed = self._seed(k)
                 ahead = range(k + direction, self.T if direction > 0 else -1, direction)
                 reached = k
-                for t, G in self._fits(seed, weights, ahead):
+                for t, G in self._fits(seed, weights, ahead, before):
                     out[t] = out[k] @ G
                     for gap in range(t - direction, reached, -direction):  # blank frames
                         out[gap] = out[reached] @ self._at_rest(reached, gap)
                     reached = t
                 if abs(reached - k) >= (MIN_REACH if self.layers else 1) or reached + direction == ahead.stop:
                     weights = self._members(self._seed(reached), out, k)
+                    before = np.linalg.inv(out[reached]) @ out[reached - direction]
                     k = reached
                     continue
                 again = self._restart(reached + direction, ahead.stop, direction)
@@ -138,6 +140,7 @@ class LayerSimilarities:
                     break
                 k = again.k
                 weights = again.weights
+                before = None
         return np.linalg.inv(out[self.T // 2]) @ out
 
     def _restart(self, t: int, stop: int, direction: int) -> Start | None:
@@ -242,9 +245,13 @@ class LayerSimilarities:
             distances[seen, column] = np.linalg.norm(apply(fit, seed.tracks[seen, t]) - seed.points[seen], axis=-1)
         return distances, found
 
-    def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range) -> list[tuple[int, np.ndarray]]:
+    def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range,
+              before: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
         """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit that does not jump, up
-        to the first MAX_GAP frames in a row without. A jump: the layer has left, and other tracks support the fit."""
+        to the first MAX_GAP frames in a row without. A jump: the layer has left, and other tracks support the fit.
+
+        before: G of the frame before the seed in this direction, if it is known."""
+        limit = MAX_JUMP * max(self.store.size)
         prior = self._prior(seed)
         for _ in range(REWEIGHTINGS):
             distances, found = self._fitted_distances(seed, weights, ahead)
@@ -256,18 +263,25 @@ class LayerSimilarities:
         gap = 0
         center = weights @ seed.points / max(weights.sum(), 1e-9)
         path = [(seed.k, center)]  # frames, and where the center would be if the background stood still
+        if before is not None:
+            path.insert(0, (seed.k - ahead.step, self._place(before, seed.k, seed.k - ahead.step, center)))
         for column, t in enumerate(ahead):
             gap += 1
             support = (members & (distances[:, column] < 2 * self.tolerance)).sum()
             if t in found and support >= enough:
-                place = apply(self._at_rest(seed.k, t) @ np.linalg.inv(found[t]), center)
-                if len(path) < 2 or np.linalg.norm(place - _continued(path, t)) < MAX_JUMP * max(self.store.size):
+                place = self._place(found[t], seed.k, t, center)
+                if len(path) < 2 or not self.layers or np.linalg.norm(place - _continued(path, t)) < limit:
                     gap = 0
                     path.append((t, place))
                     out.append((t, found[t]))
             if gap == MAX_GAP:
                 break
         return out
+
+    def _place(self, G: np.ndarray, k: int, t: int, center: np.ndarray) -> np.ndarray:
+        """Where frame k would show, in frame t, a point `center` of frame k that moves by G, if the background stood
+        still."""
+        return apply(self._at_rest(k, t) @ np.linalg.inv(G), center)
 
     def _hidden(self, seed: SeedTracks) -> np.ndarray:
         """How often each layer hides each other one, as `layer_order.hidden_counts`."""
