@@ -58,6 +58,7 @@ class SeedTracks:
     points: np.ndarray   # (N, 2)
     tracks: np.ndarray   # (N, T, 2)
     visible: np.ndarray  # (N, T) bool
+    followed: int        # number of frames through which they were followed
 
 
 @dataclass
@@ -157,6 +158,7 @@ class LayerSimilarities:
         return np.linalg.inv(self.layers[0][k]) @ self.layers[0][t] if self.layers else np.eye(3)
 
     def _follow(self, k: int) -> SeedTracks:
+        """The tracks of frame k, through at most MAX_REACH frames before and after it."""
         store = self.store
         spacing = -(-max(store.size) // TRACK_SIDE)
         points = regular_grid(store.size, spacing, spacing // 2).reshape(-1, 2)
@@ -168,7 +170,7 @@ class LayerSimilarities:
                                  lambda a, b, p: flow.step(first + a, first + b, p))
         around = ((0, 0), (first, self.T - 1 - last))
         return SeedTracks(k, spacing, points, np.pad(paths.tracks, (*around, (0, 0)), constant_values=np.nan),
-                          np.pad(paths.visible, around))
+                          np.pad(paths.visible, around), last - first + 1)
 
     def _distances(self, seed: SeedTracks, F: np.ndarray, frames) -> np.ndarray:
         """Distance of every track from the motion F `(T, 3, 3)` in `frames`, in pixels of the seed; NaN where it is not
@@ -182,9 +184,9 @@ class LayerSimilarities:
     def _prior(self, seed: SeedTracks) -> np.ndarray:
         """The prior of each track `(N,)`: 1 for the background's; for a foreground's, 1 minus the weight in the layer
         so far whose motion is nearest. Tracks that are seen for longer count more."""
-        seen = seed.visible.mean(axis=1)
         if not self.layers:
-            return np.ones(len(seen))
+            return np.ones(len(seed.points))
+        seen = seed.visible.sum(axis=1) / seed.followed
         frames = range(self.T)
         distance = np.min([np.nanmedian(self._distances(seed, F, frames), axis=1) for F in self.layers], axis=0)
         return (1 - self._weight(distance ** 2)) * seen
