@@ -184,10 +184,10 @@ def test_a_blank_frame_loses_no_layer():
     assert errors.max() < 1
 
 
-def test_after_a_cut_the_layers_follow_the_other_scene():
+@pytest.mark.parametrize("cut", [5, 7, 9, 12])
+def test_after_a_cut_the_layers_follow_the_other_scene(cut):
     """The position of the other scene in canonical space is arbitrary, but its frames fit each other."""
     store = TwoLayers(STEADY, DISC)
-    cut = T // 2 + 3
     store.counts[:cut, cut:] = store.counts[cut:, :cut] = 0
     found = two_layers(store)
     p = np.array([[0, 0], [65, 0], [0, 47], [65, 47]], float)
@@ -263,3 +263,25 @@ def test_a_layer_does_not_jump():
     center = np.array([apply(np.linalg.inv(np.vstack([F, [0, 0, 1]])), CENTER) for F in found.foreground])
     steps = np.linalg.norm(np.diff(center, axis=0), axis=1)
     assert 1 < steps.max() < 3
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_very_short_clips(num_frames, count):
+    class Short(TwoLayers):
+        def __init__(self):
+            super().__init__(STEADY, DISC)
+            self.num_frames = num_frames
+            self.counts = self.counts[:num_frames, :num_frames]
+
+    layers = find_layers(Short(), count)
+    assert np.isfinite(layers).all() and layers.shape[1:] == (num_frames, 2, 3)
+    assert len(layers) == count or count == 0
+
+
+def test_an_object_that_is_seen_for_a_small_part_of_a_long_clip_is_followed(monkeypatch):
+    """For three of 17 frames, if tracks are followed through seven."""
+    monkeypatch.setattr(layer_similarities, "MAX_REACH", 3)
+    shown = range(T // 2 - 1, T // 2 + 2)
+    store = TwoLayers(STEADY, DISC, shown=shown)
+    assert store.errors(two_layers(store))[1, shown.start:shown.stop].max() < 1

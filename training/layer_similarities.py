@@ -12,7 +12,8 @@ Notation
     F_t      similarity of a layer from frame t to the middle frame, F_k G_t                           (3, 3)
     w_i      weight of track i in the fit: near 1 if G_t p_i,t = p_i,k in the frames in which it is seen, near 0 if not
     prior    factor of w_i: near 0 if another layer explains the track
-    gain     of a new layer: share of the tracks' distances from the layers so far that it takes away
+    gain     of a new layer: share of the sum of all tracks' distances from the nearest layer so far, each at most CAP,
+             that it takes away
 """
 
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ TRACK_SIDE = 64       # tracks of a seed along the longer side
 TOLERANCE = 3 / 256   # share of the longer side: distance from a layer's motion at which a track's weight is 1/4
 CAP = 8               # times TOLERANCE: larger distances from a layer's motion count as this
 REWEIGHTINGS = 4
+MEMBER = 0.25         # weight from which on a track belongs to a layer
 MIN_WEIGHT = 0.01     # tracks of smaller weights take no part in a fit
 MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
-MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks
+MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks that are seen in a mean frame
 
 MAX_LAYERS = 4
 MIN_GAIN = 0.12       # of the second foreground layer and further ones
@@ -103,12 +105,14 @@ class LayerSimilarities:
 
     def best_start(self) -> Start | None:
         """The start of the largest gain; None if no tracks have a motion of their own."""
+        if self.T == 1:
+            return None
         starts = [start for k in self.start_frames for start in self._starts(self._seed(k))]
         return max(starts, key=lambda start: start.gain, default=None)
 
     def nearest_first(self) -> np.ndarray:
         """F_t of all layers `(S, T, 3, 3)`, ordered by which of them hides which (training/layer_order.py)."""
-        if len(self.layers) < 3:
+        if len(self.layers) < 3 or self.T == 1:
             return np.stack(self.layers[::-1])
         hidden = sum(self._hidden(self._seed(k)) for k in self.start_frames)
         return np.stack([self.layers[k] for k in front_to_back(hidden)])
@@ -116,41 +120,46 @@ class LayerSimilarities:
     def _fit_layer(self, start: Start) -> np.ndarray:
         """F_t `(T, 3, 3)` of a layer. Those in `layers` are behind it; without any, it is the background."""
         out = np.tile(np.eye(3), (self.T, 1, 1))
-        for direction in (-1, 1):
-            k = start.k
-            weights = start.weights
-            before = None
-            while 0 <= k + direction < self.T:
-                seed = self._seed(k)
-                ahead = range(k + direction, self.T if direction > 0 else -1, direction)
-                reached = k
-                for t, G in self._fits(seed, weights, ahead, before):
-                    out[t] = out[k] @ G
-                    for gap in range(t - direction, reached, -direction):  # blank frames
-                        out[gap] = out[reached] @ self._at_rest(reached, gap)
-                    reached = t
-                if abs(reached - k) >= (MIN_REACH if self.layers else 1) or reached + direction == ahead.stop:
-                    weights = self._members(self._seed(reached), out, k)
-                    before = np.linalg.inv(out[reached]) @ out[reached - direction]
-                    k = reached
-                    continue
-                again = self._restart(reached + direction, ahead.stop, direction)
-                for t in range(reached + direction, ahead.stop if again is None else again.k + direction, direction):
-                    out[t] = out[reached] @ self._at_rest(reached, t)
-                if again is None:
-                    break
-                k = again.k
-                weights = again.weights
-                before = None
+        for end in (0, self.T - 1):
+            self._fit_towards(end, out, start)
         return np.linalg.inv(out[self.T // 2]) @ out
 
-    def _restart(self, t: int, stop: int, direction: int) -> Start | None:
-        """Where a layer that is lost is looked for again, from frame t on: the background in t, the foreground where
-        the background was lost too, as at a cut; None if there is no such frame."""
+    def _fit_towards(self, end: int, out: np.ndarray, start: Start | None) -> None:
+        """Fill in `out` `(T, 3, 3)` from the start's seed to the first or the last frame, `end`."""
+        direction = 1 if end else -1
+        previous = None  # the fitted frame before the seed, and its G
+        while start is not None and start.k != end:
+            seed = self._seed(start.k)
+            fits = self._fits(seed, start.weights, range(seed.k + direction, end + direction, direction), previous)
+            reached = seed.k
+            for t, G in fits:
+                out[t] = out[seed.k] @ G
+                self._rest(out, reached, range(reached + direction, t, direction))  # blank frames
+                reached = t
+            if reached == end:
+                return
+            if abs(reached - seed.k) >= (MIN_REACH if self.layers else 1):
+                before = fits[-2][0] if len(fits) > 1 else seed.k
+                previous = before, np.linalg.inv(out[reached]) @ out[before]
+                start = Start(reached, self._members(self._seed(reached), out, seed.k), start.gain)
+                continue
+            previous = None
+            start = self._restart(range(reached + direction, end + direction, direction))
+            last = end if start is None else start.k
+            self._rest(out, reached, range(reached + direction, last + direction, direction))
+
+    def _rest(self, out: np.ndarray, reached: int, frames: range) -> None:
+        """Fill in frames in which a layer is not seen: there it is at rest against the background."""
+        for t in frames:
+            out[t] = out[reached] @ self._at_rest(reached, t)
+
+    def _restart(self, frames: range) -> Start | None:
+        """Where a layer that is lost is looked for again, in the order of `frames`: the background in the first of
+        them, the foreground where the background was lost too, as at a cut; None if there is no such frame."""
         if not self.layers:
-            self._restarts.add(t)
-            return Start(t, np.ones(len(self._seed(t).points)), 1.0)
-        k = next((k for k in range(t, stop, direction) if k in self._restarts), None)
+            self._restarts |= {frames[0] - frames.step, frames[0]}  # the last frame of one scene, the first of the next
+            return Start(frames[0], np.ones(len(self._seed(frames[0]).points)), 1.0)
+        k = next((k for k in frames if k in self._restarts), None)
         return None if k is None else max(self._starts(self._seed(k)), key=lambda start: start.gain, default=None)
 
     def _at_rest(self, k: int, t: int) -> np.ndarray:
@@ -181,15 +190,22 @@ class LayerSimilarities:
         out[~seed.visible[:, list(frames)]] = np.nan
         return out
 
-    def _prior(self, seed: SeedTracks) -> np.ndarray:
-        """The prior of each track `(N,)`: 1 for the background's; for a foreground's, 1 minus the weight in the layer
-        so far whose motion is nearest. Tracks that are seen for longer count more."""
+    def _unexplained(self, seed: SeedTracks) -> np.ndarray:
+        """1 minus the weight of each track in the layer whose motion is nearest `(N,)`; 1 without layers."""
         if not self.layers:
             return np.ones(len(seed.points))
-        seen = seed.visible.sum(axis=1) / seed.followed
-        frames = range(self.T)
-        distance = np.min([np.nanmedian(self._distances(seed, F, frames), axis=1) for F in self.layers], axis=0)
-        return (1 - self._weight(distance ** 2)) * seen
+        others = np.delete(np.arange(self.T), seed.k)
+        seen = seed.visible[:, others].any(axis=1)
+        distance = np.min([np.nanmedian(self._distances(seed, F, others)[seen], axis=1) for F in self.layers], axis=0)
+        out = np.zeros(len(seen))
+        out[seen] = 1 - self._weight(distance ** 2)
+        return out
+
+    def _prior(self, seed: SeedTracks) -> np.ndarray:
+        """The prior of each track `(N,)`. Of a foreground, tracks that are seen for longer count more."""
+        if not self.layers:
+            return np.ones(len(seed.points))
+        return self._unexplained(seed) * seed.visible.sum(axis=1) / seed.followed
 
     def _members(self, seed: SeedTracks, F: np.ndarray, before: int) -> np.ndarray:
         """Weights `(N,)` to begin with in a later seed: agreement with F from the seed `before` it."""
@@ -198,7 +214,8 @@ class LayerSimilarities:
 
     def _starts(self, seed: SeedTracks) -> list[Start]:
         """Starts of a foreground layer in a seed: the motions of the windows of a regular grid."""
-        frames = np.unique(np.linspace(0, self.T - 1, SAMPLED_FRAMES).round().astype(int))
+        first, last = max(seed.k - MAX_REACH, 0), min(seed.k + MAX_REACH, self.T - 1)
+        frames = np.unique(np.linspace(first, last, SAMPLED_FRAMES).round().astype(int))
         prior = self._prior(seed)
         explained = np.min([self._capped(self._distances(seed, F, frames)) for F in self.layers], axis=0)
         out = []
@@ -248,30 +265,31 @@ class LayerSimilarities:
         return distances, found
 
     def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range,
-              before: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
+              previous: tuple[int, np.ndarray] | None) -> list[tuple[int, np.ndarray]]:
         """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit that does not jump, up
         to the first MAX_GAP frames in a row without. A jump: the layer has left, and other tracks support the fit.
 
-        before: G of the frame before the seed in this direction, if it is known."""
+        previous: the last frame with a fit before the seed in this direction, and its G, if they are known."""
         limit = MAX_JUMP * max(self.store.size)
         prior = self._prior(seed)
         for _ in range(REWEIGHTINGS):
             distances, found = self._fitted_distances(seed, weights, ahead)
             agreement = self._agreement(distances)
             weights = prior * agreement
-        members = (agreement > 0.25) & (prior > 0.25)
-        enough = max(MIN_TRACKS, MIN_SUPPORT * members.sum())
+        members = (agreement > MEMBER) & (self._unexplained(seed) > MEMBER)
+        enough = max(MIN_TRACKS, MIN_SUPPORT * seed.visible[members].sum() / seed.followed)
         out = []
         gap = 0
         center = weights @ seed.points / max(weights.sum(), 1e-9)
         path = [(seed.k, center)]  # frames, and where the center would be if the background stood still
-        if before is not None:
-            path.insert(0, (seed.k - ahead.step, self._place(before, seed.k, seed.k - ahead.step, center)))
+        if previous is not None:
+            t, G = previous
+            path.insert(0, (t, self._against_background(G, seed.k, t, center)))
         for column, t in enumerate(ahead):
             gap += 1
             support = (members & (distances[:, column] < 2 * self.tolerance)).sum()
             if t in found and support >= enough:
-                place = self._place(found[t], seed.k, t, center)
+                place = self._against_background(found[t], seed.k, t, center)
                 if len(path) < 2 or not self.layers or np.linalg.norm(place - _continued(path, t)) < limit:
                     gap = 0
                     path.append((t, place))
@@ -280,7 +298,7 @@ class LayerSimilarities:
                 break
         return out
 
-    def _place(self, G: np.ndarray, k: int, t: int, center: np.ndarray) -> np.ndarray:
+    def _against_background(self, G: np.ndarray, k: int, t: int, center: np.ndarray) -> np.ndarray:
         """Where frame k would show, in frame t, a point `center` of frame k that moves by G, if the background stood
         still."""
         return apply(self._at_rest(k, t) @ np.linalg.inv(G), center)
@@ -289,7 +307,7 @@ class LayerSimilarities:
         """How often each layer hides each other one, as `layer_order.hidden_counts`."""
         frames = np.delete(np.arange(self.T), seed.k)
         agreement = np.stack([self._agreement(self._distances(seed, F, frames)) for F in self.layers])  # (S, N)
-        layer = np.where(agreement.max(axis=0) > 0.25, agreement.argmax(axis=0), -1)
+        layer = np.where(agreement.max(axis=0) > MEMBER, agreement.argmax(axis=0), -1)
         expected = np.stack([[apply(G, seed.points) for G in np.linalg.inv(F) @ F[seed.k]] for F in self.layers])
         return hidden_counts(layer, seed.tracks, seed.visible, expected, self.store.size, seed.spacing)
 
