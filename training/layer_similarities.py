@@ -33,7 +33,7 @@ REWEIGHTINGS = 4
 MEMBER = 0.25         # weight from which on a track belongs to a layer
 MIN_WEIGHT = 0.01     # tracks of smaller weights take no part in a fit
 MIN_TRACKS = 8        # seen tracks that agree with a similarity, at least
-MIN_SUPPORT = 0.25    # the same, as a share of the layer's tracks that are seen in a mean frame
+MIN_SUPPORT = 0.25    # the same, as a share of the sum of the priors of the layer's tracks
 
 MAX_LAYERS = 4
 MIN_GAIN = 0.12       # of the second foreground layer and further ones
@@ -277,7 +277,7 @@ class LayerSimilarities:
             agreement = self._agreement(distances)
             weights = prior * agreement
         members = (agreement > MEMBER) & (self._unexplained(seed) > MEMBER)
-        enough = max(MIN_TRACKS, MIN_SUPPORT * seed.visible[members].sum() / seed.followed)
+        enough = max(MIN_TRACKS, MIN_SUPPORT * prior[members].sum())
         out = []
         gap = 0
         center = weights @ seed.points / max(weights.sum(), 1e-9)
