@@ -1,9 +1,10 @@
 """Effect of each modification on accuracy: python -m benchmarks.ablation [--clips seqs/bear] (make ablation)
 
 Each preset in configs/ablation/ changes one thing in base.txt of that folder; those in configs/ablation/fast/ are for
---base configs/fast.txt. Each preset is trained on every clip with every seed, for the same number of steps (--steps) or
-the same time (--seconds). Rendered clips have 12 frames. Writes OUT/ablation.md, ablation.png and OUT/cells/*.json (one
-file for each run). An interrupted benchmark can be run again; it repeats only missing runs.
+`--base configs/fast.txt --folder configs/ablation/fast`. Each preset is trained on every clip with every seed, for the
+same number of steps (--steps) or the same time (--seconds). Rendered clips have 12 frames. Writes OUT/ablation.md,
+ablation.png and OUT/cells/*.json (one file for each run). An interrupted benchmark can be run again; it repeats only
+missing runs.
 
 The table has the mean over clips and seeds, ± the standard deviation over seeds of the mean over clips. It also has the
 mean difference from the base on the same clips and seeds, ± the standard error over these pairs; the last columns are

@@ -25,10 +25,13 @@ def base(tmp_path):
     return path
 
 
-def test_every_preset_changes_one_thing_of_the_base():
-    for path in sorted(set(PRESETS.glob("*.txt")) - {BASE}):
-        cell = Cell(str(path), str(BASE), "clip", 3)
-        options, plain = vars(cell_options(cell)), vars(parse("train", ["--config", str(BASE)]))
+@pytest.mark.parametrize("folder,base", [(PRESETS, BASE), (PRESETS / "fast", Path("configs/fast.txt"))])
+def test_every_preset_changes_one_thing_of_the_base(folder, base):
+    paths = sorted(set(folder.glob("*.txt")) - {base})
+    assert paths
+    for path in paths:
+        cell = Cell(str(path), str(base), "clip", 3)
+        options, plain = vars(cell_options(cell)), vars(parse("train", ["--config", str(base)]))
         changed = {k for k in options if options[k] != plain[k]} - {"data_dir", "seed", "reload", "device", "config"}
         assert changed == set(file_options(str(path))), path
         assert len(changed) == 1 or path.stem == "error_map_random", path

@@ -274,7 +274,7 @@ def test_votes_equal_their_definition(layers):
 
 
 def test_layers_that_move_alike_get_weak_votes():
-    """A tenth of SURE between the two is half a vote; ten times as much all of it."""
+    """A tenth of VOTE_SCALE between the two is half a vote; ten times as much all of it."""
     votes = []
     for shift in (0.02, 0.2, 2.0, 20.0):  # pixels
         scene = Moving((0.0, 0.0, np.zeros(2)), [0.0, 0.0])

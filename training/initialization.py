@@ -35,7 +35,7 @@ def decide_motion_layers(options: Namespace, store, processes: Processes) -> Mot
     if not options.init_layers:
         return MotionLayers(options.grid_layers or 2)
     similarities = find_layers(store, options.grid_layers)
-    processes.agree(len(similarities), "the number of motion layers that they find")
+    processes.agree(len(similarities), "the number of motion layers that they find (--grid_layers N sets it)")
     return MotionLayers(len(similarities), similarities)
 
 

@@ -27,16 +27,14 @@ def layer_images(places: Tensor, layer: Tensor, levels: Sequence[Tensor]) -> Ten
 
 def layer_images_plain(places: Tensor, layer: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """`layer_images` in PyTorch."""
-    x, y = places.unbind(-1)  # (M,) each
-    y = y.clamp(-1, 1)
+    S = len(levels[0])
+    depth = layer * (2 / max(S - 1, 1)) - 1  # the layers' images behind each other, so that one 3D look-up serves all
+    volume_places = torch.cat([places, depth[:, None].to(places)], dim=-1)  # (M, 3)
     out = 0
-    for level in levels:  # the layers' images below each other, so that one 2D look-up serves all
-        S, _, R, _ = level.shape
-        rows = (y + 1) / 2 * (R - 1) + layer * R
-        stacked_places = torch.stack([x, rows * (2 / (S * R - 1)) - 1], dim=-1)  # (M, 2)
-        stacked = level.transpose(0, 1).reshape(1, 4, S * R, R)
-        out = out + F.grid_sample(stacked, stacked_places[None, None], padding_mode="border", align_corners=True)
-    return out[0, :, 0].T
+    for level in levels:
+        volume = level.transpose(0, 1)[None]  # (1, 4, S, R, R)
+        out = out + F.grid_sample(volume, volume_places[None, None, None], padding_mode="border", align_corners=True)
+    return out[0, :, 0, 0].T
 
 
 class _LayerImages(torch.autograd.Function):

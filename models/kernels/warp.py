@@ -1,6 +1,6 @@
 """Composed displacement grids: a map of the plane that is one-to-one by construction, its inverse, and their gradients.
 
-In C++ on a CPU with g++ (native/warp.cpp); otherwise in PyTorch.
+In C++ on a CPU with g++ (native/warp.cpp, transfer.cpp, bounded_sum.cpp); otherwise in PyTorch.
 
 Notation
     B, M, S     frames, points of a frame, layers
