@@ -281,7 +281,7 @@ class LayerSimilarities:
         out = []
         gap = 0
         center = weights @ seed.points / max(weights.sum(), 1e-9)
-        path = [(seed.k, center)]  # frames, and where the center would be if the background stood still
+        path = [(seed.k, center)]  # frames, and the center's positions relative to the background
         if previous is not None:
             t, G = previous
             path.insert(0, (t, self._against_background(G, seed.k, t, center)))
@@ -299,8 +299,8 @@ class LayerSimilarities:
         return out
 
     def _against_background(self, G: np.ndarray, k: int, t: int, center: np.ndarray) -> np.ndarray:
-        """Where frame k would show, in frame t, a point `center` of frame k that moves by G, if the background stood
-        still."""
+        """Position relative to the background, in pixels of frame k, that a point `center` of frame k has moved to in
+        frame t by G."""
         return apply(self._at_rest(k, t) @ np.linalg.inv(G), center)
 
     def _hidden(self, seed: SeedTracks) -> np.ndarray:
