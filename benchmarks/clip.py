@@ -202,7 +202,7 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
         for side in sides:
             folder = out / side.name
             common = ["--config", side.project / args.config, "--data_dir", folder / "seq", "--save_dir",
-                      folder / "runs", "--expname", "clip"]
+                      folder / "runs", "--expname", "clip", "--num_imgs", clip.num_frames()]
             words = {"train": ["train.py", *common, "--num_iters", args.num_iters],
                      "track": ["eval.py", *common, "--queries", queries, "--coordinates", "frames", "--out",
                                folder / "tracks/tracks.npz"],
@@ -214,7 +214,8 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
         folder = out / side.name
         metrics = folder / "metrics.json"
         measure(side.project, as_text(["eval.py", "--config", side.project / args.config, "--data_dir", folder / "seq",
-                "--save_dir", folder / "runs", "--expname", "clip", "--query_mode", "first", "--annotations",
+                "--save_dir", folder / "runs", "--expname", "clip", "--num_imgs", clip.num_frames(), "--query_mode",
+                "first", "--annotations",
                 clip.folder / "annotations.npz", "--out", metrics]), folder)
         found = read_json(metrics, "remove it")
         side.metrics = {title: found[key] for key, title in METRICS.items()}
