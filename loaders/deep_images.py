@@ -29,7 +29,8 @@ MAX_CHANNELS = 64
 
 PERCENTILES = (0.1, 99.9)  # of the clip's values; shown as black and white
 CORE = (2, 98)             # percentiles of the values without outliers, such as hot pixels and lamps
-CORE_LEVELS = (1, 32)      # of the upper 8 bits: if the core spans so many, its range is shown; fewer are noise
+MIN_CORE_LEVELS = 1        # of the upper 8 bits that the core spans; fewer are noise
+MAX_CORE_LEVELS = 32       # of the upper 8 bits; a core that spans more is shown with the whole range
 EXPOSURE = 99.0            # percentile of linear light that is shown as white; lamps and highlights may be brighter
 SAMPLES = 20_000           # values of a frame, about, that the percentiles are computed from
 ENOUGH = 0.5               # share of the range of the bits; of a clip that spans as much the upper 8 bits are used
@@ -115,7 +116,7 @@ def clip_range(samples: list[np.ndarray], fixed: tuple[float, float] | None = No
         return ValueRange(0.0, float(np.percentile(values, EXPOSURE)), True)
     if not light and values.max() < 2**bits and high - low >= ENOUGH * (2**bits - 1):
         core = [float(value) for value in np.percentile(values, CORE)]
-        if CORE_LEVELS[0] <= (core[1] - core[0]) / 2 ** (bits - 8) <= CORE_LEVELS[1]:
+        if MIN_CORE_LEVELS <= (core[1] - core[0]) / 2 ** (bits - 8) <= MAX_CORE_LEVELS:
             return ValueRange(*core)
         return ValueRange(0.0, float(2**bits - 1), whole=True)
     return ValueRange(low, high if high > low else low + 1)

@@ -29,7 +29,7 @@ OCCLUDED = ("occluded", "occlusion", "occlusions", "pred_occluded", "pred_occlus
 OWN = {"tracks", "visible", "query_points", "frame_size"}
 ROUNDING = 1e-3  # probabilities may be this far outside [0, 1]
 MAX_QUERY_DISTANCE = 2.0  # pixels, of a track that starts at its query point
-MOST = 0.5  # share of the tracks, at least, that start at query points which are read in the right order
+MIN_STARTING_SHARE = 0.5  # of the tracks that start at query points which are read in the right order
 HOW = "save it as .npz with `tracks` (N, T, 2), `visible` (N, T), `query_points` (N, 3) and `frame_size` (H, W)"
 
 
@@ -140,7 +140,7 @@ def _is_transposed(entries: Entries, name: str, positions: np.ndarray, queries: 
     if plain and turned:
         if queries is not None:
             own, other = (max(_starting_share(array, queries)) for array in (positions, positions.swapaxes(0, 1)))
-            if own != other and max(own, other) >= MOST:
+            if own != other and max(own, other) >= MIN_STARTING_SHARE:
                 return other > own
         if entries.arrays.names and set(entries.arrays.names) >= OWN:
             return False
@@ -235,11 +235,11 @@ def _in_order(queries: np.ndarray, tracks: np.ndarray, entries: Entries) -> np.n
     UserError if `queries`, a name without a fixed order, fit both orders or neither."""
     yx, xy = _starting_share(tracks, queries)
     own = "query_points" in entries.arrays
-    if xy >= MOST > yx:
+    if xy >= MIN_STARTING_SHARE > yx:
         log.info("%s: its `%s` are read as (t, x, y), where its tracks start", entries.path,
                  "query_points" if own else "queries")
         return queries[:, [0, 2, 1]]
-    if own or yx >= MOST > xy:
+    if own or yx >= MIN_STARTING_SHARE > xy:
         return queries
     raise UserError(f"{entries.path}: its `queries` may be (t, x, y) or (t, y, x): name them `query_points`, with "
                     "(t, y, x)")

@@ -46,24 +46,32 @@ struct Levels {
   }
 };
 
+// Calls visit(m, x, y, v, side) for every point m and level. v: the vertex before the point, in the first channel.
+template <typename Visit>
+void at_points(const Levels& images, const Tensor& places, const Tensor& layer, const Visit& visit) {
+  const float* const p = places.const_data_ptr<float>();
+  const int64_t* const s = layer.const_data_ptr<int64_t>();
+  at::parallel_for(0, places.size(0), POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
+    for (size_t l = 0; l < images.sides.size(); ++l) {
+      const int64_t side = images.sides[l];
+      for (int64_t m = begin; m < end; ++m) {
+        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        visit(m, x, y, images.values[l] + (s[m] * CHANNELS * side + y.cell) * side + x.cell, side);
+      }
+    }
+  });
+}
+
 Tensor layer_images(const Tensor& places, const Tensor& layer, at::TensorList levels) {
   const Levels images(levels);
   const Tensor out = at::zeros({places.size(0), CHANNELS}, places.options());
-  const float* const p = places.const_data_ptr<float>();
-  const int64_t* const s = layer.const_data_ptr<int64_t>();
   float* const sum = out.data_ptr<float>();
-  at::parallel_for(0, places.size(0), POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
-    for (size_t l = 0; l < images.sides.size(); ++l) {
-      const int64_t side = images.sides[l], area = side * side;
-      for (int64_t m = begin; m < end; ++m) {
-        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
-        const float* v = images.values[l] + s[m] * CHANNELS * area + y.cell * side + x.cell;
-        for (int c = 0; c < CHANNELS; ++c, v += area) {
-          const float above = v[0] + x.share * (v[1] - v[0]);
-          const float below = v[side] + x.share * (v[side + 1] - v[side]);
-          sum[CHANNELS * m + c] += above + y.share * (below - above);
-        }
-      }
+  at_points(images, places, layer,
+            [&](int64_t m, const Position& x, const Position& y, const float* v, int64_t side) {
+    for (int c = 0; c < CHANNELS; ++c, v += side * side) {
+      const float above = v[0] + x.share * (v[1] - v[0]);
+      const float below = v[side] + x.share * (v[side + 1] - v[side]);
+      sum[CHANNELS * m + c] += above + y.share * (below - above);
     }
   });
   return out;
@@ -79,19 +87,13 @@ std::tuple<Tensor, std::vector<Tensor>> layer_images_backward(const Tensor& plac
   const float* const g = gradient.const_data_ptr<float>();
   const int64_t* const s = layer.const_data_ptr<int64_t>();
   float* const out = of_places.data_ptr<float>();
-  at::parallel_for(0, count, POINTS_PER_TASK, [&](int64_t begin, int64_t end) {
-    for (size_t l = 0; l < images.sides.size(); ++l) {
-      const int64_t side = images.sides[l], area = side * side;
-      for (int64_t m = begin; m < end; ++m) {
-        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
-        const float* v = images.values[l] + s[m] * CHANNELS * area + y.cell * side + x.cell;
-        for (int c = 0; c < CHANNELS; ++c, v += area) {
-          const float top = v[1] - v[0], bottom = v[side + 1] - v[side];
-          const float value = g[CHANNELS * m + c];
-          out[2 * m] += value * (top + y.share * (bottom - top)) * x.slope;
-          out[2 * m + 1] += value * (v[side] - v[0] + x.share * (bottom - top)) * y.slope;
-        }
-      }
+  at_points(images, places, layer,
+            [&](int64_t m, const Position& x, const Position& y, const float* v, int64_t side) {
+    for (int c = 0; c < CHANNELS; ++c, v += side * side) {
+      const float top = v[1] - v[0], bottom = v[side + 1] - v[side];
+      const float value = g[CHANNELS * m + c];
+      out[2 * m] += value * (top + y.share * (bottom - top)) * x.slope;
+      out[2 * m + 1] += value * (v[side] - v[0] + x.share * (bottom - top)) * y.slope;
     }
   });
   std::vector<Tensor> sums;
