@@ -49,7 +49,6 @@ from loaders.track_files import (
     save_tracks,
 )
 from preprocessing.cli import preprocess
-from preprocessing.options import main_parser
 from training.failure_modes import diagnosis_at
 from training.run_metadata import versions
 
@@ -190,8 +189,7 @@ def _run_tracker(job: Job, tracker: str, prepare: Callable[[], None]) -> None:
 
 def _preprocess(job: Job) -> None:
     with _stage(job, "preprocess", job.sequence):
-        preprocess(main_parser().parse_args(["--data_dir", str(job.sequence), "--resume",
-                                             *shlex.split(job.options.preprocessing)]))
+        preprocess(["--data_dir", str(job.sequence), "--resume", *shlex.split(job.options.preprocessing)])
 
 
 def _predictions(job: Job, truth: Annotations) -> tuple[PointTracks, Annotations, np.ndarray]:

@@ -73,18 +73,19 @@ def main(argv: list[str]) -> None:
             convert(open_sequence(args.data_dir, None, args.max_pixels), args.to, args.resume)
         log.info("%s has its correspondences as %s", args.data_dir, args.to)
     else:
-        preprocess(args)
+        preprocess(argv)
 
 
-def preprocess(args: argparse.Namespace) -> None:
-    """Video -> sequence folder."""
+def preprocess(argv: list[str]) -> None:
+    """Video -> sequence folder, with the options `argv` of `main_parser`. Errors as `main`."""
+    args = main_parser().parse_args(argv)
     models = model_options(args)
     with resumable(args.data_dir), lock_folder(args.data_dir, make=bool(args.video)):
         sequence = _sequence(args)
         if args.depth:
             write_depth(sequence, args.depth, models, Path(args.depth_dir) if args.depth_dir else None,
                         args.depth_model, args.depth_is_disparity)
-            if not chooses_correspondences(args) and _has_correspondences(sequence):
+            if not chooses_correspondences(argv) and _has_correspondences(sequence):
                 log.info("%s has correspondences already: left as they are", sequence.root)
                 return
         if args.layout == "omnimotion" and has_omnimotion_layout(sequence.root):

@@ -90,10 +90,12 @@ def main_parser() -> Parser:
     return out
 
 
-def chooses_correspondences(args: argparse.Namespace) -> bool:
-    """Whether an option that decides which correspondences are stored differs from its default."""
-    defaults = main_parser().parse_args(["--data_dir", ""])
-    return any(getattr(args, name) != getattr(defaults, name) for name in CORRESPONDENCE_OPTIONS)
+def chooses_correspondences(argv: list[str]) -> bool:
+    """Whether the command line `argv` has an option that decides which correspondences are stored."""
+    parser = main_parser()
+    parser.set_defaults(**dict.fromkeys(CORRESPONDENCE_OPTIONS))  # None, which no given option sets
+    args = parser.parse_args(argv)
+    return any(getattr(args, name) is not None for name in CORRESPONDENCE_OPTIONS)
 
 
 def chain_rule(name: str) -> str:
