@@ -69,16 +69,19 @@ def follow_intervals(query_points: np.ndarray, num_frames: int, size: tuple[int,
     out.squared_error[every, start] = 0
     out.visible[every, start] = True
     if M:
+        queried = {int(t): np.flatnonzero(start == t) for t in np.unique(start)}
         for b in range(start.min() + 1, num_frames):
-            _reach(out, start, b, 1, size, step, proposal)
+            _reach(out, start, queried, b, 1, size, step, proposal)
         for b in range(start.max() - 1, -1, -1):
-            _reach(out, start, b, -1, size, step, proposal)
+            _reach(out, start, queried, b, -1, size, step, proposal)
     return out
 
 
-def _reach(out: Paths, start: np.ndarray, b: int, direction: int, size: tuple[int, int], step: FlowStep,
-           proposal: Proposal | None) -> None:
-    """Fill in frame b for all points whose query frame `start` `(M,)` comes before it in the direction."""
+def _reach(out: Paths, start: np.ndarray, queried: dict[int, np.ndarray], b: int, direction: int,
+           size: tuple[int, int], step: FlowStep, proposal: Proposal | None) -> None:
+    """Fill in frame b for all points whose query frame `start` `(M,)` comes before it in the direction.
+
+    `queried`: query frame -> its points."""
     max_squared = (MAX_ERROR * max(size)) ** 2
     lowest = np.full(len(start), np.inf)  # cost of the best candidate so far
 
@@ -97,10 +100,13 @@ def _reach(out: Paths, start: np.ndarray, b: int, direction: int, size: tuple[in
         out.visible[chosen, b] = visible[better]
 
     frames_before = b if direction > 0 else out.tracks.shape[1] - 1 - b
-    for interval in range(1, frames_before + 1):
+    candidates = {*INTERVALS, *(direction * (b - t) for t in queried)}
+    for interval in sorted(d for d in candidates if 0 < d <= frames_before):
         a = b - direction * interval
-        started = (start - a) * direction <= 0 if interval in INTERVALS else start == a
-        rows = np.flatnonzero(started & np.isfinite(out.squared_error[:, a]))
+        if interval in INTERVALS:
+            rows = np.flatnonzero(((start - a) * direction <= 0) & np.isfinite(out.squared_error[:, a]))
+        else:
+            rows = queried[a]
         moved = step(a, b, out.tracks[rows, a]) if len(rows) else None
         if moved is not None:
             offer(rows, moved[0], out.squared_error[rows, a] + moved[1], out.visible[rows, a])

@@ -60,17 +60,16 @@ class Tracker:
         out = Tracks(np.zeros((N, T, 2), np.float32), np.zeros((N, T), bool), np.zeros((N, T), np.float32),
                      np.zeros((N, T), np.float32))
         frame = query_points[:, 0].astype(np.int64)
+        in_order = np.argsort(frame, kind="stable")  # points of one frame share its map
         with self.model.bound():
-            for t in np.unique(frame).tolist():
-                of_frame = np.flatnonzero(frame == t)
-                for rows in np.array_split(of_frame, -(-len(of_frame) // self.chunk_size)):
-                    p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
-                    positions, depths, scores = self._track_from(t, p1.to(self.device), ids.to(self.device))
-                    out.tracks[rows] = positions
-                    out.depth[rows] = depths
-                    out.occlusion_score[rows] = scores
-                    out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
-                    out.visible[np.ix_(rows, ids.numpy() == t)] = True
+            for rows in np.array_split(in_order, -(-N // self.chunk_size)) if N else ():
+                p1 = torch.from_numpy(np.ascontiguousarray(query_points[rows, :0:-1], dtype=np.float32))
+                positions, depths, scores = self._track_some(frame[rows], p1.to(self.device), ids.to(self.device))
+                out.tracks[rows] = positions
+                out.depth[rows] = depths
+                out.occlusion_score[rows] = scores
+                out.visible[rows] = (scores <= self.occlusion_th) & inside(positions, self.size)
+        out.visible |= frame[:, None] == ids.numpy()
         out.visible &= self.can_be_seen(frame)[:, ids.numpy()]
         return out
 
@@ -79,16 +78,20 @@ class Tracker:
         scenes = one_scene(self.num_frames) if self.scenes is None else self.scenes
         return scenes.can_be_seen(frames)
 
-    def _track_from(self, t: int, p1: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions `(N, T, 2)`, depths `(N, T)` and occlusion scores `(N, T)` of pixels `(N, 2)` of frame t in frames
-        `ids` `(T,)`. The canonical samples are the same for all of these frames."""
+    def _track_some(self, frame: np.ndarray, p1: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions `(N, T, 2)`, depths `(N, T)` and occlusion scores `(N, T)` of pixels `(N, 2)` of the frames `frame`
+        `(N,)`, ascending, in frames `ids` `(T,)`. The canonical samples are the same for all of these frames."""
         model = self.model
-        u, weights = model.source_samples(p1[None], torch.tensor([t], device=self.device), self.use_max_loc)
+        own, numbers = np.unique(frame, return_counts=True)
+        samples = [model.source_samples(pixels[None], torch.tensor([t], device=self.device), self.use_max_loc)
+                   for t, pixels in zip(own.tolist(), p1.split(numbers.tolist()), strict=True)]
+        u, weights = (torch.cat(parts, dim=1) for parts in zip(*samples, strict=True))  # (1, N, K, 3), (1, N, K)
+        is_own = torch.from_numpy(frame).to(self.device) == ids[:, None]  # (T, N)
         frames_at_a_time = max(self.chunk_size * model.config.num_samples_ray // (len(p1) * u.shape[2]), 1)
         positions, depths, scores = [], [], []
-        for some in ids.split(frames_at_a_time):
+        for some, here in zip(ids.split(frames_at_a_time), is_own.split(frames_at_a_time), strict=True):
             p2, depth = model.target_position(u.expand(len(some), -1, -1, -1), weights, some)  # (B, N, 2), (B, N)
-            p2 = torch.where((some == t)[:, None, None], p1, p2)
+            p2 = torch.where(here[..., None], p1, p2)
             positions.append(p2)
             depths.append(depth)
             for k in range(len(some)):

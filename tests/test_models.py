@@ -294,6 +294,28 @@ def test_tracks_equal_correspondences_frame_by_frame():
     assert np.array_equal(some.visible, out.visible[:, [3, 1]])
 
 
+@pytest.mark.parametrize("kind", ["mlp", "warp"])
+def test_points_of_several_frames_are_tracked_as_those_of_one_frame_alone(kind):
+    """Chunks of the points of several frames; one evaluation of occlusion for a chunk and frame, not for each query
+    frame."""
+    torch.manual_seed(0)
+    options = {"deform": "warp", "field": "images"} if kind == "warp" else {}
+    tracker = Tracker(small_model(**options), chunk_size=4)
+    queries = np.array([[4, 1, 1], [0, 5, 7], [3, 10.5, 20], [0, 30, 2], [3, 2, 3], [1, 20, 30]], np.float32)
+    calls = []
+    score = tracker.model.occlusion_score
+    tracker.model.occlusion_score = lambda *args: calls.append(args) or score(*args)
+    together = tracker.track(queries)
+    assert len(calls) == 2 * 5
+    for n in range(len(queries)):
+        alone = tracker.track(queries[n:n + 1])
+        assert np.allclose(together.tracks[n], alone.tracks[0], atol=1e-3)
+        assert np.allclose(together.depth[n], alone.depth[0], atol=1e-5)
+        assert np.allclose(together.occlusion_score[n], alone.occlusion_score[0], atol=1e-5)
+        assert np.array_equal(together.visible[n], alone.visible[0])
+    assert tracker.track(queries[:0]).tracks.shape == (0, 5, 2)
+
+
 def test_chunks_do_not_change_dense_results():
     model = small_model()
     a, b = (Tracker(model, chunk_size=n) for n in (50, 10_000))
