@@ -15,6 +15,7 @@ from common.errors import UserError
 from loaders.checkpoint import checkpoints, read_checkpoint
 from tests.launch import set_environment, wait_until
 from tests.test_crash_safety import finished, start
+from training import initialization
 from training.distributed import Processes
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py")
@@ -28,13 +29,15 @@ def gradients(state):
     return torch.cat([moments["exp_avg"].flatten() for moments in state.optimizers["adam"]["state"].values()])
 
 
-def start_two(folder, out, *more):
-    """The two processes of a run, as torchrun starts them, without torchrun."""
+def start_two(folder, out, *more, others=set_environment):
+    """The two processes of a run, as torchrun starts them, without torchrun. others: what the second one calls with its
+    environment variables before it starts."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    return [start(folder, out, *more, prepare=partial(set_environment, rank)) for rank in ranks]
+    return [start(folder, out, *more, prepare=partial(prepare, rank))
+            for rank, prepare in zip(ranks, (set_environment, others), strict=True)]
 
 
 def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_path):
@@ -56,6 +59,27 @@ def test_two_processes_with_half_the_batch_each_match_one(small_sequence, tmp_pa
     assert a["evaluations"] == b["evaluations"] == 1 and a["counts"].sum() == b["counts"].sum() > 12 * 4 * 32 // 2
     assert (a["counts"] - b["counts"]).abs().sum() < 0.01 * a["counts"].sum()
     assert torch.allclose(a["sums"], b["sums"], rtol=1e-2, atol=20)
+
+
+def fail_to_find_layers(values):
+    """For `prepare`: set environment variables; the search for motion layers fails."""
+    set_environment(values)
+    initialization.find_layers = None
+
+
+def test_the_first_process_initializes_the_model_for_all(small_sequence, tmp_path):
+    """The other process does not look for motion layers, which it may find otherwise. The gradients of the first step
+    are those of a single process."""
+    more = ("--config", "configs/fast.txt", "--num_iters", 1, "--num_pairs", 4, "--grad_clip", 0)
+    runs = {"one": [start(small_sequence, tmp_path / "one", *more)],
+            "two": start_two(small_sequence, tmp_path / "two", *more, others=fail_to_find_layers)}
+    states = []
+    for name, processes in runs.items():
+        for code, said in map(finished, processes):
+            assert code == 0, said
+        states.append(read_checkpoint(tmp_path / name / "fast_small" / "model_000001.pth"))
+    one, two = map(gradients, states)
+    assert one.norm() > 0 and (one - two).norm() < 0.01 * one.norm()
 
 
 def resumes(small_sequence, tmp_path):

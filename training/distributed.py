@@ -65,6 +65,10 @@ class Processes:
             raise UserError(f"the processes of this run differ in {what} ({smallest} to {largest}): all machines must "
                             "see the same --save_dir and --data_dir")
 
+    def from_first(self, value: int) -> int:
+        """The first process's `value`; those of the others are ignored."""
+        return int(self.sum(torch.tensor(value if self.first else 0)))
+
     def wait(self) -> None:
         """Barrier: return once all processes have called this."""
         self.any(False)

@@ -1,6 +1,7 @@
 """Data-driven initialization of a new model: motion layers (`--init_layers`), depth prior (`--init_depth`).
 
-`decide_motion_layers` is called before the model is built, `initialize` afterwards.
+`decide_motion_layers` is called before the model is built, `initialize` afterwards. The first process computes both and
+shares the result, because machines may round differently.
 """
 
 from argparse import Namespace
@@ -26,7 +27,7 @@ MAX_BOX = 8.0      # normalized units: largest canonical coordinate that an imag
 class MotionLayers:
     """Number of motion layers, and the motion that each starts with."""
     count: int
-    similarities: np.ndarray | None = None  # (S, T, 2, 3), as of layer_similarities.find_layers
+    similarities: np.ndarray | None = None  # (S, T, 2, 3), as of layer_similarities.find_layers; in the first process
 
 
 def decide_motion_layers(options: Namespace, store, processes: Processes) -> MotionLayers:
@@ -34,9 +35,9 @@ def decide_motion_layers(options: Namespace, store, processes: Processes) -> Mot
     `--init_layers`, and it is 2 without."""
     if not options.init_layers:
         return MotionLayers(options.grid_layers or 2)
-    similarities = find_layers(store, options.grid_layers)
-    processes.agree(len(similarities), "the number of motion layers that they find (--grid_layers N sets it)")
-    return MotionLayers(len(similarities), similarities)
+    similarities = find_layers(store, options.grid_layers) if processes.first else None
+    count = processes.from_first(len(similarities) if processes.first else 0)
+    return MotionLayers(count, similarities)
 
 
 def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayers, depth_priors: Tensor | None,
@@ -44,6 +45,15 @@ def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayer
     """Apply `--init_layers` and `--init_depth` to a new model, in place.
 
     depth_priors: `(T, H, W)` in [0, 2], needed for `--init_depth`."""
+    if processes.first:
+        _initialize_here(model, options, store, layers, depth_priors)
+    if options.init_layers or options.init_depth:
+        _broadcast_parameters(model, processes)
+
+
+def _initialize_here(model: OmniMotion, options: Namespace, store, layers: MotionLayers,
+                     depth_priors: Tensor | None) -> None:
+    """As `initialize`, in this process only."""
     if options.init_layers:
         set_maps(model, store, layers.similarities)
         if options.field in ("images", "grid") and layers.count > 1:
@@ -53,8 +63,6 @@ def initialize(model: OmniMotion, options: Namespace, store, layers: MotionLayer
         depth_range = options.max_depth - options.min_depth
         prior = options.min_depth + depth_priors[middle].float() / 2 * depth_range
         fit_field_to_depth(model, prior, middle, torch.Generator().manual_seed(options.seed + 2))
-    if options.init_layers or options.init_depth:
-        _broadcast_parameters(model, processes)
 
 
 def set_maps(model: OmniMotion, store, similarities: np.ndarray) -> None:
@@ -105,7 +113,7 @@ def canonical_boxes(model: OmniMotion) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _broadcast_parameters(model: OmniMotion, processes: Processes) -> None:
-    """Copy the parameters and boxes of the first process to all others, because machines may round differently."""
+    """Copy the parameters and boxes of the first process to all others."""
     tensors = list(model.parameters())
     if model.config.field == "images":
         tensors.append(model.field.boxes)
