@@ -18,7 +18,7 @@ Notation
 """
 
 import math
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -121,12 +121,10 @@ class WarpMaps:
         out.call = self.call
         return out
 
-    @property
+    @cached_property
     def tables(self) -> list[Tensor]:
         """Tables of each level; computed at the first use, before `call`, which must not compute them again."""
-        if isinstance(self.levels, TimeGrids):
-            self.levels = self.levels.tables()
-        return self.levels
+        return self.levels.tables() if isinstance(self.levels, TimeGrids) else self.levels
 
     def to_canonical(self, x: Tensor) -> Tensor:
         """Local points to canonical ones (forward)."""

@@ -166,10 +166,30 @@ def test_transfers_of_kernels_and_pytorch_agree(kernels, B, M, S, num_levels, nu
     assert_twins(fast, plain)
 
 
+@pytest.mark.parametrize("change", [
+    {"points": (2, 5, 3)}, {"points": (2, 6, 2)}, {"layer": (2, 4)}, {"layer": (1, 5)}, {"layer": (10,)}, {"ids": (2,)},
+    {"ids": (3,)}, {"affine": (2, 2, 6)}, {"affine": (4, 3, 6)}, {"affine": (4, 2, 5)}], ids=str)
+def test_transfers_refuse_wrong_shapes(kernels, change):
+    shape = {"points": (2, 5, 2), "layer": (2, 5), "affine": (4, 2, 6), "ids": (4,)} | change
+    levels = random_network(6, num_levels=2).bind(torch.zeros(shape["ids"], dtype=torch.long))
+    with pytest.raises(RuntimeError, match="must be"):
+        transfer(torch.zeros(shape["points"]), torch.zeros(shape["layer"], dtype=torch.long),
+                 torch.zeros(shape["affine"]), levels.levels, GRID_EXTENT)
+
+
+@pytest.mark.parametrize("function", [warp, unwarp])
+@pytest.mark.parametrize("points,layer", [((2, 5, 3), (2, 5)), ((10, 2), (10,)), ((2, 5, 2), (2, 4)),
+                                          ((3, 5, 2), (3, 5))], ids=str)
+def test_warps_refuse_wrong_shapes(kernels, function, points, layer):
+    with pytest.raises(RuntimeError, match="must be"):
+        function(torch.zeros(points), torch.zeros(layer, dtype=torch.long), random_tables(2, 1, [3]), GRID_EXTENT)
+
+
 @pytest.mark.parametrize("num_frames,C,R", [(2, 2, 3), (24, 4, 9), (82, 6, 5)])
 @pytest.mark.parametrize("std,largest", [(0.01, 0.1), (10.0, 0.1), (1.0, math.inf)])
 def test_bounded_sums_of_kernels_and_pytorch_agree(kernels, num_frames, C, R, std, largest):
-    """Frames more than once, also the last one, after which there is no moment. Without a bound, of another shape."""
+    """Frames more than once, also the last one, after which there is no moment; frames that are a column of a table.
+    Without a bound, of another shape."""
     side = (R, R) if math.isfinite(largest) else (R,)
     torch.manual_seed(num_frames)
     network = LayerWarps(num_frames, (20, 30), num_levels=1)
@@ -179,6 +199,7 @@ def test_bounded_sums_of_kernels_and_pytorch_agree(kernels, num_frames, C, R, st
     grids = [(torch.randn(count, C, *side) * std).requires_grad_() for count in counts]
     scales = [0.5 + k for k in range(n)]
     ids = torch.tensor([num_frames - 1, 0, *torch.randint(num_frames, (7,)).tolist(), 0])
+    ids = torch.stack([ids, ids.flip(0)], dim=1)[:, 0]
     weight = torch.randn(len(ids), C, *side)
     arguments = (ids, grids, before, share, scales, largest)
     fast, plain = (with_gradients(lambda f=f: f(*arguments), grids, weight) for f in (bounded_sum, bounded_sum_plain))
@@ -352,6 +373,12 @@ def test_edges_of_layers_belong_to_the_farther_one(S):
     assert layer_index(edges, 0.0, 2.0, S).tolist() == [*range(S), S - 1]
     assert layer_index(torch.tensor([-5.0, 9.0]), 0.0, 2.0, S).tolist() == [0, S - 1]
     assert 0 <= layer_index(torch.tensor([torch.nan]), 0.0, 2.0, S).item() < S
+
+
+def test_reading_tables_does_not_change_how_maps_are_computed():
+    maps = random_network(5).bind(torch.tensor([4, 0]))
+    levels = maps.levels
+    assert maps.tables is maps.tables and maps.levels is levels
 
 
 def test_selected_and_bound_maps_are_those_of_their_frames():

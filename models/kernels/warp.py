@@ -82,7 +82,7 @@ def bounded_sum(ids: Tensor, grids: Sequence[Tensor], before: Sequence[Tensor], 
     before, share: for each grid, of every frame of the video, the moment before it and the weight of the next moment,
     `(T,)`. scales: factor of each grid's values. largest: b."""
     if ids.device.type == "cpu" and grids[0].dtype == torch.float32 and native.warp_kernels() is not None:
-        return _BoundedSum.apply(ids, before, share, scales, largest, *grids)
+        return _BoundedSum.apply(ids.contiguous(), before, share, scales, largest, *grids)
     return bounded_sum_plain(ids, grids, before, share, scales, largest)
 
 
@@ -146,9 +146,10 @@ class _Transfer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, points: Tensor, layer: Tensor, affine: Tensor, extent: float, levels: TimeGrids, *grids: Tensor):
+        ids = levels.ids.contiguous()
         in_time = (levels.before, levels.share, levels.scales, levels.largest)
-        out = native.warp_kernels().transfer(points, layer, affine, extent, levels.ids, grids, *in_time)
-        ctx.save_for_backward(points, layer, affine, *out, levels.ids, *grids)
+        out = native.warp_kernels().transfer(points, layer, affine, extent, ids, grids, *in_time)
+        ctx.save_for_backward(points, layer, affine, *out, ids, *grids)
         ctx.settings = (extent, in_time)
         return out
 

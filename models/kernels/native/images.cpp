@@ -1,6 +1,8 @@
 // Look-up in the layers' images of all resolutions, forward and backward. PyTorch version and notation:
 // models/kernels/images.py.
 
+#include "plane.h"
+
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <torch/types.h>
@@ -14,23 +16,8 @@ namespace {
 using at::Tensor;
 
 constexpr int CHANNELS = 4;
+constexpr float EXTENT = 1;               // places are in [-EXTENT, EXTENT] inside the images
 constexpr int64_t POINTS_PER_TASK = 256;  // of a thread, at least
-
-// Position along one side of an image of `side` vertices. Outside, the border value is used, and the slope is 0 there.
-struct Position {
-  int64_t cell;
-  float share;  // position in the cell, in [0, 1]
-  float slope;  // cells per unit of the place
-
-  Position(float place, int64_t side) {
-    const float scale = (side - 1) / 2.f, last = static_cast<float>(side - 1);
-    const float at = (place + 1) * scale;
-    const float inside = at > 0 ? (at < last ? at : last) : 0;  // 0 for NaN
-    cell = std::min(static_cast<int64_t>(inside), side - 2);
-    share = inside - cell;
-    slope = inside == at ? scale : 0;
-  }
-};
 
 struct Levels {
   std::vector<const float*> values;  // (S, CHANNELS, R, R)
@@ -55,7 +42,7 @@ void at_points(const Levels& images, const Tensor& places, const Tensor& layer, 
     for (size_t l = 0; l < images.sides.size(); ++l) {
       const int64_t side = images.sides[l];
       for (int64_t m = begin; m < end; ++m) {
-        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        const Position x(p[2 * m], EXTENT, side), y(p[2 * m + 1], EXTENT, side);
         visit(m, x, y, images.values[l] + (s[m] * CHANNELS * side + y.cell) * side + x.cell, side);
       }
     }
@@ -107,7 +94,7 @@ std::tuple<Tensor, std::vector<Tensor>> layer_images_backward(const Tensor& plac
       std::fill(sum, sum + CHANNELS * area, 0.f);
       for (int64_t m = 0; m < count; ++m) {
         if (s[m] != this_layer) continue;
-        const Position x(p[2 * m], side), y(p[2 * m + 1], side);
+        const Position x(p[2 * m], EXTENT, side), y(p[2 * m + 1], EXTENT, side);
         float* v = sum + y.cell * side + x.cell;
         for (int c = 0; c < CHANNELS; ++c, v += area) {
           const float below = g[CHANNELS * m + c] * y.share, above = g[CHANNELS * m + c] - below;

@@ -2,6 +2,8 @@
 // models/kernels/warp.py.
 #pragma once
 
+#include "plane.h"
+
 #include <torch/types.h>
 
 #include <algorithm>
@@ -16,10 +18,6 @@ constexpr int MAX_ITERATIONS = 200;       // this and the next two as in models/
 constexpr float TOLERANCE = 2e-7f;        // normalized units: residual at which the iteration ends
 constexpr float SUFFICIENT_DECREASE = 0.5f;  // of the residual, for a Newton step to be taken
 
-struct Vec {
-  float x, y;
-};
-
 // A cell and the position in it. Outside the grid the nearest border value is used, and the slope is 0 there.
 struct Place {
   int64_t corner;        // index of the cell's first vertex in one component's (R, R) values
@@ -32,15 +30,8 @@ struct Level {
   int64_t side;
 
   Place place(Vec p, float extent) const {
-    const float cells = (side - 1) / (2 * extent);
-    const float last = static_cast<float>(side - 1);
-    const float x = (p.x + extent) * cells;
-    const float y = (p.y + extent) * cells;
-    const float cx = x > 0 ? (x < last ? x : last) : 0;  // 0 for NaN
-    const float cy = y > 0 ? (y < last ? y : last) : 0;
-    const int64_t i = std::min(static_cast<int64_t>(cx), side - 2);
-    const int64_t j = std::min(static_cast<int64_t>(cy), side - 2);
-    return {j * side + i, cx - i, cy - j, cx == x ? cells : 0, cy == y ? cells : 0};
+    const Position x(p.x, extent, side), y(p.y, extent, side);
+    return {y.cell * side + x.cell, x.share, y.share, x.slope, y.slope};
   }
 
   // Displacement, and with `slopes` its derivatives: J = (dx/dx, dx/dy, dy/dx, dy/dy)
@@ -66,11 +57,7 @@ struct Level {
 // (I + J)^-1 v, or with `transposed` (I + J)^-T v
 template <bool transposed>
 Vec solve(const float* J, Vec v) {
-  const float a = 1 + J[0], d = 1 + J[3];
-  const float b = transposed ? J[2] : J[1];
-  const float c = transposed ? J[1] : J[2];
-  const float determinant = a * d - b * c;
-  return {(d * v.x - b * v.y) / determinant, (a * v.y - c * v.x) / determinant};
+  return solve(1 + J[0], transposed ? J[2] : J[1], transposed ? J[1] : J[2], 1 + J[3], v);
 }
 
 float size_of(Vec v) { return std::max(std::abs(v.x), std::abs(v.y)); }
@@ -102,17 +89,17 @@ Vec inverse(const Level& level, Vec y, float extent) {
 
 // Values of all levels at a frame and layer
 struct Tables {
-  int64_t levels, layers;
+  int64_t levels, frames, layers;
   const float* values[MAX_LEVELS];
   int64_t sides[MAX_LEVELS];
 
-  Tables(int64_t levels, int64_t layers) : levels(levels), layers(layers) {}
-  explicit Tables(at::TensorList tables) : levels(tables.size()), layers(tables[0].size(1)) {
+  Tables(int64_t levels, int64_t frames, int64_t layers) : levels(levels), frames(frames), layers(layers) {}
+  explicit Tables(at::TensorList tables) : Tables(tables.size(), tables[0].size(0), tables[0].size(1)) {
     TORCH_CHECK(levels <= MAX_LEVELS, "at most ", MAX_LEVELS, " levels");
     for (int64_t l = 0; l < levels; ++l) {
       const auto& t = tables[l];
       TORCH_CHECK(t.is_contiguous() && t.dim() == 5 && t.scalar_type() == at::kFloat, "tables must be contiguous float32 (B, S, 2, R, R)");
-      TORCH_CHECK(t.size(0) == tables[0].size(0) && t.size(1) == layers, "tables differ in frames or layers");
+      TORCH_CHECK(t.size(0) == frames && t.size(1) == layers, "tables differ in frames or layers");
       values[l] = t.const_data_ptr<float>();
       sides[l] = t.size(4);
     }
@@ -122,6 +109,13 @@ struct Tables {
   }
   Level level(int64_t l, int64_t frame, int64_t layer) const { return {values[l] + offset(l, frame, layer), sides[l]}; }
 };
+
+// Check that points are (B, M, 2) and their layers (B, M), with B = `frames`
+void check_points(const Tensor& points, const Tensor& layer, int64_t frames) {
+  TORCH_CHECK(points.is_contiguous() && points.dim() == 3 && points.size(0) == frames && points.size(2) == 2,
+              "points must be contiguous (", frames, ", M, 2)");
+  TORCH_CHECK(layer.is_contiguous() && layer.sizes() == points.sizes().slice(0, 2), "layers must be contiguous (B, M)");
+}
 
 // Add g times the weights of the cell's corners to the gradient of a level's values (2, R, R)
 void add_to_corners(float* gradient, int64_t side, const Place& at, Vec g) {

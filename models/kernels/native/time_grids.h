@@ -25,6 +25,7 @@ struct TimeGrids {
   TimeGrids(const at::Tensor& ids, at::TensorList tensors, at::TensorList before, at::TensorList share,
             at::ArrayRef<double> scales, double largest)
       : values(tensors[0][0].numel()), inverse_square(static_cast<float>(1 / (largest * largest))) {
+    TORCH_CHECK(ids.is_contiguous() && ids.dim() == 1, "ids must be contiguous (B,)");
     const int64_t* id = ids.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < ids.size(0); ++b)
       TORCH_CHECK(id[b] >= 0 && id[b] < before[0].size(0), "frame ", id[b], " of ", before[0].size(0));

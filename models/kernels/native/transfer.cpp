@@ -17,16 +17,10 @@ struct Affine {
   float a, b, c, d, tx, ty;
 
   Vec apply(Vec v) const { return {a * v.x + b * v.y + tx, c * v.x + d * v.y + ty}; }
-  Vec solve(Vec v) const {
-    const float x = v.x - tx, y = v.y - ty, determinant = a * d - b * c;
-    return {(d * x - b * y) / determinant, (a * y - c * x) / determinant};
-  }
+  Vec invert(Vec v) const { return solve(a, b, c, d, {v.x - tx, v.y - ty}); }
   // M^T g and M^-T g, where M is the matrix
   Vec gradient(Vec g) const { return {a * g.x + c * g.y, b * g.x + d * g.y}; }
-  Vec gradient_of_solution(Vec g) const {
-    const float determinant = a * d - b * c;
-    return {(d * g.x - c * g.y) / determinant, (a * g.y - b * g.x) / determinant};
-  }
+  Vec gradient_of_inverse(Vec g) const { return solve(a, c, b, d, g); }
   // Add the gradient of the map, from the gradient g of its value at v
   void add(Vec g, Vec v) {
     a += g.x * v.x;
@@ -59,13 +53,21 @@ struct Pyramid {
   }
 };
 
+// Check that points, their layers and affine maps are those of the 2 B frames `ids`
+void check_frames(const Tensor& points, const Tensor& layer, const Tensor& affine, const Tensor& ids, int64_t layers) {
+  TORCH_CHECK(ids.size(0) % 2 == 0, "ids must be (2 B,)");
+  check_points(points, layer, ids.size(0) / 2);
+  TORCH_CHECK(affine.is_contiguous() && affine.sizes() == at::IntArrayRef({ids.size(0), layers, 6}),
+              "affine maps must be contiguous (2 B, S, 6)");
+}
+
 // Values of all levels at one frame and layer, such as tables or their gradients
 struct LayerTables {
   Tables tables;
   float* values[MAX_LEVELS];
   std::vector<float> memory;
 
-  explicit LayerTables(const Pyramid& pyramid) : tables(pyramid.levels.size(), 1) {
+  explicit LayerTables(const Pyramid& pyramid) : tables(pyramid.levels.size(), 1, 1) {
     int64_t total = 0;
     for (int64_t side : pyramid.sides) total += 2 * side * side;
     memory.resize(total);
@@ -89,6 +91,7 @@ std::tuple<Tensor, Tensor> transfer(const Tensor& points, const Tensor& layer, c
                                     const Tensor& ids, at::TensorList grids, at::TensorList before,
                                     at::TensorList share, at::ArrayRef<double> scales, at::ArrayRef<double> largest) {
   const Pyramid pyramid(ids, grids, before, share, scales, largest);
+  check_frames(points, layer, affine, ids, pyramid.layers);
   const Tensor canonical = at::empty_like(points), target = at::empty_like(points);
   const Vec* const p = reinterpret_cast<const Vec*>(points.const_data_ptr<float>());
   Vec* const u = reinterpret_cast<Vec*>(canonical.data_ptr<float>());
@@ -105,7 +108,7 @@ std::tuple<Tensor, Tensor> transfer(const Tensor& points, const Tensor& layer, c
         for (int64_t m = b * count; m < (b + 1) * count; ++m) {
           if (s[m] != layer) continue;
           u[m] = maps[b * S + layer].apply(Trace(source.tables, 0, 0, p[m], extent).end);
-          x[m] = maps[(b + frames) * S + layer].solve(u[m]);
+          x[m] = maps[(b + frames) * S + layer].invert(u[m]);
           for (int64_t l = source.tables.levels - 1; l >= 0; --l) x[m] = inverse(other.level(l), x[m], extent);
         }
       }
@@ -120,6 +123,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> transfer_backward(
     at::ArrayRef<double> largest, const Tensor& canonical, const Tensor& target, const Tensor& of_canonical,
     const Tensor& of_target) {
   const Pyramid pyramid(ids, grids, before, share, scales, largest);
+  check_frames(points, layer, affine, ids, pyramid.layers);
   const GridSums sums(grids);
   const Tensor of_points = at::empty_like(points), of_affine = at::zeros_like(affine);
   const auto vectors = [](const Tensor& t) { return reinterpret_cast<const Vec*>(t.const_data_ptr<float>()); };
@@ -149,8 +153,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> transfer_backward(
           if (s[m] != layer) continue;
           const Trace at_target(other.tables, 0, 0, x[m], extent);
           Vec g = through_levels(other.tables, of_other.values, 0, 0, at_target, g_x[m], true);
-          g = second.gradient_of_solution(g);
-          of_maps[(b + frames) * S + layer].add({-g.x, -g.y}, second.solve(u[m]));
+          g = second.gradient_of_inverse(g);
+          of_maps[(b + frames) * S + layer].add({-g.x, -g.y}, second.invert(u[m]));
           g = {g.x + g_u[m].x, g.y + g_u[m].y};
           const Trace at_source(source.tables, 0, 0, p[m], extent);
           of_maps[b * S + layer].add(g, at_source.end);

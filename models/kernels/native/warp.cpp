@@ -30,6 +30,7 @@ Tensor map_points(const Tensor& points, const Tensor& layer, const Map& map) {
 
 Tensor warp(const Tensor& points, const Tensor& layer, at::TensorList tables, double extent) {
   const Tables grids(tables);
+  check_points(points, layer, grids.frames);
   return map_points(points, layer, [&](int64_t b, int64_t s, Vec x) {
     for (int64_t l = 0; l < grids.levels; ++l) {
       const Level level = grids.level(l, b, s);
@@ -42,6 +43,7 @@ Tensor warp(const Tensor& points, const Tensor& layer, at::TensorList tables, do
 
 Tensor unwarp(const Tensor& points, const Tensor& layer, at::TensorList tables, double extent) {
   const Tables grids(tables);
+  check_points(points, layer, grids.frames);
   return map_points(points, layer, [&](int64_t b, int64_t s, Vec x) {
     for (int64_t l = grids.levels - 1; l >= 0; --l) x = inverse(grids.level(l, b, s), x, extent);
     return x;
@@ -53,6 +55,7 @@ Tensor unwarp(const Tensor& points, const Tensor& layer, at::TensorList tables, 
 std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& local, const Tensor& layer, at::TensorList tables,
                                                  double extent, const Tensor& gradient, bool inverted) {
   const Tables grids(tables);
+  check_points(local, layer, grids.frames);
   const GridSums sums(tables);
   Tensor out = at::empty_like(local);
   const Vec* p = reinterpret_cast<const Vec*>(local.const_data_ptr<float>());
