@@ -11,7 +11,7 @@ import pytest
 from benchmarks.results import ROOT, pages
 from configs import track_options
 from configs.options import ALL, OPTIONS, parse
-from preprocessing import cli
+from preprocessing import cli, options
 
 COMMAND = re.compile(r"(?:\.venv/bin/)?python +(?P<what>-m [\w.]+|\w+\.py)(?P<arguments>.*)")
 NAMES = {option.name for option in OPTIONS} | {"config"}
@@ -68,6 +68,8 @@ def check(what, arguments):
             f"--no-{name}" for name in NAMES}, arguments
         return parse(driver, arguments)
     module = what.removeprefix("-m ")
+    if module == "preprocessing" and ("--data_dir" in arguments or arguments[:1] in (["flow"], ["tapvid"])):
+        return options.parse(arguments)
     if module == "preprocessing":
         known = inspect.getsource(cli) + "".join(path.read_text() for path in (ROOT / "preprocessing").rglob("*.py"))
     else:
