@@ -10,6 +10,7 @@ before have none: then all frames are one scene.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -60,11 +61,19 @@ class Scenes:
 
     def next(self, i: int, step: int) -> int | None:
         """The frame of the same scene that comes after frame i (`step` 1) or before it (-1), if there is one."""
-        if self.scene[i] == BLANK:
-            return None
-        frames = np.flatnonzero(self.scene == self.scene[i])
-        place = int(np.searchsorted(frames, i)) + step
-        return int(frames[place]) if 0 <= place < len(frames) else None
+        frames, place = self._places[i]
+        place += step
+        return frames[place] if 0 <= place < len(frames) else None
+
+    @cached_property
+    def _places(self) -> list[tuple[list[int], int]]:
+        """Of each frame: the frames of its scene, and its place among them; none for a blank frame."""
+        out: list[tuple[list[int], int]] = [([], 0)] * len(self.scene)
+        for number in range(self.count):
+            frames = np.flatnonzero(self.scene == number).tolist()
+            for place, frame in enumerate(frames):
+                out[frame] = frames, place
+        return out
 
     def frames_of(self, number: int) -> tuple[int, int]:
         """First frame of a scene, and the frame after its last. UserError if there is no such scene."""

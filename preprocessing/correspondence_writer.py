@@ -172,8 +172,9 @@ class StoreWriter:
             file.write(count_map)
             file.seek(0)
             file.write(row_header(heads))
+        links = self._links(i)  # which chains of other rows still need
         for path in self._part(i, 0).parent.iterdir():
-            if int(path.stem) not in self._links(i):  # which chains of other rows still need
+            if int(path.stem) not in links:
                 path.unlink()
 
     def finish(self, wanted: Iterable[tuple[int, int]] = ()) -> None:

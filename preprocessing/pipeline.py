@@ -16,7 +16,7 @@ flow but no flags, and chains pass over blank frames by the pair of the frames a
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -257,14 +257,12 @@ class _StoreBuilder:
                     chained[j] = self.writer.block(i, j, *found)
         self.writer.pack(i, chained)
 
-    def _path(self, i: int, step: int) -> list[int]:
+    def _path(self, i: int, step: int) -> Iterator[int]:
         """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
-        out = []
         a = i
         while (b := self.scenes.next(a, step)) is not None and abs(a - b) in self.intervals:
-            out.append(b)
+            yield b
             a = b
-        return out
 
     def _cost(self, left: int) -> Cost:
         """Estimate time and disk space from the flow of three sample pairs, which is not kept. left: pairs to do."""

@@ -175,6 +175,12 @@ def test_scenes_are_written_as_text():
         scenes.frames_of(2)
 
 
+def test_the_next_frame_of_a_scene_passes_over_blank_frames_and_other_scenes():
+    scenes = Scenes(np.array([0, 0, -1, 1, 0, -1]))
+    assert [scenes.next(i, 1) for i in range(6)] == [1, 4, None, None, None, None]
+    assert [scenes.next(i, -1) for i in range(6)] == [None, 0, None, None, 1, None]
+
+
 # The store
 
 @pytest.mark.parametrize("name", CLIPS)
