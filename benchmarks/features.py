@@ -38,7 +38,9 @@ COLUMNS = ["features", "AUC", "correct flows: percentiles 5, 10, 50", "wrong flo
 def consistent_flows(frames: list[np.ndarray], annotations: Annotations) -> dict[tuple[int, int], np.ndarray]:
     """Pair (i, j) -> rows (x, y, end x, end y, error), `(n, 5)` in pixels, of its cycle-consistent annotated points."""
     pairs = [pair for pair in frame_pairs(annotations) if abs(pair[0] - pair[1]) >= APPEARANCE_INTERVAL]
-    flows = {(i, j): DisFlow()(frames[i], frames[j]) for i, j, _ in tqdm(pairs, "flow")}
+    flow = DisFlow()
+    grays = [flow.gray(frame) for frame in frames]
+    flows = {(i, j): flow(grays[i], grays[j]) for i, j, _ in tqdm(pairs, "flow")}
     found = {}
     for i, j, points in pairs:
         cycle, _ = cycle_flags(torch.from_numpy(flows[i, j]), torch.from_numpy(flows[j, i]), CYCLE_TH)

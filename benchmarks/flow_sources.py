@@ -38,7 +38,7 @@ from loaders.correspondence_format import DensePair
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import VideoSequence, open_sequence
 from loaders.track_files import Annotations, load_annotations
-from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
+from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions, flow_between, resize_flow
 
 SOURCES = {"DIS": ("dis", ""), "RAFT small": ("raft", "raft-small.pth")}  # --flow and --raft_weights
 BINS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, 1000))  # ranges of intervals, frames; 1000: no upper end
@@ -124,6 +124,7 @@ def errors(model: FlowModel, sequence: VideoSequence, store: CorrespondenceStore
     for i, j, joints in tqdm(pairs, desc="annotated pairs"):
         p, truth = annotations.points[joints, i], annotations.points[joints, j]  # (n, 2)
         [(flow, _)] = model.flow([encodings[i]], [encodings[j]], [None], abs(i - j) == 1)
+        flow = resize_flow(flow, sequence.size)
         stored = stored_ends(store, i, j, p) if (i, j) in stored_pairs else np.full_like(p, np.inf)
         ends = np.stack([p, p + sample(flow, p), chains[i][j][joints], stored])  # (4, n, 2)
         distances = np.linalg.norm((ends - truth) * scale, axis=-1)  # (4, n)
@@ -186,8 +187,7 @@ def picture(folders: dict[str, Path], weights_dir: Path | None, path: Path) -> N
         for name, folder in folders.items():
             store = open_correspondences(open_sequence(folder, None))
             model = flow_model(name, weights_dir, store.size)
-            [(direct, _)] = model.flow(
-                [model.encode(sequence.frame(0))], [model.encode(sequence.frame(j))], [None], j == 1)
+            direct, _ = flow_between(model, sequence.frame(0), sequence.frame(j), j == 1, store.size)
             pixels = pixel_grid(store.size).numpy().reshape(-1, 2)  # (H * W, 2)
             chain = (chained(store, pixels, range(j + 1))[j] - pixels).reshape(*store.size, 2)
             longest = longest or full_saturation(chain)

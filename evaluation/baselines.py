@@ -6,6 +6,8 @@ Notation
     fb     forward-backward error: distance of a point from itself after one step forward and back, pixels
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from common.geometry import inside, sample
@@ -52,13 +54,15 @@ def chained_flow_tracks(query_points: np.ndarray, store, scenes: Scenes | None =
     return PointTracks(tracks, visible, query_points, store.size)
 
 
-def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence, model: FlowModel) -> PointTracks:
+def multi_interval_flow_tracks(query_points: np.ndarray, sequence: VideoSequence, model: FlowModel,
+                               frame: Callable[[int], np.ndarray]) -> PointTracks:
     """Query points `(M, 3)` that follow optical flow over 1, 2, 4, ... frames and from their query frame; of all paths
     to a frame, the one with the smallest forward-backward error counts (inference/multi_interval_flow.py).
 
-    Computes about 2 log2(T) flows per frame from the images; needs no correspondences."""
+    frame: t -> image `(H', W', 3)` uint8 RGB from which flow is computed
+    Computes about 2 log2(T) flows per frame; needs no correspondences."""
     def step(a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        there, back = flow_between(model, sequence.frame(a), sequence.frame(b), adjacent=abs(a - b) == 1)
+        there, back = flow_between(model, frame(a), frame(b), abs(a - b) == 1, sequence.size)
         move = sample(there, points)
         end = points + move
         return end, ((move + sample(back, end)) ** 2).sum(axis=-1)

@@ -106,6 +106,7 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
     folder = sequences_folder(options)
     wanted = set(filter(None, options.videos.split(",")))
     index, count = shard_of(options.shard)
+    flow_frames = preprocessing_settings(options)["flow_frames"]
     names = []
     jobs = []
     unreadable = set()
@@ -117,7 +118,7 @@ def prepare(options: Namespace, root: Path, trackers: tuple[str, ...]) -> tuple[
             job = _job(options, root, folder / name, trackers)
             jobs.append(job)
             try:
-                write_sequence(job.sequence, read(), options.tapvid_size)
+                write_sequence(job.sequence, read(), options.tapvid_size, flow_frames)
             except UserError as error:
                 unreadable.add(name)
                 for tracker in trackers:

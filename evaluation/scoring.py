@@ -38,7 +38,7 @@ def baseline_tracks(name: str, sequence: VideoSequence, queries: np.ndarray, pre
         return static_tracks(queries, len(sequence), sequence.size)
     if name == "chain":
         return chained_flow_tracks(queries, open_correspondences(sequence), read_scenes(sequence))
-    return multi_interval_flow_tracks(queries, sequence, flow_model(preprocessing, sequence.size))
+    return multi_interval_flow_tracks(queries, sequence, *flow_model(preprocessing, sequence))
 
 
 def as_point_tracks(tracks, queries: np.ndarray, size: tuple[int, int],

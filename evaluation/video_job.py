@@ -36,7 +36,7 @@ from evaluation.scoring import BASELINES, as_point_tracks, baseline_tracks, erro
 from inference.load_run import load_run
 from inference.processes import train
 from loaders.images import write_png
-from loaders.sequence import data_hash, open_sequence
+from loaders.sequence import FLOW_FRAMES, data_hash, open_sequence
 from loaders.tapvid import TapVideo, resize_frames
 from loaders.track_arrays import SUFFIXES
 from loaders.track_files import (
@@ -49,6 +49,7 @@ from loaders.track_files import (
     save_tracks,
 )
 from preprocessing.cli import preprocess
+from preprocessing.extract_frames import write_flow_frame
 from training.failure_modes import diagnosis_at
 from training.run_metadata import versions
 
@@ -81,10 +82,11 @@ class Job:
             self.result(tracker).is_file() and not self.failure(tracker).is_file() for tracker in self.trackers)
 
 
-def write_sequence(root: Path, video: TapVideo, side: int) -> None:
+def write_sequence(root: Path, video: TapVideo, side: int, flow_frames: bool = True) -> None:
     """Write a benchmark's video as the sequence folder `root`, atomically; an existing folder is not changed.
 
     side: pixels, of square frames; 0: the video's own size. Image files of the right size are copied as they are.
+    flow_frames: where frames have fewer pixels than the video, also write flow_frames/.
     UserError if the folder holds another video or another size of it."""
     before = time.monotonic()
     size = (side, side) if side else video.frames.shape[1:3]
@@ -104,6 +106,9 @@ def write_sequence(root: Path, video: TapVideo, side: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write_frames(partial / "color", video, size)
+        if flow_frames:
+            for t, frame in enumerate(video.frames):
+                write_flow_frame(partial / FLOW_FRAMES / f"{t:05d}.jpg", frame, size)
         truth = truth.resized(size)
         save_annotations(partial / "annotations.npz", truth)
         for mode in QUERY_MODES:

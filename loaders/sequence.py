@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 VALUES = "values.json"   # in the sequence folder: how values of more than 8 bits become frames
 WHOLE = [2**bits - 1 for bits in range(9, 17)]  # values.json: `high` where the upper 8 bits are used
 VALUES_ADVICE = "delete it and the sequence's correspondences, and run `python -m preprocessing` again"
+FLOW_FRAMES = "flow_frames"  # in the sequence folder: the frames at a higher resolution
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
 
@@ -44,6 +45,33 @@ class VideoSequence:
         if self.decoded is not None:
             return self.decoded[i]
         return read_image(self.root / "color" / self.names[i], self.max_pixels, self.values)
+
+    @cached_property
+    def flow_frames(self) -> list[Path]:
+        """The images of flow_frames/: the frames at a higher resolution, for optical flow. Empty if there are none.
+
+        UserError if there are fewer than frames."""
+        paths = image_files(self.root / FLOW_FRAMES)[: len(self)]
+        if paths and len(paths) != len(self):
+            raise UserError(f"{self.root / FLOW_FRAMES} has {len(paths)} images for {len(self)} frames: one a frame is "
+                            "needed, or none")
+        return paths
+
+    def flow_frame(self, i: int) -> np.ndarray:
+        """Frame i `(H', W', 3)` uint8 RGB as optical flow sees it: of flow_frames/ if there are any, else as `frame`.
+
+        UserError if its file cannot be read."""
+        return read_image(self.flow_frames[i], self.max_pixels) if self.flow_frames else self.frame(i)
+
+    @cached_property
+    def flow_frames_hash(self) -> str:
+        """Content hash of all files of flow_frames/; empty if there are none."""
+        return data_hash(*(path.read_bytes() for path in self.flow_frames)) if self.flow_frames else ""
+
+    @cached_property
+    def flow_size(self) -> tuple[int, int]:
+        """(H', W') of the flow frames, pixels."""
+        return self.flow_frame(0).shape[:2]
 
     def frames(self) -> np.ndarray:
         """All frames `(T, H, W, 3)` uint8 RGB; if they are cached, each call returns the same array."""

@@ -5,11 +5,12 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from common.cli import start_logging
@@ -24,7 +25,7 @@ from loaders.video import read_video
 from preprocessing.convert import convert
 from preprocessing.depth_priors import write_depth
 from preprocessing.extract_frames import check_sides, extract_frames, use_color
-from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
+from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions, resize_flow
 from preprocessing.options import chooses_correspondences, main_parser, parse
 from preprocessing.pipeline import Method, build_store, summary
 from preprocessing.scenes import find_scenes
@@ -48,14 +49,17 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
                         feature_side=args.feature_side)
 
 
-def flow_model(options: str, size: tuple[int, int]) -> FlowModel:
-    """The flow model that `options` of `python -m preprocessing`, one string, choose for frames of `size` (H, W).
+def flow_model(options: str, sequence: VideoSequence) -> tuple[FlowModel, Callable[[int], np.ndarray]]:
+    """The flow model that `options` of `python -m preprocessing`, one string, choose, and the images from which it
+    computes flow: t -> `(H', W', 3)` uint8 RGB.
 
     UserError if they choose none; SystemExit 2 for wrong options."""
     args = main_parser().parse_args(["--data_dir", "", *shlex.split(options)])
     if args.flow not in FLOW_MODELS:
         raise UserError(f"--flow {args.flow} computes no optical flow: choose {' or '.join(FLOW_MODELS)}")
-    return FLOW_MODELS[args.flow](model_options(args), size, int(args.max_memory * 2**30))
+    frame = sequence.flow_frame if args.flow_frames else sequence.frame
+    model = FLOW_MODELS[args.flow](model_options(args), frame(0).shape[:2], int(args.max_memory * 2**30))
+    return model, frame
 
 
 def main(argv: list[str]) -> None:
@@ -123,7 +127,7 @@ def _correspondences(args: argparse.Namespace, sequence: VideoSequence, models: 
         return build_from_cotracker(sequence, tracker, models, args.pairs, args.resume, args.find_scenes)
     keep = "all" if args.keep == "auto" and args.layout == "omnimotion" else args.keep
     method = Method(args.flow, args.features, args.cycle_th, args.chain, args.pairs, keep,
-                    args.find_scenes)
+                    args.find_scenes, args.flow_frames)
     return build_store(sequence, method, args.resume, args.num_workers, models, int(args.max_memory * 2**30))
 
 
@@ -146,7 +150,7 @@ def _sequence(args: argparse.Namespace) -> VideoSequence:
             choose_scene(args)
         return extract_frames(args.video, Path(args.data_dir), args.start, args.stop, args.stride, args.max_frames,
                               args.resize and tuple(args.resize), args.short_side, args.max_pixels,
-                              _value_range(args), args.allow_gaps)
+                              _value_range(args), args.allow_gaps, args.flow_frames)
     for name in ("resize", "short_side", "start", "stop", "max_frames", "stride", "scene", "allow_gaps"):
         if getattr(args, name) != VIDEO_DEFAULTS.get(name):
             raise UserError(f"--{name} needs --video: the frames in {args.data_dir}/color are used as they are")
@@ -186,5 +190,5 @@ def flow_of_pair(args: argparse.Namespace) -> None:
     model = FLOW_MODELS[args.flow](model_options(args), a.shape[:2], 4 << 30)
     check_sides(a.shape[:2], args.images[0])
     [(flow, _)] = model.flow([model.encode(a)], [model.encode(b)], [None], True)
-    save_npy(args.out, flow)
+    save_npy(args.out, resize_flow(flow, a.shape[:2]))
     log.info("%s: flow from %s to %s", args.out, *args.images)

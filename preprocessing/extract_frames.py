@@ -10,21 +10,24 @@ import cv2
 import numpy as np
 
 from common.errors import UserError
-from common.files import MAX_PIXELS
+from common.files import MAX_PIXELS, write_bytes
 from loaders.deep_images import ValueRange
-from loaders.images import find_range, first_missing, image_files, read_image, size_text, write_png
-from loaders.sequence import VALUES, VALUES_ADVICE, VideoSequence, open_sequence, save_values
+from loaders.images import encode_image, find_range, first_missing, image_files, read_image, size_text, write_png
+from loaders.sequence import FLOW_FRAMES, VALUES, VALUES_ADVICE, VideoSequence, open_sequence, save_values
 from loaders.source_frames import SourceFrames, content_hash, write_source
 from loaders.video import VideoFacts, find_video_range, read_video
 
 log = logging.getLogger(__name__)
+FLOW_SIDE = 512  # pixels of the shorter side of flow frames, at most; DIS sees adjacent frames at this size
+FLOW_QUALITY = 95  # of flow frames, which are JPEG files
 MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
 
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
                    max_frames: int | None = None, resize: tuple[int, int] | None = None,
                    short_side: int | None = None, max_pixels: int = MAX_PIXELS,
-                   value_range: tuple[float, float] | None = None, allow_gaps: bool = False) -> VideoSequence:
+                   value_range: tuple[float, float] | None = None, allow_gaps: bool = False,
+                   flow_frames: bool = True) -> VideoSequence:
     """Decode `video` (a file or a folder of images) into `data_dir`/color as PNG files, and write video.json.
 
     Values of more than 8 bits are mapped to 8 bits, the same way in all frames, and values.json says how.
@@ -36,12 +39,15 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     max_pixels:          largest number of pixels of a frame that is decoded
     value_range:         values of more than 8 bits that become black and white; None: percentiles of the clip
     allow_gaps:          accept a damaged video that lacks frames in between
+    flow_frames:         where frames have fewer pixels than the video, also write flow_frames/ (`write_flow_frame`)
     The folder is created only when all frames are written. If it exists, it must have the same frames.
     UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
     frames, or if it cannot be created."""
     color = data_dir / "color"
     partial = data_dir / "color.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial_flow = data_dir / f"{FLOW_FRAMES}.partial"
+    for folder in (partial, partial_flow):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -60,19 +66,26 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
             if frame.shape != shape:
                 raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
                                 f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
-            frame = _resized(frame, resize, short_side)
+            own = frame
+            frame = _resized(own, resize, short_side)
             check_sides(frame.shape[:2], video)
             write_png(partial / f"{t:05d}.png", frame)
+            if flow_frames:
+                write_flow_frame(partial_flow / f"{t:05d}.jpg", own, frame.shape[:2])
         if len(image_files(partial)) == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):
             shutil.rmtree(color, ignore_errors=True)
+            shutil.rmtree(data_dir / FLOW_FRAMES, ignore_errors=True)
+            if partial_flow.is_dir():
+                partial_flow.replace(data_dir / FLOW_FRAMES)
             partial.replace(color)
         elif not _same_images(color, partial, max_pixels):
             raise UserError(f"{color} already has other frames than {video}: give another --data_dir, or remove that "
                             "folder, or leave out --video to use its frames")
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, partial_flow):
+            shutil.rmtree(folder, ignore_errors=True)
     save_values(data_dir, values)
     sequence = open_sequence(data_dir, None, max_pixels)
     source = SourceFrames(sequence.size, shape[:2], np.array(facts.numbers), facts.frame_rate,
@@ -80,6 +93,15 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
+
+
+def write_flow_frame(path: Path, frame: np.ndarray, size: tuple[int, int]) -> None:
+    """Write a frame of the video `(H', W', 3)` uint8 RGB for optical flow, with a shorter side of at most FLOW_SIDE
+    pixels, if it has more pixels than the sequence's frames of `size` (H, W)."""
+    frame = _resized(frame, None, min(FLOW_SIDE, *frame.shape[:2]))
+    if frame.shape[0] * frame.shape[1] > size[0] * size[1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, encode_image(frame, ".jpg", quality=FLOW_QUALITY))
 
 
 def say_values(values: ValueRange | None, where: object, value_range: tuple[float, float] | None) -> None:

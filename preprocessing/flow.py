@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
+
+from common.opencv import without_ipp
 
 Encoding = tuple[np.ndarray, ...]
 
@@ -30,7 +33,8 @@ class FlowModel(Protocol):
 
     def flow(self, a: list[Encoding], b: list[Encoding], starts: list[np.ndarray | None],
              close: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Flow from a[k] to b[k] for each k, as (flow `(H, W, 2)` float32 pixels, start of the next pair).
+        """Flow from a[k] to b[k] for each k, as (flow `(h, w, 2)` float32, start of the next pair). The model chooses
+        the size (h, w) at which it sees the frames; flow is in pixels of that size.
 
         starts: for each pair, what the call for the pair before it returned as the start of the next, or None
         close:  whether the frames are adjacent. A model may spend more time on adjacent frames: there are few of these
@@ -54,7 +58,7 @@ class ModelOptions:
 
 
 class _Dis:
-    """DIS as a FlowModel; the encoding of a frame is the frame itself."""
+    """DIS as a FlowModel. A frame is encoded as two gray images: for distant frames, and for adjacent ones."""
     warm = False
     batch = 1
     spill = False
@@ -63,16 +67,16 @@ class _Dis:
         from third_party.dis import DisFlow
 
         self.settings = {}
-        self.estimators = {adjacent: DisFlow(adjacent) for adjacent in (False, True)}
+        self.estimators = DisFlow(adjacent=False), DisFlow(adjacent=True)
 
     def working_bytes(self, size: tuple[int, int]) -> int:
         return 60 * max(size[0] * size[1], 512 * 512)
 
     def encode(self, image: np.ndarray) -> Encoding:
-        return (image,)
+        return tuple(estimator.gray(image) for estimator in self.estimators)
 
     def flow(self, a, b, starts, close):
-        return [(self.estimators[close](image_a, image_b), None) for (image_a,), (image_b,) in zip(a, b, strict=True)]
+        return [(self.estimators[close](x[close], y[close]), None) for x, y in zip(a, b, strict=True)]
 
 
 def _raft(options: ModelOptions, size: tuple[int, int], memory: int) -> FlowModel:
@@ -99,12 +103,25 @@ FLOW_MODELS: dict[str, Callable[[ModelOptions, tuple[int, int], int], FlowModel]
     "dis": lambda options, size, memory: _Dis(), "raft": _raft}
 
 
-def flow_between(model: FlowModel, image_a: np.ndarray, image_b: np.ndarray,
-                 adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Flow from image a to b and from b to a, `(H, W, 2)` float32 pixels each; images `(H, W, 3)` uint8 RGB.
+def flow_between(model: FlowModel, image_a: np.ndarray, image_b: np.ndarray, adjacent: bool,
+                 size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Flow from image a to b and from b to a, `(H, W, 2)` float32 pixels of frames of `size` (H, W); images
+    `(H', W', 3)` uint8 RGB.
 
     Both directions are computed at the same time, on two threads."""
     a, b = model.encode(image_a), model.encode(image_b)
     with ThreadPoolExecutor(2) as pool:
         both = pool.map(lambda pair: model.flow([pair[0]], [pair[1]], [None], adjacent)[0][0], [(a, b), (b, a)])
-    return tuple(both)
+    return tuple(resize_flow(flow, size) for flow in both)
+
+
+def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Flow `(h, w, 2)` in pixels of that size as flow `(H, W, 2)` in pixels of frames of `size` (H, W), float32."""
+    h, w = flow.shape[:2]
+    H, W = size
+    if (h, w) == (H, W):
+        return flow
+    shrinks = H * W < h * w
+    with without_ipp():
+        flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return flow * np.array([W / w, H / h], np.float32)

@@ -36,7 +36,7 @@ from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
-from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions
+from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions, resize_flow
 from preprocessing.frame_cache import FrameCache
 from preprocessing.pair_selection import Cost, check_disk, chunks, estimate, intervals, ordered_pairs, pairs_at
 from preprocessing.scenes import scenes_of
@@ -58,12 +58,15 @@ class Method:
     pairs: str = "log"     # all | window:K | log
     keep: str = "auto"     # correspondences of non-adjacent frames to store: all | half (a checkerboard) | auto
     find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene
+    flow_frames: bool = True  # compute flow from the images in flow_frames/, if there are any
 
-    def settings(self, flow: dict, features: dict) -> dict:
+    def settings(self, flow: dict, features: dict, flow_frames: str) -> dict:
         """The entry "method" of meta.json.
 
-        flow, features: settings of the models. Settings that were added after the first
-        version of the format are left out at their default, so that older stores are recognized as the same."""
+        flow, features: settings of the models
+        flow_frames:    hash of the flow frames; empty: none are used
+        Settings that were added after the first version of the format are left out at their default, so that older
+        stores are recognized as the same."""
         out = {"flow": self.flow, "features": self.features, "cycle_th": self.cycle_th, **chain_settings(self.chain)}
         if self.pairs != "all":
             out["pairs"] = self.pairs
@@ -71,6 +74,8 @@ class Method:
             out["keep"] = "half"
         if not self.find_scenes:
             out["find_scenes"] = False
+        if flow_frames:
+            out["flow_frames"] = flow_frames
         out |= {f"flow_{key}": value for key, value in flow.items()}
         out |= {f"feature_{key}": value for key, value in features.items()}
         return out
@@ -101,15 +106,17 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     budget = max_memory - PROCESS_BYTES - MIN_CACHE_BYTES
     filtering = filter_bytes(sequence.size)
     extract = FEATURE_EXTRACTORS[method.features](models)
-    model = FLOW_MODELS[method.flow](models, sequence.size, budget - filtering)
+    flow_size = sequence.flow_size if method.flow_frames else sequence.size
+    model = FLOW_MODELS[method.flow](models, flow_size, budget - filtering)
     thresholds = {"th": extract.threshold}
     if method.chain == "trusted":
         thresholds["chain_th"] = extract.chain_threshold
-    settings = method.settings(model.settings, thresholds | extract.settings)
+    settings = method.settings(model.settings, thresholds | extract.settings,
+                               sequence.flow_frames_hash if method.flow_frames else "")
     if finished := finished_store(sequence, settings, chosen):
         return finished
     row = len(chosen) * 2 * block_bytes(sequence.size[0] * sequence.size[1], sequence.size) if method.chain else 0
-    per_worker = model.working_bytes(sequence.size) + filtering + row
+    per_worker = model.working_bytes(flow_size) + filtering + row
     wanted = 1 if models.device == "cuda" else num_workers
     workers = min(wanted, budget // per_worker)
     if workers < 1:
@@ -159,7 +166,8 @@ class _StoreBuilder:
         self.scenes = self.writer.scenes
         self.features = FrameCache(lambda t: (self.extract(self.frames[t][0]),), budget,
                                    self.writer.scratch("features"))
-        self.encodings = FrameCache(lambda t: self.model.encode(self.frames[t][0]), budget, encodings)
+        flow_frame = self.sequence.flow_frame if self.method.flow_frames else self.sequence.frame
+        self.encodings = FrameCache(lambda t: self.model.encode(flow_frame(t)), budget, encodings)
         self.chains = None
         if self.method.chain == "trusted":
             self.chains = TrustedChains(self.writer.dense, self.sequence.size, self._path, self.device,
@@ -237,7 +245,8 @@ class _StoreBuilder:
             if self.model.warm and previous:
                 starts = [self._start(i, i + previous if j > i else i - previous) for i, j in part]
             adjacent = abs(part[0][0] - part[0][1]) == 1
-            out += self.model.flow(a, b, starts, adjacent)
+            out += [(resize_flow(flow, self.sequence.size), start)
+                    for flow, start in self.model.flow(a, b, starts, adjacent)]
         return out
 
     def _start(self, i: int, j: int) -> np.ndarray | None:

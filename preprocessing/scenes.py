@@ -222,7 +222,7 @@ def _flow(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
     x, y = shift
     moved = cv2.warpAffine(b, np.float32([[1, 0, -x], [0, 1, -y]]), (a.shape[1], a.shape[0]),
                            borderMode=cv2.BORDER_REPLICATE)
-    return DisFlow.between_grays(a.astype(np.uint8), moved.astype(np.uint8)) + np.float32(shift)
+    return DisFlow()(a.astype(np.uint8), moved.astype(np.uint8)) + np.float32(shift)
 
 
 def _shifts(a: np.ndarray, b: np.ndarray) -> list[tuple[int, int]]:

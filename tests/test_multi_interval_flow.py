@@ -113,7 +113,7 @@ def test_baseline_follows_a_rendered_scene(small_sequence):
     sequence = open_sequence(small_sequence)
     annotations = load_annotations(small_sequence / "annotations.npz", len(sequence))
     queries, rows = sample_queries(annotations, "first")
-    found = multi_interval_flow_tracks(queries, sequence, flow_model("--flow dis", sequence.size))
+    found = multi_interval_flow_tracks(queries, sequence, *flow_model("--flow dis", sequence))
     error = np.linalg.norm(found.tracks - annotations.points[rows], axis=-1)
     assert np.median(error[~annotations.occluded[rows]]) < 0.5
     assert (found.visible == ~annotations.occluded[rows]).mean() > 0.9

@@ -24,11 +24,11 @@ from loaders.sequence import open_sequence
 from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row, every_frame
 from preprocessing.correspondence_writer import StoreWriter, encode
 from preprocessing.filtering import cycle_flags
+from preprocessing.flow import FLOW_MODELS, ModelOptions, flow_between
 from preprocessing.options import RULES, main_parser
 from preprocessing.pipeline import Method, build_store
 from preprocessing.synthetic.render import write_scene
 from tests.launch import Launched, launch
-from third_party.dis import DisFlow
 from third_party.sift import DenseSift
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def command(*arguments):
     """Run `python -m preprocessing`."""
     return launch("preprocessing", *arguments)
+
+
+def dis_flow(a, b, adjacent):
+    """DIS flow from image a to b, `(H, W, 2)`."""
+    model = FLOW_MODELS["dis"](ModelOptions(), a.shape[:2], 1 << 30)
+    return flow_between(model, a, b, adjacent, a.shape[:2])[0]
 
 
 def textured(seed, size=(96, 128)):
@@ -152,7 +158,7 @@ def test_dis_finds_a_known_shift():
     moved = cv2.warpAffine(image, np.array([[1, 0, 3.5], [0, 1, -2]], np.float32), (128, 96),
                            borderMode=cv2.BORDER_REFLECT)
     for close in (True, False):
-        flow = DisFlow(close)(image, moved)
+        flow = dis_flow(image, moved, close)
         assert flow.shape == (96, 128, 2) and flow.dtype == np.float32
         assert np.abs(np.median(flow[16:-16, 16:-16], axis=(0, 1)) - (3.5, -2)).max() < 0.3
 
@@ -160,7 +166,7 @@ def test_dis_finds_a_known_shift():
 def test_flow_depends_on_the_pictures_alone():
     """Not on IPP, which rounds by the processor, nor on where in memory the pictures lie."""
     pictures = textured(0), textured(2)
-    reference = [DisFlow(close)(*pictures) for close in (True, False)]
+    reference = [dis_flow(*pictures, adjacent) for adjacent in (True, False)]
     for ipp, offset in ((False, 0), (True, 16), (True, 36)):
         memory = [np.empty(picture.nbytes + 128, np.uint8) for picture in pictures]
         places = [-room.ctypes.data % 64 + offset for room in memory]
@@ -171,7 +177,7 @@ def test_flow_depends_on_the_pictures_alone():
         before = cv2.ipp.useIPP()
         cv2.ipp.setUseIPP(ipp)
         try:
-            found = [DisFlow(close)(*moved) for close in (True, False)]
+            found = [dis_flow(*moved, adjacent) for adjacent in (True, False)]
             assert cv2.ipp.useIPP() == ipp  # the caller's setting
         finally:
             cv2.ipp.setUseIPP(before)

@@ -14,11 +14,10 @@ Against the ground truth of rendered clips at 256x256:
   are as good (97% within 1/4 px in both) and take half the time. For distant frames they are worse.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import cv2
 import numpy as np
+
+from common.opencv import without_ipp
 
 SIDE = 256           # pixels of the shorter side at which flow is computed; smaller images are not enlarged
 ADJACENT_SIDE = 512  # the same for adjacent frames, which may be enlarged
@@ -27,61 +26,36 @@ MIN_SIDE = 16        # pixels; OpenCV's DIS fails on smaller images
 
 
 class DisFlow:
-    """`(image_a, image_b) -> flow`: two `(H, W, 3)` uint8 RGB images to flow `(H, W, 2)` float32 pixels from a to b.
+    """Flow between gray images. Safe to call from several threads.
 
-    adjacent: use the slower, more accurate settings for adjacent frames. Safe to call from several threads."""
+    adjacent: use the slower, more accurate settings for adjacent frames."""
 
     def __init__(self, adjacent: bool = False):
         self.adjacent = adjacent
         self.side = ADJACENT_SIDE if adjacent else SIDE
         self.max_zoom = MAX_ZOOM if adjacent else 1
 
-    def __call__(self, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        H, W = image_a.shape[:2]
+    def gray(self, image: np.ndarray) -> np.ndarray:
+        """An image `(H, W, 3)` uint8 RGB in gray, at the size at which flow is computed: `(h, w)` uint8."""
+        H, W = image.shape[:2]
         zoom = min(self.max_zoom, self.side / min(H, W))
-        height = max(round(H * zoom), MIN_SIDE)
-        width = max(round(W * zoom), MIN_SIDE)
-        with _without_ipp():
-            a, b = (self._gray(image, width, height) for image in (image_a, image_b))
-            flow = self._search(self.adjacent).calc(a, b, None)
-            if (height, width) == (H, W):
-                return flow
-            flow = cv2.resize(flow, (W, H), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR)
-        return flow * np.array([W / width, H / height], np.float32)
+        width, height = (max(round(side * zoom), MIN_SIDE) for side in (W, H))
+        shrinks = width < W
+        with without_ipp():
+            gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+            return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
-    @classmethod
-    def between_grays(cls, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Flow `(H, W, 2)` from a to b, two `(H, W)` uint8 gray images, at their own size."""
-        with _without_ipp():
-            return cls._search().calc(a, b, None)
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Flow `(h, w, 2)` float32, in pixels, from a to b, two `(h, w)` uint8 gray images."""
+        with without_ipp():
+            return self._search().calc(a, b, None)
 
-    @staticmethod
-    def _gray(image: np.ndarray, width: int, height: int) -> np.ndarray:
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        shrinks = width < image.shape[1]
-        return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-    @staticmethod
-    def _search(adjacent: bool = False) -> cv2.DISOpticalFlow:
+    def _search(self) -> cv2.DISOpticalFlow:
         search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         search.setFinestScale(0)
         search.setVariationalRefinementAlpha(5.0)
         search.setVariationalRefinementIterations(2)
-        if adjacent:
+        if self.adjacent:
             search.setPatchStride(4)
             search.setGradientDescentIterations(12)
         return search
-
-
-@contextmanager
-def _without_ipp() -> Iterator[None]:
-    """Turn off Intel's IPP in OpenCV for reproducible flow. OpenCV's switch applies to the calling thread only.
-
-    IPP's rounding depends on the processor and on the alignment of arrays in memory. DIS can amplify a difference in
-    the last bit to a pixel."""
-    before = cv2.ipp.useIPP()
-    cv2.ipp.setUseIPP(False)
-    try:
-        yield
-    finally:
-        cv2.ipp.setUseIPP(before)
