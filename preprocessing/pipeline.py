@@ -60,7 +60,7 @@ class Method:
     find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene
     flow_frames: bool = True  # compute flow from the images in flow_frames/, if there are any
 
-    def settings(self, flow: dict, features: dict, flow_frames: str) -> dict:
+    def settings(self, flow: dict, features: dict, flow_frames: str = "") -> dict:
         """The entry "method" of meta.json.
 
         flow, features: settings of the models

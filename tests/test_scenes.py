@@ -307,7 +307,7 @@ def test_nothing_is_visible_in_another_scene_or_a_blank_frame(name, clips, still
     assert np.array_equal(alone.track(QUERIES).visible, expected)
     assert np.array_equal(alone.track(QUERIES, [5, 7]).visible, expected[:, [5, 7]])
     chained = chained_flow_tracks(QUERIES, store, scenes).visible
-    several = multi_interval_flow_tracks(QUERIES, sequence, DIS).visible
+    several = multi_interval_flow_tracks(QUERIES, sequence, DIS, sequence.frame).visible
     assert np.array_equal(several, expected)
     assert not (guided.track(QUERIES, [5, 7]).visible & ~expected[:, [5, 7]]).any()
     if name == "one black":  # a chain of adjacent frames ends there
@@ -319,7 +319,7 @@ def test_nothing_is_visible_in_another_scene_or_a_blank_frame(name, clips, still
 def test_flow_over_two_frames_passes_a_black_frame(clips):
     sequence, _ = clips["one black"]
     query = np.array([(2, 32, 30), (8, 20, 60)], np.float32)
-    paths = multi_interval_flow_tracks(query, sequence, DIS)
+    paths = multi_interval_flow_tracks(query, sequence, DIS, sequence.frame)
     truth = query[:, None, :0:-1] + 2 * (np.arange(12) - query[:, :1])[..., None] * np.array([1, 0])
     shown = [t for t in range(12) if t != 5]
     assert np.abs(paths.tracks - truth)[:, shown].max() < 0.5 and paths.visible[:, shown].all()
