@@ -25,6 +25,7 @@ MAX_SAMPLES = 20_000_000  # tracks x frames of a page
 # On the CPU, unless --page_interval is given:
 CPU_SIDE = 64             # query points along the longer side
 CPU_SAMPLES = 4_000_000
+SAMPLES_AT_A_TIME = 2_000_000  # that are tracked together; all frames count, also those that a page does not show
 
 
 @dataclass
@@ -58,7 +59,7 @@ def collect_page_data(views: Views) -> PageData:
     for notice in notices:
         log.warning("page: %s", notice)
     source = source_of(views.sequence)
-    blocks = [_block(views, k, ids, interval) for k in tqdm(query_frames, "page tracks")]
+    blocks = _blocks(views, query_frames, ids, interval)
     errors = None if views.errors is None else views.errors[ids]
     return PageData(
         title=source.name or views.sequence.root.resolve().name, fps=options.fps / step, frames=views.frames[ids],
@@ -82,8 +83,16 @@ def _interval(views: Views, frames: int, notices: list[str]) -> int:
     return interval
 
 
-def _block(views: Views, k: int, ids: list[int], interval: int) -> GridTracks:
-    """Tracks, through the frames `ids`, of a grid of points of frame ids[k]."""
+def _blocks(views: Views, query_frames: range, ids: list[int], interval: int) -> list[GridTracks]:
+    """Tracks, through the frames `ids`, of a grid of points of each frame ids[k], k of `query_frames`."""
     pixels, shape = grid_pixels(views.size, interval)
-    found = views.track(ids[k], pixels, ids)
-    return GridTracks(k, shape, found.tracks, found.visible, found.depth, found.occlusion_score)
+    at_a_time = max(SAMPLES_AT_A_TIME // (len(pixels) * views.T), 1)
+    out = []
+    for first in tqdm(range(0, len(query_frames), at_a_time), "page tracks"):
+        piece = query_frames[first: first + at_a_time]
+        frames = np.repeat([ids[k] for k in piece], len(pixels))
+        found = views.track(frames, np.tile(pixels, (len(piece), 1)), ids)
+        for k, *values in zip(piece, *(np.split(x, len(piece)) for x in (
+                found.tracks, found.visible, found.depth, found.occlusion_score)), strict=True):
+            out.append(GridTracks(k, shape, *values))
+    return out

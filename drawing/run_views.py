@@ -92,9 +92,9 @@ class Views:
         """Tracks of `points` through all frames."""
         return self.track(self.query_frame, self.points)
 
-    def track(self, t: int, points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
-        """Tracks of points `(N, 2)` of frame t through all frames, or through `frames`."""
-        queries = np.concatenate([np.full((len(points), 1), t), points[:, ::-1]], axis=1).astype(np.float32)  # (N, 3)
+    def track(self, t: int | np.ndarray, points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
+        """Tracks of points `(N, 2)` of frame t, or of frames `(N,)`, through all frames, or through `frames`."""
+        queries = np.column_stack([np.broadcast_to(t, len(points)), points[:, ::-1]]).astype(np.float32)  # (N, 3)
         return self.tracker.track(queries, frames)
 
     @cached_property

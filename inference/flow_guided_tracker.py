@@ -94,22 +94,24 @@ class StoredFlow:
         move, known = self._flow(a, b, points)
         ends = points + move
         back, known_back = self._flow(b, a, ends)
-        squared = ((move + back) ** 2).sum(axis=-1)
+        error = move + back
+        squared = error[:, 0] ** 2 + error[:, 1] ** 2
         return ends, np.where(known & known_back, squared, np.inf)
 
     def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, and where there
         are some `(n,)`. Of adjacent frames, all pixels are used."""
         pair: PairIndex = self.store.index(a, b)
-        pixels, weights = corners(points, self.store.size)
-        rows, stored = pair.find(pixels.ravel())
+        pixels, weights = (np.ascontiguousarray(x.T) for x in corners(points, self.store.size))  # (4, n): sums are fast
+        pixels = pixels.ravel()
+        rows, stored = pair.find(pixels)
         flow = np.zeros((pixels.size, 2), np.float32)
         flow[stored] = pair.flow(rows[stored])
         if abs(a - b) > 1:
-            stored[stored] = pair.cycle_at(pixels.ravel()[stored])
-        weights = weights * stored.reshape(-1, 4)
-        total = weights.sum(axis=1)
-        mean = (weights[..., None] * flow.reshape(-1, 4, 2)).sum(axis=1) / np.maximum(total, 1e-9)[:, None]
+            stored[stored] = pair.cycle_at(pixels[stored])
+        weights *= stored.reshape(4, -1)
+        total = weights.sum(axis=0)
+        mean = (weights[..., None] * flow.reshape(4, -1, 2)).sum(axis=0) / np.maximum(total, 1e-9)[:, None]
         return mean.astype(np.float32), total > MIN_STORED
 
 

@@ -14,6 +14,7 @@ import pytest
 from configs.options import parse
 from drawing.pack import GridTracks, coarsest_quantum, pack
 from drawing.page import PageData, page_html
+from drawing.page_data import collect_page_data
 from drawing.run_views import Views
 from eval import evaluate
 from loaders.predicted_tracks import load_tracks
@@ -104,6 +105,18 @@ def test_a_long_video_is_thinned_and_the_page_says_so(run, tmp_path, monkeypatch
     assert meta["frames"] == [0, 2, 4, 6] and meta["fps"] == 5
     assert meta["notices"] == ["1 of 2 frames is shown; the video has 8 frames"] and meta["notices"][0] in caplog.text
     assert len(re.findall(r'id="(?:video|flow|depth)-\d+"', text)) == 12
+
+
+def test_grids_of_several_frames_are_tracked_together_as_each_alone(run, monkeypatch):
+    views = Views(parse("viz", [*run[0], "--page_interval", "6", "--page_query_stride", "3", "--dense_interval", "8"]))
+    together = collect_page_data(views)
+    monkeypatch.setattr("drawing.page_data.SAMPLES_AT_A_TIME", 1)
+    alone = collect_page_data(views)
+    assert len(together.blocks) > 1
+    for one, other in zip(together.blocks, alone.blocks, strict=True):
+        assert one.query_frame == other.query_frame and one.shape == other.shape
+        assert np.allclose(one.tracks, other.tracks, atol=1e-3) and np.array_equal(one.visible, other.visible)
+        assert np.allclose(one.depth, other.depth, atol=1e-4) and np.allclose(one.score, other.score, atol=1e-5)
 
 
 def test_the_background_is_known_where_only_the_foreground_is_drawn(run):
