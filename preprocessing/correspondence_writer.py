@@ -37,7 +37,7 @@ from loaders.sequence import VideoSequence
 from preprocessing.pair_selection import ordered_pairs
 
 log = logging.getLogger(__name__)
-UNSAID = {"pairs": "all", "keep": "all", "find_scenes": True}  # settings of a store whose meta.json lacks them
+OMITTED_SETTINGS = {"pairs": "all", "keep": "all", "find_scenes": True}  # values that meta.json leaves out
 START_AGAIN = "run the same command without --resume"
 
 
@@ -260,7 +260,7 @@ def check_same(old: dict, new: dict, path: Path) -> None:
         if old[key] != new[key]:
             raise UserError(f"{path} was made with another {name}: {advice}")
     for key in sorted(old["method"].keys() | new["method"].keys()):
-        a, b = (meta["method"].get(key, UNSAID.get(key)) for meta in (old, new))
+        a, b = (meta["method"].get(key, OMITTED_SETTINGS.get(key)) for meta in (old, new))
         if a != b:
             raise UserError(f"{path} was made with {key} {a}, now it is {b}: {advice}")
 

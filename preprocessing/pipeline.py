@@ -267,7 +267,7 @@ class _StoreBuilder:
         self.writer.pack(i, chained)
 
     def _path(self, i: int, step: int) -> Iterator[int]:
-        """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
+        """The frames that chains from frame i pass, up to the first link whose pair the store lacks."""
         a = i
         while (b := self.scenes.next(a, step)) is not None and abs(a - b) in self.intervals:
             yield b

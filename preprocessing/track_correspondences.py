@@ -72,7 +72,7 @@ def build_from_files(sequence: VideoSequence, paths: list[Path], pairs: str = "a
         raise UserError(f"no file {missing[0]}")
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]
     settings = {"flow": "tracks", "tracks": hashes, "pairs": pairs}
-    if visible_th != 0.5:  # the only threshold before this option
+    if visible_th != 0.5:  # left out, as in stores from before this option
         settings["visible_th"] = visible_th
     if coordinates != "source" and clip.known:
         settings["coordinates"] = coordinates
