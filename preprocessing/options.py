@@ -59,7 +59,8 @@ def main_parser() -> Parser:
     add("--coordinates", choices=COORDINATES, default="source", help="pixels of --tracks without a frame size: those "
         "of the source video, if it is known, or of the frames")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
-    add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error, in pixels")
+    add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error of valid flow, in "
+        "pixels")
     add("--pairs", default="log", help="pairs of frames: log (1, 2, 3, 4, 6, 8, 12, 16, ... frames apart), all, or "
         "window:K (at most K frames apart)")
     add("--density", "--keep", dest="keep", choices=("auto", "all", "half"), default="auto", help="correspondences to "
@@ -69,7 +70,8 @@ def main_parser() -> Parser:
     add("--chain", nargs="?", const="trusted", default="trusted", type=chain_rule, choices=RULES, help="also "
         "correspondences chained over adjacent frames. trusted: prefer unbroken chains to direct flow; unfiltered "
         "(formerly: published): use chains only where direct flow fails, as OmniMotion does")
-    add("--no-chain", dest="chain", action="store_const", const="", default="trusted", help="direct flow only")
+    add("--no-chain", dest="chain", action="store_const", const="", default=argparse.SUPPRESS, help="direct flow "
+        "only")
     add("--find_scenes", action=Flag, default=True, help="find cuts, and make pairs within scenes only; "
         "--no-find_scenes: the video is one scene")
     add("--resume", action=Flag, nargs=0, help="continue unfinished work instead of starting again")
