@@ -13,10 +13,10 @@ from torch import Tensor
 
 from common.geometry import regular_grid
 from inference.tracker import Tracker
-from models.rendering import composite
+from models.rendering import composite, ray_depths
 
 CPU_SIDE = 96  # grid points along the longer side of a frame on a CPU
-CANONICAL_SAMPLES = 32  # samples a ray of `render_canonical`
+CANONICAL_SAMPLES = 32  # samples a ray of `render_canonical`, without layers
 
 
 def grid_interval(tracker: Tracker) -> int:
@@ -59,12 +59,16 @@ def canonical_points(tracker: Tracker, t: int, pixels: np.ndarray) -> np.ndarray
 @torch.no_grad()
 def render_canonical(tracker: Tracker, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Render the box of the canonical volume with corners `low` and `high` `(3,)` along its third axis: colors
-    `(h, w, 3)` in [0, 1], `shape` = (h, w). The opacity of a sample does not depend on the number of samples a ray,
-    as when a frame is rendered (OmniMotion, section 4.2)."""
+    `(h, w, 3)` in [0, 1], `shape` = (h, w). Of layers (--deform warp), which have no depth, all are rendered, with one
+    sample each, as in a frame. Otherwise the opacity of a sample does not depend on the number of samples a ray, as
+    when a frame is rendered (OmniMotion, section 4.2)."""
     near, far = (torch.from_numpy(np.asarray(corner, np.float32)).to(tracker.device) for corner in (low, high))
     counts = (shape[1], shape[0], CANONICAL_SAMPLES)
     x, y, z = (near[k] + (far[k] - near[k]) * torch.linspace(0, 1, n, device=tracker.device)
                for k, n in enumerate(counts))
+    config = tracker.model.config
+    if config.deform == "warp":
+        z = ray_depths(config.num_samples_ray, config.min_depth, config.max_depth, z)
     colors = []
     for rows in y.split(max(1, tracker.chunk_size // len(x))):
         grid = torch.stack(torch.meshgrid(rows, x, z, indexing="ij"), -1)[..., [1, 0, 2]]  # (h', w, K, 3)

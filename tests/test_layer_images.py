@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from inference import dense
+from inference.tracker import Tracker
 from models.grid_deformation import layer_index
 from models.kernels import native
 from models.kernels.images import layer_images, layer_images_plain
@@ -166,3 +168,15 @@ def test_points_do_not_depend_on_their_number():
     for every, some in zip(field(u), field(u[:4]), strict=True):
         assert torch.allclose(every[:4], some, atol=1e-6)
     assert [out.shape for out in field(torch.zeros(2, 3, 5, 3))] == [(2, 3, 5, 3), (2, 3, 5)]
+
+
+def test_the_canonical_volume_of_layers_is_rendered_like_a_frame():
+    """New maps are the identity, so the volume looks as a frame does: one sample a layer."""
+    torch.manual_seed(0)
+    model = OmniMotion(ModelConfig(3, 20, 30, num_samples_ray=3, deform="warp", field="images", grid_layers=3))
+    for level in model.field.levels:
+        torch.nn.init.normal_(level)
+    tracker = Tracker(model)
+    expected, _ = dense.colors_and_depths(tracker, 1, 1)
+    found = dense.render_canonical(tracker, np.array([-1, -1, 0]), np.array([1, 1, 2]), (20, 30))
+    assert expected.std() > 0.05 and np.allclose(found, expected, atol=1e-5)
