@@ -13,7 +13,8 @@ COORDINATES = ("source", "frames")
 DEPTHS = ("depth_anything", "midas", "npz")
 LAYOUTS = ("store", "omnimotion")
 RULES = ("trusted", "unfiltered")  # of chains, see preprocessing/chaining.py
-CORRESPONDENCE_OPTIONS = ("flow", "tracks", "features", "cycle_th", "pairs", "keep", "layout", "chain", "find_scenes")
+CORRESPONDENCE_OPTIONS = ("flow", "flow_frames", "tracks", "features", "cycle_th", "pairs", "keep", "layout", "chain",
+                          "find_scenes")
 
 
 def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:

@@ -159,7 +159,7 @@ def test_depth_needs_no_options_of_the_correspondences_that_are_there(sequence, 
         main(folder + depth)
     assert load_depth(sequence).shape == (4, 48, 64) and "left as they are" in caplog.text
     assert (sequence.root / "correspondences" / "meta.json").read_bytes() == store
-    for given in (["--pairs", "all"], ["--flow", "dis"], ["--chain"]):  # the last two are the defaults
+    for given in (["--pairs", "all"], ["--flow", "dis"], ["--flow_frames"], ["--chain"]):  # the last three: defaults
         with pytest.raises(UserError, match="was made with"):
             main([*folder, *depth, *given])
 
