@@ -219,9 +219,9 @@ class StoreWriter:
         return stored, data[ALIGN:end], data[end:]
 
 
-def finished_store(sequence: VideoSequence, method: dict, chosen: list[int]) -> CorrespondenceStore | None:
+def finished_store(sequence: VideoSequence, method: dict, chosen: dict[int, int]) -> CorrespondenceStore | None:
     """The sequence's store if there is a finished one. UserError if it is of other frames or another method, or lacks
-    pairs with the intervals `chosen`."""
+    pairs of the `intervals` `chosen`."""
     meta = sequence.root / FOLDER / "meta.json"
     if not meta.is_file():
         return None

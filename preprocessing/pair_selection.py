@@ -17,33 +17,44 @@ from common.errors import UserError
 from loaders.correspondence_format import block_bytes
 from loaders.scenes import Scenes
 
+STARTS = 32         # pairs of a long interval of "log" that start within it, at least
 DISK_MARGIN = 1.05  # free space that is required, as a multiple of the estimate
 
 
-def intervals(choice: str, num_frames: int) -> list[int]:
-    """The intervals of a choice of pairs, ascending.
+def intervals(choice: str, num_frames: int) -> dict[int, int]:
+    """The intervals of a choice of pairs, ascending, each with the step between the first frames of its pairs.
 
-    choice: "all"; "window:K": 1 to K; "log": 1, 2, 3, 4, 6, 8, 12, 16, 24, ... UserError if it is none of these."""
+    choice: "all"; "window:K": 1 to K; "log": 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., where those of more
+    than 2 * STARTS frames have steps of 2, 4, 8, ... UserError if it is none of these."""
     longest = num_frames - 1
     if choice == "all":
-        return list(range(1, longest + 1))
+        return dict.fromkeys(range(1, longest + 1), 1)
     if choice == "log":
         powers = [1 << k for k in range(longest.bit_length())]
-        return sorted(d for d in {*powers, *(3 * p // 2 for p in powers[1:])} if d <= longest)
+        return {d: _step(d) for d in sorted({*powers, *(3 * p // 2 for p in powers[1:])}) if d <= longest}
     name, _, width = choice.partition(":")
     if name != "window" or not width.isdecimal() or int(width) < 1:
         raise UserError(f"--pairs {choice}: give all, log, or window:K with a number K of frames, as in window:20")
-    return list(range(1, min(int(width), longest) + 1))
+    return dict.fromkeys(range(1, min(int(width), longest) + 1), 1)
 
 
-def pairs_at(interval: int, scenes: Scenes) -> list[tuple[int, int]]:
-    """The pairs (i, i + interval) of frames of one scene; of adjacent frames all pairs."""
-    return [(i, i + interval) for i in range(len(scenes.scene) - interval) if scenes.wanted(i, i + interval)]
+def _step(interval: int) -> int:
+    """Step of an interval of "log". Of one of more than 2 * STARTS frames, STARTS to 2 * STARTS pairs start within it,
+    so that the number of all pairs grows as T.
+
+    A power of two, and so a multiple of the shorter intervals' steps: from either frame of a chosen pair, the next
+    shorter one is chosen too, which a warm start needs."""
+    return 1 if interval <= 2 * STARTS else 1 << (interval // STARTS).bit_length() - 1
 
 
-def ordered_pairs(chosen: list[int], scenes: Scenes) -> list[tuple[int, int]]:
-    """The pairs with the intervals `chosen`, each followed by the pair in the other direction."""
-    return [pair for d in chosen for i, j in pairs_at(d, scenes) for pair in ((i, j), (j, i))]
+def pairs_at(interval: int, step: int, scenes: Scenes) -> list[tuple[int, int]]:
+    """The pairs (i, i + interval), i a multiple of `step`, of frames of one scene; of adjacent frames all pairs."""
+    return [(i, i + interval) for i in range(0, len(scenes.scene) - interval, step) if scenes.wanted(i, i + interval)]
+
+
+def ordered_pairs(chosen: dict[int, int], scenes: Scenes) -> list[tuple[int, int]]:
+    """The pairs of the `intervals` `chosen`, each followed by the pair in the other direction."""
+    return [pair for d, step in chosen.items() for i, j in pairs_at(d, step, scenes) for pair in ((i, j), (j, i))]
 
 
 def chunks(items: Sequence, length: int) -> list[Sequence]:

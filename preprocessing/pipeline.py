@@ -16,11 +16,12 @@ flow but no flags, and chains pass over blank frames by the pair of the frames a
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -151,7 +152,7 @@ class _StoreBuilder:
     sequence: VideoSequence
     writer: StoreWriter
     method: Method
-    intervals: list[int]
+    intervals: dict[int, int]  # with their steps
     model: FlowModel
     extract: FeatureExtractor
     workers: int
@@ -168,9 +169,10 @@ class _StoreBuilder:
                                    self.writer.scratch("features"))
         flow_frame = self.sequence.flow_frame if self.method.flow_frames else self.sequence.frame
         self.encodings = FrameCache(lambda t: self.model.encode(flow_frame(t)), budget, encodings)
+        self.path = lru_cache(self._path)  # of the 128 frames that were asked for last
         self.chains = None
         if self.method.chain == "trusted":
-            self.chains = TrustedChains(self.writer.dense, self.sequence.size, self._path, self.device,
+            self.chains = TrustedChains(self.writer.dense, self.sequence.size, self.path, self.device,
                                         self.cache_bytes // 2)
 
     def run(self) -> None:
@@ -192,21 +194,24 @@ class _StoreBuilder:
     def _missing_chunks(self, d: int) -> list[list[tuple[int, int]]]:
         """The pairs of interval d in chunks of the model's batch size, without chunks that are completely written."""
         has = self.writer.has
-        return [chunk for chunk in chunks(pairs_at(d, self.scenes), self.model.batch)
+        return [chunk for chunk in chunks(self._pairs(d), self.model.batch)
                 if not all(has(i, j) and has(j, i) for i, j in chunk)]
+
+    def _pairs(self, d: int) -> list[tuple[int, int]]:
+        return pairs_at(d, self.intervals[d], self.scenes)
 
     def _flow_stage(self, chunks_by_interval: list[list[list]]) -> None:
         """Compute, filter and write the flow of all pairs in both directions.
 
         With a warm start, all pairs of one interval are finished before those of the next interval begin."""
-        previous = dict(zip(self.intervals[1:], self.intervals, strict=False))
+        previous = dict(pairwise(reversed(self.intervals)))
         groups = chunks_by_interval
         if not self.model.warm:
             groups = [[chunk for group in chunks_by_interval for chunk in group]]
 
         def after(k: int) -> None:  # flow of the interval before is not needed as a start any more
             if self.model.warm and k > 0:
-                self.writer.drop_starts(self.intervals[k - 1])
+                self.writer.drop_starts(list(self.intervals)[k - 1])
 
         run_tasks(lambda chunk: self._flow_task(chunk, previous), groups, self.workers, "flow", after)
 
@@ -261,29 +266,31 @@ class _StoreBuilder:
             feature_th = self.extract.chain_threshold if rule == "trusted" else self.extract.threshold
             for j, *found in chain_row(
                     i, self.writer.targets(i), lambda t: self.frames[t][0], lambda t: self.features[t][0],
-                    self.writer.dense, feature_th, self.chains, self.device, self._path, self.writer.kept):
+                    self.writer.dense, feature_th, self.chains, self.device, self.path, self.writer.kept):
                 if abs(i - j) > 1:
                     chained[j] = self.writer.block(i, j, *found)
         self.writer.pack(i, chained)
 
-    def _path(self, i: int, step: int) -> Iterator[int]:
-        """The frames that chains from frame i pass, up to the first link whose pair the store lacks."""
+    def _path(self, i: int, step: int) -> list[int]:
+        """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
+        out = []
         a = i
-        while (b := self.scenes.next(a, step)) is not None and abs(a - b) in self.intervals:
-            yield b
+        while (b := self.scenes.next(a, step)) is not None and self.intervals.get(abs(a - b)) == 1:
+            out.append(b)
             a = b
+        return out
 
     def _cost(self, left: int) -> Cost:
         """Estimate time and disk space from the flow of three sample pairs, which is not kept. left: pairs to do."""
         T = len(self.sequence)
-        numbers = {d: 2 * len(pairs_at(d, self.scenes)) for d in self.intervals}
+        numbers = {d: 2 * len(self._pairs(d)) for d in self.intervals}
         numbers = {d: number for d, number in numbers.items() if number}
         present = list(numbers)
         shares = {}
         seconds = []
         for d in sorted({present[0], present[len(present) // 2], present[-1]}):
             begin = time.perf_counter()
-            sample = pairs_at(d, self.scenes)
+            sample = self._pairs(d)
             i = sample[len(sample) // 2][0]
             (forward, _), (backward, _) = self._both_ways([(i, i + d)], None)
             cycle, occlusion = self._filter(i, i + d, forward, backward)

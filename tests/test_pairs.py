@@ -2,15 +2,17 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
+from loaders.scenes import one_scene
 from loaders.sequence import open_sequence
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import intervals
+from preprocessing.pair_selection import intervals, ordered_pairs, pairs_at
 from preprocessing.pipeline import Method, build_store, summary
 
 ALL_PAIRS = Method(pairs="all", chain="")
@@ -24,13 +26,52 @@ def fresh(small_sequence, tmp_path):
 
 
 def test_intervals():
-    assert intervals("all", 5) == [1, 2, 3, 4]
-    assert intervals("window:3", 250) == [1, 2, 3] and intervals("window:9", 4) == [1, 2, 3]
-    assert intervals("log", 60) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
-    assert intervals("log", 2) == [1]
+    assert intervals("all", 5) == dict.fromkeys([1, 2, 3, 4], 1)
+    assert list(intervals("window:3", 250)) == [1, 2, 3] and list(intervals("window:9", 4)) == [1, 2, 3]
+    assert intervals("log", 60) == dict.fromkeys([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48], 1)
+    assert list(intervals("log", 2)) == [1]
     for wrong in ("some", "window", "window:0", "window:x"):
         with pytest.raises(UserError, match="all, log, or window:K"):
             intervals(wrong, 10)
+
+
+def test_log_has_every_pair_up_to_64_frames_and_grows_with_the_number_of_frames():
+    count = {T: len(ordered_pairs(intervals("log", T), one_scene(T))) for T in (96, 320, 1_000, 4_000)}
+    assert count[96] == 2 * sum(96 - d for d in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
+    assert count[320] < 24 * 320 and count[1_000] < 27 * 1_000 and count[4_000] < 28 * 4_000
+
+
+@pytest.mark.parametrize("T", [97, 320, 1_501])
+def test_the_next_shorter_pair_from_either_frame_of_a_pair_is_chosen_too(T):
+    """A warm start of RAFT begins with its flow."""
+    chosen = intervals("log", T)
+    pairs = set(ordered_pairs(chosen, one_scene(T)))
+    for longer, shorter in pairwise(reversed(chosen)):
+        for i, j in pairs_at(longer, chosen[longer], one_scene(T)):
+            assert {(i, i + shorter), (j, j - shorter)} <= pairs
+
+
+def test_a_store_with_all_long_pairs_is_finished_as_it_is(fresh, monkeypatch):
+    """As stores were before the long intervals of "log" had steps."""
+    whole = build_store(fresh, Method())
+    before = {path.name: path.read_bytes() for path in whole.root.iterdir()}
+    monkeypatch.setattr("preprocessing.pair_selection.STARTS", 1)
+    assert len(ordered_pairs(intervals("log", 8), one_scene(8))) < len(whole.pairs)
+    again = build_store(fresh, Method())
+    assert np.array_equal(again.pairs, whole.pairs)
+    assert before == {path.name: path.read_bytes() for path in whole.root.iterdir()}
+
+
+def test_trusted_chains_do_not_depend_on_which_other_pairs_are_chosen(fresh, monkeypatch):
+    whole = build_store(open_sequence(shutil.copytree(fresh.root, fresh.root.parent / "whole")), Method())
+    monkeypatch.setattr("preprocessing.pair_selection.STARTS", 1)
+    store = build_store(fresh, Method())
+    found = set(map(tuple, store.pairs.tolist()))
+    assert (0, 6) in found and (1, 7) not in found and (1, 2) in found
+    assert found == set(ordered_pairs(intervals("log", 8), one_scene(8)))
+    for i, j in found:
+        one, other = store.dense(i, j), whole.dense(i, j)
+        assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 
 def test_a_window_is_chained_within_itself(fresh):
