@@ -17,7 +17,8 @@ from common.errors import UserError
 from loaders.correspondence_format import block_bytes
 from loaders.scenes import Scenes
 
-STARTS = 32         # pairs of a long interval of "log" that start within it, at least
+EVERY_FRAME = 64    # interval of "log" up to which pairs start at every frame
+STARTS = 16         # pairs of a longer interval that start within it, at least
 DISK_MARGIN = 1.05  # free space that is required, as a multiple of the estimate
 
 
@@ -25,7 +26,7 @@ def intervals(choice: str, num_frames: int) -> dict[int, int]:
     """The intervals of a choice of pairs, ascending, each with the step between the first frames of its pairs.
 
     choice: "all"; "window:K": 1 to K; "log": 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., where those of more
-    than 2 * STARTS frames have steps of 2, 4, 8, ... UserError if it is none of these."""
+    than EVERY_FRAME have steps of 4, 8, 16, ... UserError if it is none of these."""
     longest = num_frames - 1
     if choice == "all":
         return dict.fromkeys(range(1, longest + 1), 1)
@@ -39,12 +40,12 @@ def intervals(choice: str, num_frames: int) -> dict[int, int]:
 
 
 def _step(interval: int) -> int:
-    """Step of an interval of "log". Of one of more than 2 * STARTS frames, STARTS to 2 * STARTS pairs start within it,
-    so that the number of all pairs grows as T.
+    """Step of an interval of "log". Of a long one, STARTS to 2 * STARTS pairs start within it, so that the number of
+    all pairs grows as T.
 
     A power of two, and so a multiple of the shorter intervals' steps: from either frame of a chosen pair, the next
     shorter one is chosen too, which a warm start needs."""
-    return 1 if interval <= 2 * STARTS else 1 << (interval // STARTS).bit_length() - 1
+    return 1 if interval <= EVERY_FRAME else 1 << (interval // STARTS).bit_length() - 1
 
 
 def pairs_at(interval: int, step: int, scenes: Scenes) -> list[tuple[int, int]]:
