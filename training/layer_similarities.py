@@ -17,7 +17,7 @@ Notation
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -93,6 +93,7 @@ class LayerSimilarities:
         self.T = store.num_frames
         self.tolerance = TOLERANCE * max(store.size)
         self._seed = lru_cache(KEPT_SEEDS)(self._follow)
+        self._median_distance = cache(self._median_distance_of)
         self.start_frames = sorted({int(share * self.T) for share in START_FRAMES})
         self._restarts: set[int] = set()  # frames in which the background was looked for again
         self.layers: list[np.ndarray] = []
@@ -155,12 +156,21 @@ class LayerSimilarities:
 
     def _restart(self, frames: range) -> Start | None:
         """Where a layer that is lost is looked for again, in the order of `frames`: the background in the first of
-        them, the foreground where the background was lost too, as at a cut; None if there is no such frame."""
-        if not self.layers:
-            self._restarts |= {frames[0] - frames.step, frames[0]}  # the last frame of one scene, the first of the next
-            return Start(frames[0], np.ones(len(self._seed(frames[0]).points)), 1.0)
-        k = next((k for k in frames if k in self._restarts), None)
-        return None if k is None else max(self._starts(self._seed(k)), key=lambda start: start.gain, default=None)
+        them that has flow, the foreground where the background was lost too, as at a cut; None if there is no such
+        frame."""
+        if self.layers:
+            k = next((k for k in frames if k in self._restarts), None)
+            return None if k is None else max(self._starts(self._seed(k)), key=lambda start: start.gain, default=None)
+        k = next((k for k in frames if self._has_flow(k, frames.step)), None)
+        if k is None:
+            return None
+        self._restarts |= {frames[0] - frames.step, k}  # the last frame of one scene, the first of the next
+        return Start(k, np.ones(len(self._seed(k).points)), 1.0)
+
+    def _has_flow(self, k: int, direction: int) -> bool:
+        """Whether any flow is stored from frame k to the next MAX_GAP frames in a direction."""
+        nearest = np.arange(k + direction, k + direction * (MAX_GAP + 1), direction)
+        return bool(self.store.counts[k, nearest[(nearest >= 0) & (nearest < self.T)]].any())
 
     def _at_rest(self, k: int, t: int) -> np.ndarray:
         """G_t of something that does not move against the background."""
@@ -177,9 +187,9 @@ class LayerSimilarities:
         flow = StoredFlow(store)
         paths = follow_intervals(queries, last - first + 1, store.size,
                                  lambda a, b, p: flow.step(first + a, first + b, p))
-        around = ((0, 0), (first, self.T - 1 - last))
-        return SeedTracks(k, spacing, points, np.pad(paths.tracks, (*around, (0, 0)), constant_values=np.nan),
-                          np.pad(paths.visible, around), last - first + 1)
+        missing = ((0, 0), (first, self.T - 1 - last))  # frames through which they are not followed
+        return SeedTracks(k, spacing, points, np.pad(paths.tracks, (*missing, (0, 0)), constant_values=np.nan),
+                          np.pad(paths.visible, missing), last - first + 1)
 
     def _distances(self, seed: SeedTracks, F: np.ndarray, frames) -> np.ndarray:
         """Distance of every track from the motion F `(T, 3, 3)` in `frames`, in pixels of the seed; NaN where it is not
@@ -190,16 +200,22 @@ class LayerSimilarities:
         out[~seed.visible[:, list(frames)]] = np.nan
         return out
 
+    def _median_distance_of(self, k: int, layer: int) -> np.ndarray:
+        """Median over the frames of the distance of each track of seed k from a layer's motion `(N,)`; 0 of a track
+        that is seen in frame k only."""
+        seed = self._seed(k)
+        others = np.delete(np.arange(self.T), k)
+        seen = seed.visible[:, others].any(axis=1)
+        out = np.zeros(len(seen), np.float32)
+        out[seen] = np.nanmedian(self._distances(seed, self.layers[layer], others)[seen], axis=1)
+        return out
+
     def _unexplained(self, seed: SeedTracks) -> np.ndarray:
         """1 minus the weight of each track in the layer whose motion is nearest `(N,)`; 1 without layers."""
         if not self.layers:
             return np.ones(len(seed.points))
-        others = np.delete(np.arange(self.T), seed.k)
-        seen = seed.visible[:, others].any(axis=1)
-        distance = np.min([np.nanmedian(self._distances(seed, F, others)[seen], axis=1) for F in self.layers], axis=0)
-        out = np.zeros(len(seen))
-        out[seen] = 1 - self._weight(distance ** 2)
-        return out
+        distance = np.min([self._median_distance(seed.k, layer) for layer in range(len(self.layers))], axis=0)
+        return 1 - self._weight(distance ** 2)
 
     def _prior(self, seed: SeedTracks) -> np.ndarray:
         """The prior of each track `(N,)`. Of a foreground, tracks that are seen for longer count more."""
@@ -217,7 +233,7 @@ class LayerSimilarities:
         first, last = max(seed.k - MAX_REACH, 0), min(seed.k + MAX_REACH, self.T - 1)
         frames = np.unique(np.linspace(first, last, SAMPLED_FRAMES).round().astype(int))
         prior = self._prior(seed)
-        explained = np.min([self._capped(self._distances(seed, F, frames)) for F in self.layers], axis=0)
+        remaining = np.min([self._capped(self._distances(seed, F, frames)) for F in self.layers], axis=0)
         out = []
         for center in (np.indices((WINDOWS, WINDOWS)).reshape(2, -1).T + 0.5) / WINDOWS * self.store.size[::-1]:
             squared = ((seed.points - center) ** 2).sum(axis=1) / (WINDOW_SIZE * max(self.store.size)) ** 2
@@ -225,8 +241,8 @@ class LayerSimilarities:
             for _ in range(2):
                 distances = self._fitted_distances(seed, weights, frames)[0]
                 weights = prior * self._agreement(distances)
-            taken = np.where(np.isfinite(distances), explained - self._capped(distances), 0).sum(axis=1)
-            gain = np.maximum(taken, 0).sum() / max(explained.sum(), 1e-9)
+            reduction = np.where(np.isfinite(distances), remaining - self._capped(distances), 0).sum(axis=1)
+            gain = np.maximum(reduction, 0).sum() / max(remaining.sum(), 1e-9)
             if gain > 0:
                 out.append(Start(seed.k, weights, gain))
         return out
