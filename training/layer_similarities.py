@@ -3,7 +3,7 @@
 A grid of points of a frame, the seed, is followed by the stored flow over several intervals. The motion that most
 tracks share is the background's. Every further layer is the motion that explains most of what the layers so far leave
 unexplained. Frames in which too few of a layer's tracks are seen are reached from another seed, so that the camera may
-travel.
+travel. A layer that is not seen any more goes on at its last velocity.
 
 Notation
     T, m     frames, middle frame
@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from common.geometry import regular_grid
+from common.geometry import inside, regular_grid
 from inference.flow_guided_tracker import StoredFlow
 from inference.multi_interval_flow import follow_intervals
 from training.layer_order import front_to_back, hidden_counts
@@ -46,7 +46,8 @@ MAX_REACH = 96        # frames before and after a seed through which its tracks 
 KEPT_SEEDS = 8        # whose tracks are kept in memory, 6 to 12 MB each for 300 frames
 MIN_REACH = 4         # frames from one seed of the foreground to the next, at least; otherwise it is lost
 MAX_GAP = 3           # frames in a row without a fit, as blank ones, after which a seed is given up
-MAX_JUMP = 0.1        # share of the longer side: deviation of a foreground's center from constant velocity, at most
+VELOCITY_FRAMES = 4   # last fitted frames of a foreground, which tell where it goes on
+MAX_JUMP = 0.1        # share of the longer side: deviation of a foreground's center from where it goes on, at most
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
 MIN_POINTS = 6        # minimum number of points for a similarity
 ITERATIONS = 10       # of iteratively reweighted least squares
@@ -69,6 +70,31 @@ class Start:
     k: int               # seed frame
     weights: np.ndarray  # (N,) w_i
     gain: float
+
+
+@dataclass
+class Course:
+    """Where a layer has been in one direction from its seed, relative to the background."""
+    k: int                     # seed frame
+    points: np.ndarray         # (n, 2) of its tracks in frame k
+    frames: list[int]          # in which it was fitted
+    centers: list[np.ndarray]  # of its tracks in these frames, (2,) each, in pixels of frame k
+
+    def add(self, t: int, center: np.ndarray) -> None:
+        """Add a frame."""
+        self.frames.append(t)
+        self.centers.append(center)
+
+    def velocity(self) -> np.ndarray:
+        """Median velocity in the last VELOCITY_FRAMES frames `(2,)`, in pixels a frame; 0 for a single frame."""
+        if len(self.frames) == 1:
+            return np.zeros(2)
+        steps = np.diff(self.centers[-VELOCITY_FRAMES:], axis=0)
+        return np.median(steps / np.diff(self.frames[-VELOCITY_FRAMES:])[:, None], axis=0)
+
+    def expected(self, t: int) -> np.ndarray:
+        """Center `(2,)` in frame t, at that velocity."""
+        return self.centers[-1] + self.velocity() * (t - self.frames[-1])
 
 
 def find_layers(store, count: int = 0) -> np.ndarray:
@@ -96,6 +122,7 @@ class LayerSimilarities:
         self._median_distance = cache(self._median_distance_of)
         self.start_frames = sorted({int(share * self.T) for share in START_FRAMES})
         self._restarts: set[int] = set()  # frames in which the background was looked for again
+        self.lost: list[tuple[int, Course, range]] = []  # layer, where it was before, frames in which it is lost
         self.layers: list[np.ndarray] = []
         m = self.T // 2
         self.layers.append(self._fit_layer(Start(m, np.ones(len(self._seed(m).points)), 1.0)))
@@ -113,6 +140,7 @@ class LayerSimilarities:
 
     def nearest_first(self) -> np.ndarray:
         """F_t of all layers `(S, T, 3, 3)`, ordered by which of them hides which (training/layer_order.py)."""
+        self._continue_lost_layers()
         if len(self.layers) < 3 or self.T == 1:
             return np.stack(self.layers[::-1])
         hidden = sum(self._hidden(self._seed(k)) for k in self.start_frames)
@@ -125,34 +153,84 @@ class LayerSimilarities:
             self._fit_towards(end, out, start)
         return np.linalg.inv(out[self.T // 2]) @ out
 
+    def _continue_lost_layers(self) -> None:
+        """Let layers go on in the frames in which they are lost. Until all layers are found, they rest there, because
+        the wrong tracks that stay where an object left the frame would make a layer of their own."""
+        for layer, course, frames in self.lost:
+            self._continue(course, frames, self.layers[layer])
+        self.layers = [np.linalg.inv(F[self.T // 2]) @ F for F in self.layers]
+
     def _fit_towards(self, end: int, out: np.ndarray, start: Start | None) -> None:
         """Fill in `out` `(T, 3, 3)` from the start's seed to the first or the last frame, `end`."""
         direction = 1 if end else -1
-        previous = None  # the fitted frame before the seed, and its G
+        course = None  # of the layer since it was found
         while start is not None and start.k != end:
             seed = self._seed(start.k)
-            fits = self._fits(seed, start.weights, range(seed.k + direction, end + direction, direction), previous)
-            reached = seed.k
-            for t, G in fits:
-                out[t] = out[seed.k] @ G
-                self._rest(out, reached, range(reached + direction, t, direction))  # blank frames
-                reached = t
+            course = self._fit_from(seed, start.weights, range(seed.k + direction, end + direction, direction), course,
+                                    out)
+            reached = course.frames[-1]
             if reached == end:
                 return
             if abs(reached - seed.k) >= (MIN_REACH if self.layers else 1):
-                before = fits[-2][0] if len(fits) > 1 else seed.k
-                previous = before, np.linalg.inv(out[reached]) @ out[before]
                 start = Start(reached, self._members(self._seed(reached), out, seed.k), start.gain)
                 continue
-            previous = None
             start = self._restart(range(reached + direction, end + direction, direction))
             last = end if start is None else start.k
-            self._rest(out, reached, range(reached + direction, last + direction, direction))
+            lost = range(reached + direction, last + direction, direction)
+            self._rest(reached, lost, out)
+            self.lost.append((len(self.layers), course, lost if start is None else lost[:-1]))
+            course = None
 
-    def _rest(self, out: np.ndarray, reached: int, frames: range) -> None:
-        """Fill in frames in which a layer is not seen: there it is at rest against the background."""
+    def _fit_from(self, seed: SeedTracks, weights: np.ndarray, frames: range, previous: Course | None,
+                  out: np.ndarray) -> Course:
+        """Fill in those of `frames`, which begin beside the seed, in which enough tracks support a fit that is near
+        the expected position, up to the first MAX_GAP frames in a row without, and the frames between them. Far from
+        it, the layer has left, and other tracks support the fit.
+
+        previous: the course that has reached the seed. Returns the course from this seed, or `previous` if there is no
+        such frame."""
+        prior = self._prior(seed)
+        for _ in range(REWEIGHTINGS):
+            distances, found = self._fitted_distances(seed, weights, frames)
+            agreement = self._agreement(distances)
+            weights = prior * agreement
+        members = (agreement > MEMBER) & (self._unexplained(seed) > MEMBER)
+        support = (distances[members] < 2 * self.tolerance).sum(axis=0)  # (frames,)
+        enough = max(MIN_TRACKS, MIN_SUPPORT * prior[members].sum())
+
+        center = weights @ seed.points / max(weights.sum(), 1e-9)
+        course = Course(seed.k, seed.points[members], [], [])
+        for t in previous.frames[-VELOCITY_FRAMES:] if previous else [seed.k]:
+            course.add(t, self._against_background(np.linalg.inv(out[seed.k]) @ out[t], seed.k, t, center))
+        for column, t in enumerate(frames):
+            last = course.frames[-1]
+            if abs(t - last) > MAX_GAP:
+                break
+            if t in found and support[column] >= enough:
+                place = self._against_background(found[t], seed.k, t, center)
+                off = np.linalg.norm(place - course.expected(t))
+                if len(course.frames) == 1 or off < MAX_JUMP * max(self.store.size):
+                    self._continue(course, range(last + frames.step, t, frames.step), out)
+                    out[t] = out[seed.k] @ found[t]
+                    course.add(t, place)
+        return previous if previous and course.frames[-1] == seed.k else course
+
+    def _continue(self, course: Course, frames: range, out: np.ndarray) -> None:
+        """Fill in `frames`, in which a layer is not seen, after the last one of its course: against the background it
+        goes on at constant velocity until it has left the frame, and rests there."""
+        k, last = course.k, course.frames[-1]
+        shift = np.eye(3)
+        inside_frame = True
         for t in frames:
-            out[t] = out[reached] @ self._at_rest(reached, t)
+            if inside_frame:
+                shift[:2, 2] -= course.velocity() * frames.step
+            out[t] = out[last] @ self._at_rest(last, k) @ shift @ self._at_rest(k, t)
+            inside_frame = inside(apply(np.linalg.inv(out[t]) @ out[k], course.points), self.store.size).any()
+
+    def _rest(self, last: int, frames: range, out: np.ndarray) -> None:
+        """Fill in `frames`, in which a layer is not seen, after the frame `last`: it rests against the background."""
+        for t in frames:
+            out[t] = out[last] @ self._at_rest(last, t)
 
     def _restart(self, frames: range) -> Start | None:
         """Where a layer that is lost is looked for again, in the order of `frames`: the background in the first of
@@ -280,44 +358,10 @@ class LayerSimilarities:
             distances[seen, column] = np.linalg.norm(apply(fit, seed.tracks[seen, t]) - seed.points[seen], axis=-1)
         return distances, found
 
-    def _fits(self, seed: SeedTracks, weights: np.ndarray, ahead: range,
-              previous: tuple[int, np.ndarray] | None) -> list[tuple[int, np.ndarray]]:
-        """(t, G_t) of the frames `ahead` of the seed in which enough tracks support a fit that does not jump, up
-        to the first MAX_GAP frames in a row without. A jump: the layer has left, and other tracks support the fit.
-
-        previous: the last frame with a fit before the seed in this direction, and its G, if they are known."""
-        limit = MAX_JUMP * max(self.store.size)
-        prior = self._prior(seed)
-        for _ in range(REWEIGHTINGS):
-            distances, found = self._fitted_distances(seed, weights, ahead)
-            agreement = self._agreement(distances)
-            weights = prior * agreement
-        members = (agreement > MEMBER) & (self._unexplained(seed) > MEMBER)
-        enough = max(MIN_TRACKS, MIN_SUPPORT * prior[members].sum())
-        out = []
-        gap = 0
-        center = weights @ seed.points / max(weights.sum(), 1e-9)
-        path = [(seed.k, center)]  # frames, and the center's positions relative to the background
-        if previous is not None:
-            t, G = previous
-            path.insert(0, (t, self._against_background(G, seed.k, t, center)))
-        for column, t in enumerate(ahead):
-            gap += 1
-            support = (members & (distances[:, column] < 2 * self.tolerance)).sum()
-            if t in found and support >= enough:
-                place = self._against_background(found[t], seed.k, t, center)
-                if len(path) < 2 or not self.layers or np.linalg.norm(place - _continued(path, t)) < limit:
-                    gap = 0
-                    path.append((t, place))
-                    out.append((t, found[t]))
-            if gap == MAX_GAP:
-                break
-        return out
-
     def _against_background(self, G: np.ndarray, k: int, t: int, center: np.ndarray) -> np.ndarray:
         """Position relative to the background, in pixels of frame k, that a point `center` of frame k has moved to in
-        frame t by G."""
-        return apply(self._at_rest(k, t) @ np.linalg.inv(G), center)
+        frame t by G. The background itself does not move."""
+        return apply(self._at_rest(k, t) @ np.linalg.inv(G), center) if self.layers else center
 
     def _hidden(self, seed: SeedTracks) -> np.ndarray:
         """How often each layer hides each other one, as `layer_order.hidden_counts`."""
@@ -326,12 +370,6 @@ class LayerSimilarities:
         layer = np.where(agreement.max(axis=0) > MEMBER, agreement.argmax(axis=0), -1)
         expected = np.stack([[apply(G, seed.points) for G in np.linalg.inv(F) @ F[seed.k]] for F in self.layers])
         return hidden_counts(layer, seed.tracks, seed.visible, expected, self.store.size, seed.spacing)
-
-
-def _continued(path: list[tuple[int, np.ndarray]], t: int) -> np.ndarray:
-    """Position in frame t after a path of (frame, position), at the velocity of its last two."""
-    (before, p), (last, q) = path[-2:]
-    return q + (q - p) * ((t - last) / (last - before))
 
 
 def similarity(p: np.ndarray, q: np.ndarray, scale: float,
