@@ -108,6 +108,7 @@ def find_layers(store, count: int = 0) -> np.ndarray:
         if not count and len(found.layers) > 1 and (start is None or start.gain < MIN_GAIN):
             break
         found.add_foreground(start)
+    found.continue_lost_layers()
     return found.nearest_first()[:, :, :2]
 
 
@@ -138,9 +139,15 @@ class LayerSimilarities:
         starts = [start for k in self.start_frames for start in self._starts(self._seed(k))]
         return max(starts, key=lambda start: start.gain, default=None)
 
+    def continue_lost_layers(self) -> None:
+        """Let layers go on in the frames in which they are lost. Until all layers are found, they rest there, because
+        the wrong tracks that stay where an object left the frame would make a layer of their own."""
+        for layer, course, frames in self.lost:
+            self._continue(course, frames, self.layers[layer])
+        self.layers = [np.linalg.inv(F[self.T // 2]) @ F for F in self.layers]
+
     def nearest_first(self) -> np.ndarray:
         """F_t of all layers `(S, T, 3, 3)`, ordered by which of them hides which (training/layer_order.py)."""
-        self._continue_lost_layers()
         if len(self.layers) < 3 or self.T == 1:
             return np.stack(self.layers[::-1])
         hidden = sum(self._hidden(self._seed(k)) for k in self.start_frames)
@@ -152,13 +159,6 @@ class LayerSimilarities:
         for end in (0, self.T - 1):
             self._fit_towards(end, out, start)
         return np.linalg.inv(out[self.T // 2]) @ out
-
-    def _continue_lost_layers(self) -> None:
-        """Let layers go on in the frames in which they are lost. Until all layers are found, they rest there, because
-        the wrong tracks that stay where an object left the frame would make a layer of their own."""
-        for layer, course, frames in self.lost:
-            self._continue(course, frames, self.layers[layer])
-        self.layers = [np.linalg.inv(F[self.T // 2]) @ F for F in self.layers]
 
     def _fit_towards(self, end: int, out: np.ndarray, start: Start | None) -> None:
         """Fill in `out` `(T, 3, 3)` from the start's seed to the first or the last frame, `end`."""
@@ -177,7 +177,8 @@ class LayerSimilarities:
             start = self._restart(range(reached + direction, end + direction, direction))
             last = end if start is None else start.k
             lost = range(reached + direction, last + direction, direction)
-            self._rest(reached, lost, out)
+            for t in lost:
+                out[t] = out[reached] @ self._at_rest(reached, t)
             self.lost.append((len(self.layers), course, lost if start is None else lost[:-1]))
             course = None
 
@@ -189,31 +190,37 @@ class LayerSimilarities:
 
         previous: the course that has reached the seed. Returns the course from this seed, or `previous` if there is no
         such frame."""
+        fits, members, center = self._fit_tracks(seed, weights, frames)
+        course = Course(seed.k, seed.points[members], [], [])
+        for t in previous.frames[-VELOCITY_FRAMES:] if previous else [seed.k]:
+            course.add(t, self._against_background(np.linalg.inv(out[seed.k]) @ out[t], seed.k, t, center))
+        for t in frames:
+            last = course.frames[-1]
+            if abs(t - last) > MAX_GAP:
+                break
+            if t in fits:
+                place = self._against_background(fits[t], seed.k, t, center)
+                off = np.linalg.norm(place - course.expected(t))
+                if len(course.frames) == 1 or off < MAX_JUMP * max(self.store.size):
+                    self._continue(course, range(last + frames.step, t, frames.step), out)
+                    out[t] = out[seed.k] @ fits[t]
+                    course.add(t, place)
+        return previous if previous and course.frames[-1] == seed.k else course
+
+    def _fit_tracks(self, seed: SeedTracks, weights: np.ndarray,
+                    frames: range) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
+        """{t: G_t} of those of `frames` in which enough tracks support the fit; the layer's tracks `(N,)` bool; and
+        their center `(2,)` in the seed. weights `(N,)`: w_i to begin with."""
         prior = self._prior(seed)
         for _ in range(REWEIGHTINGS):
             distances, found = self._fitted_distances(seed, weights, frames)
             agreement = self._agreement(distances)
             weights = prior * agreement
         members = (agreement > MEMBER) & (self._unexplained(seed) > MEMBER)
-        support = (distances[members] < 2 * self.tolerance).sum(axis=0)  # (frames,)
         enough = max(MIN_TRACKS, MIN_SUPPORT * prior[members].sum())
-
-        center = weights @ seed.points / max(weights.sum(), 1e-9)
-        course = Course(seed.k, seed.points[members], [], [])
-        for t in previous.frames[-VELOCITY_FRAMES:] if previous else [seed.k]:
-            course.add(t, self._against_background(np.linalg.inv(out[seed.k]) @ out[t], seed.k, t, center))
-        for column, t in enumerate(frames):
-            last = course.frames[-1]
-            if abs(t - last) > MAX_GAP:
-                break
-            if t in found and support[column] >= enough:
-                place = self._against_background(found[t], seed.k, t, center)
-                off = np.linalg.norm(place - course.expected(t))
-                if len(course.frames) == 1 or off < MAX_JUMP * max(self.store.size):
-                    self._continue(course, range(last + frames.step, t, frames.step), out)
-                    out[t] = out[seed.k] @ found[t]
-                    course.add(t, place)
-        return previous if previous and course.frames[-1] == seed.k else course
+        support = (distances[members] < 2 * self.tolerance).sum(axis=0)
+        fits = {t: found[t] for t, count in zip(frames, support, strict=True) if t in found and count >= enough}
+        return fits, members, weights @ seed.points / max(weights.sum(), 1e-9)
 
     def _continue(self, course: Course, frames: range, out: np.ndarray) -> None:
         """Fill in `frames`, in which a layer is not seen, after the last one of its course: against the background it
@@ -226,11 +233,6 @@ class LayerSimilarities:
                 shift[:2, 2] -= course.velocity() * frames.step
             out[t] = out[last] @ self._at_rest(last, k) @ shift @ self._at_rest(k, t)
             inside_frame = inside(apply(np.linalg.inv(out[t]) @ out[k], course.points), self.store.size).any()
-
-    def _rest(self, last: int, frames: range, out: np.ndarray) -> None:
-        """Fill in `frames`, in which a layer is not seen, after the frame `last`: it rests against the background."""
-        for t in frames:
-            out[t] = out[last] @ self._at_rest(last, t)
 
     def _restart(self, frames: range) -> Start | None:
         """Where a layer that is lost is looked for again, in the order of `frames`: the background in the first of
