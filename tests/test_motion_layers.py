@@ -122,15 +122,16 @@ def test_nothing_moves_in_a_still_clip():
     assert np.allclose(near, 0, atol=1e-3) and np.allclose(far, 0, atol=1e-3)
 
 
-def test_frames_without_flow_take_the_similarities_of_the_next(scene):
+def test_frames_without_flow_take_the_motion_of_the_similarities(scene):
+    """There the background rests."""
     scene.counts[:2] = scene.counts[:, :2] = 0
     similarities = find_layers(scene, 2)
     motion = layers_of_motion(scene, vertices(), similarities)
     assert np.isfinite(motion).all()
     for t in range(2):
-        assert np.allclose(similarities[:, t], similarities[:, 2])
+        assert np.allclose(similarities[-1, t], similarities[-1, 2])
         near, far = (np.stack([S[:, :2] @ p + S[:, 2] - p for p in vertices().reshape(-1, 2)]).reshape(9, 9, 2)
-                     for S in similarities[:, 2])
+                     for S in similarities[:, t])
         assert np.allclose(motion[t], [near, far], atol=1e-3)
 
 

@@ -144,7 +144,7 @@ class LayerSimilarities:
         the wrong tracks that stay where an object left the frame would make a layer of their own."""
         for layer, course, frames in self.lost:
             self._continue(course, frames, self.layers[layer])
-        self.layers = [np.linalg.inv(F[self.T // 2]) @ F for F in self.layers]
+            self.layers[layer] = np.linalg.inv(self.layers[layer][self.T // 2]) @ self.layers[layer]
 
     def nearest_first(self) -> np.ndarray:
         """F_t of all layers `(S, T, 3, 3)`, ordered by which of them hides which (training/layer_order.py)."""
@@ -179,7 +179,8 @@ class LayerSimilarities:
             lost = range(reached + direction, last + direction, direction)
             for t in lost:
                 out[t] = out[reached] @ self._at_rest(reached, t)
-            self.lost.append((len(self.layers), course, lost if start is None else lost[:-1]))
+            if self.layers:  # the background rests
+                self.lost.append((len(self.layers), course, lost if start is None else lost[:-1]))
             course = None
 
     def _fit_from(self, seed: SeedTracks, weights: np.ndarray, frames: range, previous: Course | None,
