@@ -48,7 +48,7 @@ class VideoSequence:
 
     @cached_property
     def flow_frames(self) -> list[Path]:
-        """The images of flow_frames/: the frames at a higher resolution, for optical flow. Empty if there are none.
+        """The images of flow_frames/: the frames at a higher resolution, for flow and features. Empty without them.
 
         UserError if there are fewer than frames."""
         paths = image_files(self.root / FLOW_FRAMES)[: len(self)]
@@ -58,7 +58,7 @@ class VideoSequence:
         return paths
 
     def flow_frame(self, i: int) -> np.ndarray:
-        """Frame i `(H', W', 3)` uint8 RGB as optical flow sees it: of flow_frames/ if there are any, else as `frame`.
+        """Frame i `(H', W', 3)` uint8 RGB for flow and features: of flow_frames/ if there are any, else as `frame`.
 
         UserError if its file cannot be read."""
         return read_image(self.flow_frames[i], self.max_pixels) if self.flow_frames else self.frame(i)
