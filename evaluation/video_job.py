@@ -49,7 +49,7 @@ from loaders.track_files import (
     save_tracks,
 )
 from preprocessing.cli import preprocess
-from preprocessing.extract_frames import write_flow_frame
+from preprocessing.extract_frames import say_without_flow_frames, write_flow_frame
 from training.failure_modes import diagnosis_at
 from training.run_metadata import versions
 
@@ -93,12 +93,14 @@ def write_sequence(root: Path, video: TapVideo, side: int, flow_frames: bool = T
     truth = video.annotations
     parts = (video.frames, truth.points[~truth.occluded], truth.occluded, truth.evaluated, truth.query_points)
     source = {"frames": len(video.frames), "size": list(size),
-              "hash": data_hash(*(np.ascontiguousarray(part) for part in parts if part is not None))}
+              "hash": data_hash(np.ascontiguousarray(part) for part in parts if part is not None)}
     path = root / "source.json"
     if path.is_file():
         if read_json(path, "remove its folder, or give another --sequences") != source:
             raise UserError(f"{root} was made from another video or with another --tapvid_size: remove it, or give "
                             "another --sequences")
+        if flow_frames:
+            say_without_flow_frames(root, video.frames.shape[1:3], size)
         return
     if root.exists():
         raise UserError(f"{root} is there already and was not made from a benchmark: give another --sequences")

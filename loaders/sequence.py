@@ -8,10 +8,12 @@ Notation
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from common.errors import UserError
@@ -24,6 +26,9 @@ VALUES = "values.json"   # in the sequence folder: how values of more than 8 bit
 WHOLE = [2**bits - 1 for bits in range(9, 17)]  # values.json: `high` where the upper 8 bits are used
 VALUES_ADVICE = "delete it and the sequence's correspondences, and run `python -m preprocessing` again"
 FLOW_FRAMES = "flow_frames"  # in the sequence folder: the frames at a higher resolution
+FLOW_FRAMES_ADVICE = "remove that folder, preprocess the video again to another --data_dir, or give --no-flow_frames"
+THUMBNAIL = 16         # pixels a side at which a flow frame is compared with its frame
+MAX_DIFFERENCE = 8     # gray levels: mean difference of the two thumbnails, at most
 CACHE_BYTES = 1 << 29  # bytes; larger sequences are decoded at each access, to limit the memory of preprocessing
 
 
@@ -50,28 +55,41 @@ class VideoSequence:
     def flow_frames(self) -> list[Path]:
         """The images of flow_frames/: the frames at a higher resolution, for flow and features. Empty without them.
 
-        UserError if there are fewer than frames."""
-        paths = image_files(self.root / FLOW_FRAMES)[: len(self)]
-        if paths and len(paths) != len(self):
-            raise UserError(f"{self.root / FLOW_FRAMES} has {len(paths)} images for {len(self)} frames: one a frame is "
-                            "needed, or none")
+        UserError if they are not of these frames: if a frame has no image of its name, or if the first or the last one
+        shows another picture."""
+        folder = self.root / FLOW_FRAMES
+        by_stem = {path.stem: path for path in image_files(folder)}
+        if not by_stem:
+            return []
+        if missing := [name for name in self.names if Path(name).stem not in by_stem]:
+            raise UserError(f"{folder} has no image of frame {missing[0]}: {FLOW_FRAMES_ADVICE}")
+        paths = [by_stem[Path(name).stem] for name in self.names]
+        for i in {0, len(self) - 1}:
+            if not _show_the_same(read_image(paths[i], self.max_pixels), self.frame(i)):
+                raise UserError(f"{paths[i]} does not show the same as frame {self.names[i]}: {FLOW_FRAMES_ADVICE}")
         return paths
 
     def flow_frame(self, i: int) -> np.ndarray:
         """Frame i `(H', W', 3)` uint8 RGB for flow and features: of flow_frames/ if there are any, else as `frame`.
 
-        UserError if its file cannot be read."""
-        return read_image(self.flow_frames[i], self.max_pixels) if self.flow_frames else self.frame(i)
+        UserError if its file cannot be read, or has another size than the first."""
+        if not self.flow_frames:
+            return self.frame(i)
+        image = read_image(self.flow_frames[i], self.max_pixels)
+        if image.shape[:2] != self.flow_size:
+            raise UserError(f"{self.flow_frames[i]} is {size_text(image.shape[:2])}, the first image there is "
+                            f"{size_text(self.flow_size)}: {FLOW_FRAMES_ADVICE}")
+        return image
 
     @cached_property
     def flow_frames_hash(self) -> str:
         """Content hash of all files of flow_frames/; empty if there are none."""
-        return data_hash(*(path.read_bytes() for path in self.flow_frames)) if self.flow_frames else ""
+        return data_hash(path.read_bytes() for path in self.flow_frames) if self.flow_frames else ""
 
     @cached_property
     def flow_size(self) -> tuple[int, int]:
         """(H', W') of the flow frames, pixels."""
-        return self.flow_frame(0).shape[:2]
+        return read_image(self.flow_frames[0], self.max_pixels).shape[:2] if self.flow_frames else self.size
 
     def frames(self) -> np.ndarray:
         """All frames `(T, H, W, 3)` uint8 RGB; if they are cached, each call returns the same array."""
@@ -119,7 +137,7 @@ class VideoSequence:
     @cached_property
     def hashes(self) -> list[str]:
         """Content hash of each frame's file."""
-        return [data_hash((self.root / "color" / name).read_bytes()) for name in self.names]
+        return [data_hash([(self.root / "color" / name).read_bytes()]) for name in self.names]
 
 
 def open_sequence(data_dir: str | Path, num_imgs: int | None = 250,
@@ -184,10 +202,16 @@ def save_values(root: Path, values: ValueRange | None) -> None:
         write_json(root / VALUES, asdict(values))
 
 
-def data_hash(*parts) -> str:
-    """Hash of the concatenation of bytes or contiguous arrays, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
+def data_hash(parts: Iterable) -> str:
+    """Hash of the concatenation of `parts`: bytes or contiguous arrays, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
     out = hashlib.blake2b(digest_size=16)
     for part in parts:
         out.update(part)
     return out.hexdigest()
 
+
+def _show_the_same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two images `(h, w, 3)` uint8 of any sizes are nearly the same as thumbnails."""
+    size = (THUMBNAIL, THUMBNAIL)
+    a, b = (cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (a, b))
+    return bool(np.abs(a - b).mean() <= MAX_DIFFERENCE)

@@ -91,17 +91,35 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     source = SourceFrames(sequence.size, shape[:2], np.array(facts.numbers), facts.frame_rate,
                           Path(video).resolve().name)
     _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
+    if flow_frames:
+        say_without_flow_frames(data_dir, shape[:2], sequence.size)
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
 
 
 def write_flow_frame(path: Path, frame: np.ndarray, size: tuple[int, int]) -> None:
-    """Write a frame of the video `(H', W', 3)` uint8 RGB for optical flow, with a shorter side of at most FLOW_SIDE
-    pixels, if it has more pixels than the sequence's frames of `size` (H, W)."""
-    frame = _resized(frame, None, min(FLOW_SIDE, *frame.shape[:2]))
-    if frame.shape[0] * frame.shape[1] > size[0] * size[1]:
+    """Write a frame of the video `(H', W', 3)` uint8 RGB for optical flow, at `flow_frame_size`, if that is not None.
+
+    size: (H, W) of the sequence's frames"""
+    wanted = flow_frame_size(frame.shape[:2], size)
+    if wanted:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, encode_image(frame, ".jpg", quality=FLOW_QUALITY))
+        write_bytes(path, encode_image(_resized(frame, wanted, None), ".jpg", quality=FLOW_QUALITY))
+
+
+def flow_frame_size(source_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int] | None:
+    """Size of the flow frames of a video with frames of `source_size`, whose shorter side has at most FLOW_SIDE pixels.
+    None if they would have no more pixels than the sequence's frames of `size`, all (H, W)."""
+    zoom = min(1, FLOW_SIDE / min(source_size))
+    height, width = (round(side * zoom) for side in source_size)
+    return (height, width) if height * width > size[0] * size[1] else None
+
+
+def say_without_flow_frames(data_dir: Path, source_size: tuple[int, int], size: tuple[int, int]) -> None:
+    """Say that a sequence folder lacks the flow frames that it would get now: it is older than these, or was made with
+    --no-flow_frames. Arguments as of `flow_frame_size`."""
+    if flow_frame_size(source_size, size) and not image_files(data_dir / FLOW_FRAMES):
+        log.info("%s was made without flow_frames/: flow and features are computed from its frames", data_dir)
 
 
 def say_values(values: ValueRange | None, where: object, value_range: tuple[float, float] | None) -> None:

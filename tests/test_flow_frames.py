@@ -3,7 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from common.errors import UserError
 from evaluation.video_job import write_sequence
 from loaders.correspondences import read_meta
 from loaders.images import image_files, read_image, write_png
@@ -86,4 +88,62 @@ def test_the_store_is_made_from_them_and_names_them(clip, tmp_path):
     assert again.returncode == 0 and "finished already" in again.stderr
     high.flow_frames[1].unlink()
     damaged = launch("preprocessing", "--data_dir", tmp_path / "high")
-    assert damaged.returncode == 2 and "2 images for 3 frames" in damaged.stderr
+    assert damaged.returncode == 2 and "no image of frame 00001.png" in damaged.stderr
+    assert launch("preprocessing", "--data_dir", tmp_path / "low", "--no-flow_frames").returncode == 0
+
+
+@pytest.mark.parametrize("old", ["killed", "complete"])
+def test_those_of_an_older_run_are_replaced(clip, tmp_path, old):
+    """flow_frames/ is renamed before color/: a run that is killed in between leaves flow_frames/ only."""
+    folder = tmp_path / "flow_frames"
+    for t in range(5):
+        write_png(folder / f"{t:05d}.jpg", np.zeros((*SIZE, 3), np.uint8))
+    if old == "complete":  # its color/ was removed, as the error message for another video says
+        write_png(tmp_path / "flow_frames.partial/00007.jpg", np.zeros((*SIZE, 3), np.uint8))
+        write_png(tmp_path / "color.partial/00007.png", np.zeros((*SMALL, 3), np.uint8))
+    sequence = extract_frames(str(clip), tmp_path, stop=3, stride=2, resize=SMALL)
+    assert [path.name for path in image_files(folder)] == ["00000.jpg", "00001.jpg"]
+    own = read_image(image_files(clip)[2]).astype(float)
+    assert np.abs((sequence.flow_frame(1) - own).mean(axis=-1)).mean() < 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["color", "flow_frames", "video.json"]
+
+
+def test_those_of_other_frames_are_refused(clip, tmp_path):
+    extract_frames(str(clip), tmp_path, resize=SMALL)
+    color = tmp_path / "color"
+    (color / "00000.png").rename(tmp_path / "first.png")
+    rest = open_sequence(tmp_path)  # the others keep their own
+    assert [path.stem for path in rest.flow_frames] == ["00001", "00002"]
+    write_png(color / "00000.png", np.zeros((*SMALL, 3), np.uint8))
+    with pytest.raises(UserError, match=r"00000\.jpg does not show the same as frame 00000\.png"):
+        _ = open_sequence(tmp_path).flow_frames
+    (tmp_path / "first.png").replace(color / "00000.png")
+    write_png(tmp_path / "flow_frames/00001.jpg", np.zeros((50, 50, 3), np.uint8))
+    with pytest.raises(UserError, match=r"00001\.jpg is 50x50, the first image there is 160x96"):
+        open_sequence(tmp_path).flow_frame(1)
+
+
+def test_a_folder_that_was_made_without_them_stays_without_and_says_so(clip, tmp_path, caplog):
+    caplog.set_level("INFO")
+    extract_frames(str(clip), tmp_path, resize=SMALL, flow_frames=False)
+    assert "without flow_frames" not in caplog.text
+    assert extract_frames(str(clip), tmp_path, resize=SMALL).flow_frames == []
+    assert "was made without flow_frames" in caplog.text
+
+
+def test_they_have_8_bits_and_are_upright_as_the_frames(tmp_path):
+    """Of a 16-bit clip, and of images that a camera turned."""
+    y, x = np.mgrid[:SIZE[0], :SIZE[1]]
+    for t in range(2):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"deep/{t}.png"), (20_000 + 10 * x + 20 * y + t).astype(np.uint16))
+        image = Image.fromarray((x + y).astype(np.uint8))
+        exif = image.getexif()
+        exif[274] = 6  # to be turned clockwise
+        (tmp_path / "turned").mkdir(exist_ok=True)
+        image.save(tmp_path / f"turned/{t}.png", exif=exif)
+    for name, size in (("deep", SIZE), ("turned", SIZE[::-1])):
+        whole = extract_frames(str(tmp_path / name), tmp_path / f"{name} whole")
+        small = extract_frames(str(tmp_path / name), tmp_path / f"{name} small", short_side=32)
+        assert small.flow_size == whole.size == size
+        assert np.abs(small.flow_frame(1).astype(float) - whole.frame(1)).mean() < 2
