@@ -259,6 +259,8 @@ def check_same(old: dict, new: dict, path: Path) -> None:
     for key, name in (("size", "frame size"), ("names", "frame names"), ("hashes", "frame contents")):
         if old[key] != new[key]:
             raise UserError(f"{path} was made with another {name}: {advice}")
+    if old["method"].get("flow_frames") != new["method"].get("flow_frames"):  # hashes
+        raise UserError(f"{path} was made from other images (flow_frames/, --flow_frames): {advice}")
     for key in sorted(old["method"].keys() | new["method"].keys()):
         a, b = (meta["method"].get(key, OMITTED_SETTINGS.get(key)) for meta in (old, new))
         if a != b:

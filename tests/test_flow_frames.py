@@ -86,6 +86,8 @@ def test_the_store_is_made_from_them_and_names_them(clip, tmp_path):
     assert read_meta(tmp_path / "high/correspondences/meta.json")["method"]["flow_frames"] == high.flow_frames_hash
     again = launch("preprocessing", "--data_dir", tmp_path / "high")
     assert again.returncode == 0 and "finished already" in again.stderr
+    other = launch("preprocessing", "--data_dir", tmp_path / "high", "--no-flow_frames")
+    assert other.returncode == 2 and "meta.json was made from other images (flow_frames/" in other.stderr
     high.flow_frames[1].unlink()
     damaged = launch("preprocessing", "--data_dir", tmp_path / "high")
     assert damaged.returncode == 2 and "no image of frame 00001.png" in damaged.stderr
