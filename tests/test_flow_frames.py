@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from evaluation.scoring import baseline_tracks
 from evaluation.video_job import write_sequence
 from loaders.correspondences import read_meta
 from loaders.images import image_files, read_image, write_png
@@ -15,6 +16,7 @@ from loaders.track_files import Annotations
 from preprocessing.extract_frames import extract_frames
 from preprocessing.flow import FLOW_MODELS, ModelOptions, flow_between, resize_flow
 from tests.launch import launch
+from third_party.dis import DisFlow
 
 SIZE = (96, 160)   # of the clip
 SMALL = (48, 40)   # of the frames: another aspect ratio, as TAP-Vid's 256x256
@@ -149,3 +151,18 @@ def test_they_have_8_bits_and_are_upright_as_the_frames(tmp_path):
         small = extract_frames(str(tmp_path / name), tmp_path / f"{name} small", short_side=32)
         assert small.flow_size == whole.size == size
         assert np.abs(small.flow_frame(1).astype(float) - whole.frame(1)).mean() < 2
+
+
+@pytest.mark.parametrize("options", ["", "--no-flow_frames"])
+def test_flow_over_several_intervals_is_computed_from_them(clip, tmp_path, options, monkeypatch):
+    sequence = extract_frames(str(clip), tmp_path, resize=SMALL)
+    sizes = set()
+    gray = DisFlow.gray
+    monkeypatch.setattr(DisFlow, "gray", lambda self, image: sizes.add(image.shape[:2]) or gray(self, image))
+    queries = np.array([[0, 20, 15], [2, 25, 20]], np.float32)  # (t, y, x)
+    found = baseline_tracks("multiflow", sequence, queries, options)
+    assert sizes == {SMALL if options else SIZE}
+    truth = queries[:, None, :0:-1] + (np.arange(3) - queries[:, :1])[..., None] * (4 * 40 / 160, 2 * 48 / 96)
+    assert found.visible.all() and np.abs(found.tracks - truth).max() < 0.5
+    with pytest.raises(UserError, match="--flow cotracker computes no optical flow"):
+        baseline_tracks("multiflow", sequence, queries, "--flow cotracker")
