@@ -53,7 +53,7 @@ class VideoSequence:
 
     @cached_property
     def flow_frames(self) -> list[Path]:
-        """The images of flow_frames/: the frames at a higher resolution, for flow and features. Empty without them.
+        """The images of flow_frames/: the frames at a higher resolution, for optical flow. Empty without them.
 
         UserError if they are not of these frames: if a frame has no image of its name, or if the first or the last one
         shows another picture."""
@@ -70,7 +70,7 @@ class VideoSequence:
         return paths
 
     def flow_frame(self, i: int) -> np.ndarray:
-        """Frame i `(H', W', 3)` uint8 RGB for flow and features: of flow_frames/ if there are any, else as `frame`.
+        """Frame i `(H', W', 3)` uint8 RGB as optical flow sees it: of flow_frames/ if there are any, else as `frame`.
 
         UserError if its file cannot be read, or has another size than the first."""
         if not self.flow_frames:

@@ -119,7 +119,7 @@ def say_without_flow_frames(data_dir: Path, source_size: tuple[int, int], size: 
     """Say that a sequence folder lacks the flow frames that it would get now: it is older than these, or was made with
     --no-flow_frames. Arguments as of `flow_frame_size`."""
     if flow_frame_size(source_size, size) and not image_files(data_dir / FLOW_FRAMES):
-        log.info("%s was made without flow_frames/: flow and features are computed from its frames", data_dir)
+        log.info("%s was made without flow_frames/: flow is computed from its frames", data_dir)
 
 
 def say_values(values: ValueRange | None, where: object, value_range: tuple[float, float] | None) -> None:

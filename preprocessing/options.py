@@ -45,7 +45,7 @@ def main_parser() -> Parser:
     add("--max_frames", type=at_least(2), help="stop after so many frames")
     add("--scene", type=at_least(0), metavar="N", help="of a video with cuts, take the frames of scene N only, counted "
         "from 0 (without --scene, a message lists the scenes)")
-    add("--flow_frames", action=Flag, default=True, help="compute flow and features from images of up to 512 pixels "
+    add("--flow_frames", action=Flag, default=True, help="compute flow from images of up to 512 pixels "
         "of the shorter side (flow_frames/), if the frames have fewer pixels than the video; "
         "--no-flow_frames: from the frames")
     add("--allow_gaps", action=Flag, nargs=0, help="accept a damaged video, in which frames are missing or corrupt")

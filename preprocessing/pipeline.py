@@ -59,7 +59,7 @@ class Method:
     pairs: str = "log"     # all | window:K | log
     keep: str = "auto"     # correspondences of non-adjacent frames to store: all | half (a checkerboard) | auto
     find_scenes: bool = True  # find cuts and blank frames; False: the video is one scene
-    flow_frames: bool = True  # compute flow and features from flow_frames/, if there are any
+    flow_frames: bool = True  # compute flow from flow_frames/, if there are any
 
     def settings(self, flow: dict, features: dict, flow_frames: str = "") -> dict:
         """The entry "method" of meta.json.
@@ -166,7 +166,7 @@ class _StoreBuilder:
         self.frames = FrameCache(lambda t: (frame(t),), budget)
         self.scenes = self.writer.scenes
         flow_frame = self.sequence.flow_frame if self.method.flow_frames else self.sequence.frame
-        self.features = FrameCache(lambda t: (self.extract(flow_frame(t)),), budget,
+        self.features = FrameCache(lambda t: (self.extract(self.frames[t][0]),), budget,
                                    self.writer.scratch("features"))
         self.encodings = FrameCache(lambda t: self.model.encode(flow_frame(t)), budget, encodings)
         self.path = lru_cache(self._path)  # of the 128 frames that were asked for last
