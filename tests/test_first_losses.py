@@ -23,7 +23,8 @@ FILE = Path(__file__).parent / "data" / "first_losses.json"
 STEPS = 5
 TOLERANCE = 1e-4  # relative; the order of floating-point sums differs between machines
 KINDS = {"fast": ["--init_layers", "0"],
-         "grids": ["--deform", "grid", "--field", "grid", "--num_samples_ray", "16", "--init_layers", "0"]}
+         "grids": ["--deform", "grid", "--field", "grid", "--num_samples_ray", "16", "--init_layers", "0",
+                   "--deform_start", "2000"]}
 
 
 def first_losses(sequence, save_dir, kind):
