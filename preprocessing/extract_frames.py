@@ -3,7 +3,8 @@
 import logging
 import shutil
 import sys
-from itertools import islice
+from collections.abc import Callable, Iterable
+from itertools import count, islice
 from pathlib import Path
 
 import cv2
@@ -59,27 +60,14 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
         say_values(values, video, value_range)
         if Path(video).is_dir():
             say_missing(video, image_files(Path(video))[start:last])
-        shape = None
         frames = read_video(video, start, stop, stride, max_pixels, facts, values, allow_gaps)
-        for t, frame in enumerate(islice(frames, max_frames)):
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise UserError(f"frames of different sizes in {video}: the first is {shape[1]}x{shape[0]}, frame "
-                                f"{start + t * stride} is {frame.shape[1]}x{frame.shape[0]}")
-            own = frame
-            frame = _resized(own, resize, short_side)
-            check_sides(frame.shape[:2], video)
-            write_png(partial / f"{t:05d}.png", frame)
-            if flow_frames:
-                write_flow_frame(partial_flow / f"{t:05d}.jpg", own, frame.shape[:2])
+        numbered = zip(count(start, stride), islice(frames, max_frames), strict=False)
+        source_size = _write_frames(numbered, video, partial, partial_flow if flow_frames else None,
+                                    lambda frame: _resized(frame, resize, short_side))
         if len(image_files(partial)) == 1:
             raise UserError(f"{video} gives one frame: tracking needs at least two, change --start, --stop or --stride")
         if not image_files(color):
-            shutil.rmtree(color, ignore_errors=True)
-            shutil.rmtree(data_dir / FLOW_FRAMES, ignore_errors=True)
-            if partial_flow.is_dir():
-                partial_flow.replace(data_dir / FLOW_FRAMES)
-            partial.replace(color)
+            _move_into_place(partial, partial_flow, data_dir)
         elif not _same_images(color, partial, max_pixels):
             raise UserError(f"{color} already has other frames than {video}: give another --data_dir, or remove that "
                             "folder, or leave out --video to use its frames")
@@ -88,13 +76,43 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
             shutil.rmtree(folder, ignore_errors=True)
     save_values(data_dir, values)
     sequence = open_sequence(data_dir, None, max_pixels)
-    source = SourceFrames(sequence.size, shape[:2], np.array(facts.numbers), facts.frame_rate,
+    source = SourceFrames(sequence.size, source_size, np.array(facts.numbers), facts.frame_rate,
                           Path(video).resolve().name)
     _write_source(sequence, source, facts, Path(video), {"start": start, "stride": stride})
     if flow_frames:
-        say_without_flow_frames(data_dir, shape[:2], sequence.size)
+        say_without_flow_frames(data_dir, source_size, sequence.size)
     log.info("%d frames of %dx%d in %s", len(sequence), sequence.size[1], sequence.size[0], color)
     return sequence
+
+
+def _write_frames(frames: Iterable[tuple[int, np.ndarray]], video: str, folder: Path, flow_folder: Path | None,
+                  resize: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int] | None:
+    """Write the resized frames to `folder`, and flow frames to `flow_folder`, unless that is None.
+
+    frames: each with its number in the video. Returns the size (H, W) of the video's frames, None without frames.
+    UserError if they differ in size, or are too small."""
+    shape = None
+    for t, (number, frame) in enumerate(frames):
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise UserError(f"frames of different sizes in {video}: the first is {size_text(shape[:2])}, frame "
+                            f"{number} is {size_text(frame.shape[:2])}")
+        resized = resize(frame)
+        check_sides(resized.shape[:2], video)
+        write_png(folder / f"{t:05d}.png", resized)
+        if flow_folder is not None:
+            write_flow_frame(flow_folder / f"{t:05d}.jpg", frame, resized.shape[:2])
+    return shape and shape[:2]
+
+
+def _move_into_place(partial: Path, partial_flow: Path, data_dir: Path) -> None:
+    """Make the written folders those of the sequence. The frames come last: without them, all is written again."""
+    color = data_dir / "color"
+    shutil.rmtree(color, ignore_errors=True)
+    shutil.rmtree(data_dir / FLOW_FRAMES, ignore_errors=True)
+    if partial_flow.is_dir():
+        partial_flow.replace(data_dir / FLOW_FRAMES)
+    partial.replace(color)
 
 
 def write_flow_frame(path: Path, frame: np.ndarray, size: tuple[int, int]) -> None:
