@@ -9,7 +9,8 @@ import pytest
 from loaders.correspondence_format import DensePair
 from tests.fake_store import FakeStore
 from training import layer_similarities
-from training.layer_similarities import apply, find_layers, similarity
+from training.layer_similarities import find_layers
+from training.similarity import apply, similarity
 
 SIZE, T = (48, 66), 17
 CENTER = np.array([32.5, 23.5])

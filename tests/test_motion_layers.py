@@ -15,8 +15,9 @@ from models.layer_images import LayerImages
 from models.omnimotion import ModelConfig, OmniMotion
 from tests.fake_store import FakeStore
 from training.initialization import set_maps
-from training.layer_similarities import apply, find_layers
+from training.layer_similarities import find_layers
 from training.motion_layers import _votes, layer_votes, layers_of_motion
+from training.similarity import apply
 from training.trainer import Trainer
 
 H, W, T = 96, 128, 9

@@ -25,6 +25,7 @@ from common.geometry import inside, regular_grid
 from inference.flow_guided_tracker import StoredFlow
 from inference.multi_interval_flow import follow_intervals
 from training.layer_order import front_to_back, hidden_counts
+from training.similarity import apply, similarity
 
 TRACK_SIDE = 64       # tracks of a seed along the longer side
 TOLERANCE = 3 / 256   # share of the longer side: distance from a layer's motion at which a track's weight is 1/4
@@ -49,8 +50,6 @@ MAX_GAP = 3           # frames in a row without a fit, as blank ones, after whic
 VELOCITY_FRAMES = 4   # last fitted frames of a foreground, which tell where it goes on
 MAX_JUMP = 0.1        # share of the longer side: deviation of a foreground's center from where it goes on, at most
 MAX_SCALE = 8.0       # zoom between a seed and a frame, at most
-MIN_POINTS = 6        # minimum number of points for a similarity
-ITERATIONS = 10       # of iteratively reweighted least squares
 
 
 @dataclass
@@ -373,33 +372,3 @@ class LayerSimilarities:
         layer = np.where(agreement.max(axis=0) > MEMBER, agreement.argmax(axis=0), -1)
         expected = np.stack([[apply(G, seed.points) for G in np.linalg.inv(F) @ F[seed.k]] for F in self.layers])
         return hidden_counts(layer, seed.tracks, seed.visible, expected, self.store.size, seed.spacing)
-
-
-def similarity(p: np.ndarray, q: np.ndarray, scale: float,
-               weights: np.ndarray | float = 1.0) -> np.ndarray | None:
-    """Robust fit of the similarity `(2, 3)` that maps positions p to q, both `(n, 2)`; None for fewer than MIN_POINTS.
-
-    Iteratively reweighted least squares with Geman-McClure weights, from the fit of the smallest mean distance.
-    `scale`: distance in pixels at which the weight of a point is 1/4. `weights` `(n,)`: factors."""
-    if len(p) < MIN_POINTS:
-        return None
-    z = p[:, 0] + 1j * p[:, 1]  # a similarity is z -> a z + b for complex numbers
-    target = q[:, 0] + 1j * q[:, 1]
-    r = np.ones(len(p))
-    for k in range(ITERATIONS):
-        if k < ITERATIONS / 2:
-            w = weights / np.maximum(r, 0.01)
-        else:
-            w = weights * (1 + (r / scale) ** 2) ** -2
-        w = w / max(w.sum(), 1e-30)
-        center = w @ z
-        offset = z - center
-        a = (w * offset.conj()) @ target / max(w @ np.abs(offset) ** 2, 1e-9)
-        b = w @ target - a * center
-        r = np.abs(a * z + b - target)
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-
-
-def apply(S: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Positions `(..., 2)` after the affine map `(2, 3)` or `(3, 3)`."""
-    return (p @ S[:2, :2].T + S[:2, 2]).astype(np.float32)

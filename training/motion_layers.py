@@ -31,7 +31,7 @@ from torch import Tensor
 from common.geometry import corners
 from models.coords import denormalize_pixels, normalize_pixels
 from models.omnimotion import OmniMotion
-from training.layer_similarities import apply
+from training.similarity import apply
 
 GRID_SIDE = 128             # positions of a coarse grid along the longer side
 
