@@ -62,8 +62,8 @@ def main_parser() -> Parser:
         "of the source video, if it is known, or of the frames")
     add("--features", choices=list(FEATURE_EXTRACTORS), default="sift", help="features of the appearance check")
     add("--cycle_th", type=positive, default=3.0, help="largest forward-backward error of valid flow, in pixels")
-    add("--pairs", default="log", help="pairs of frames: log (1, 2, 3, 4, 6, 8, 12, 16, ... frames apart; only some "
-        "of the pairs more than 64 apart), all, or window:K (at most K frames apart)")
+    add("--pairs", default="log", help="pairs of frames: log (1, 2, 4, 8, 16, ... frames apart; only some of the "
+        "pairs more than 64 apart), all, or window:K (at most K frames apart)")
     add("--density", "--keep", dest="keep", choices=("auto", "all", "half"), default="auto", help="correspondences to "
         "store of pairs that are not adjacent: all, or half (a checkerboard), which halves the disk space; auto: half "
         "from 256x256 pixels on")

@@ -25,14 +25,13 @@ DISK_MARGIN = 1.05  # free space that is required, as a multiple of the estimate
 def intervals(choice: str, num_frames: int) -> dict[int, int]:
     """The intervals of a choice of pairs, ascending, each with the step between the first frames of its pairs.
 
-    choice: "all"; "window:K": 1 to K; "log": 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., where those of more
-    than EVERY_FRAME have steps of 4, 8, 16, ... UserError if it is none of these."""
+    choice: "all"; "window:K": 1 to K; "log": 1, 2, 4, 8, 16, ..., where those of more than EVERY_FRAME have steps of
+    8, 16, ... UserError if it is none of these."""
     longest = num_frames - 1
     if choice == "all":
         return dict.fromkeys(range(1, longest + 1), 1)
     if choice == "log":
-        powers = [1 << k for k in range(longest.bit_length())]
-        return {d: _step(d) for d in sorted({*powers, *(3 * p // 2 for p in powers[1:])}) if d <= longest}
+        return {d: _step(d) for d in (1 << k for k in range(longest.bit_length()))}
     name, _, width = choice.partition(":")
     if name != "window" or not width.isdecimal() or int(width) < 1:
         raise UserError(f"--pairs {choice}: give all, log, or window:K with a number K of frames, as in window:20")
