@@ -17,6 +17,7 @@ difference between `tracks` and `multiflow` its 90% interval. A second table has
 """
 
 import argparse
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -245,6 +246,8 @@ def main() -> None:
     command = f"python -m benchmarks.real_clips --clips {Path(args.clips).name} --config {args.config}"
     if args.num_iters:
         command += f" --num_iters {args.num_iters}"
+    if args.preprocessing != parser.get_default("preprocessing"):
+        command += f" --preprocessing={shlex.quote(args.preprocessing)}"
     report(options, root, Path(args.out), args.propagation, command)
 
 
