@@ -30,7 +30,6 @@ MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the d
 PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
-INTERVAL_VARIANCE = 0.003  # square pixels at 256x256: added to e^2, times |a - b|^1.5
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -83,15 +82,11 @@ class StoredFlow:
     def __init__(self, store: CorrespondenceStore, first: int = 0):
         self.store = store
         self.first = first
-        self.interval_variance = INTERVAL_VARIANCE * (max(store.size) / 256) ** 2
         self.pairs = {(int(a), int(b)) for a, b in store.pairs if store.counts[a, b]}  # a cut has no valid flow
 
     def step(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and e^2 `(n,)`: infinite where the flow there or
-        back is not stored. None if the store lacks the pair in one direction.
-
-        e^2 has a part that grows with the interval: flow between distant frames leans to the motion around an object,
-        there and back alike."""
+        back is not stored. None if the store lacks the pair in one direction."""
         a += self.first
         b += self.first
         if not {(a, b), (b, a)} <= self.pairs:
@@ -100,7 +95,7 @@ class StoredFlow:
         ends = points + move
         back, known_back = self._flow(b, a, ends)
         error = move + back
-        squared = error[:, 0] ** 2 + error[:, 1] ** 2 + self.interval_variance * abs(a - b) ** 1.5
+        squared = error[:, 0] ** 2 + error[:, 1] ** 2
         return ends, np.where(known & known_back, squared, np.inf)
 
     def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,20 +75,6 @@ def test_long_intervals_pass_over_inconsistent_flow():
     assert np.allclose(found.tracks, straight(queries), atol=1e-4) and found.visible.all()
 
 
-class Leaning(Moving):
-    """Flow over 8 frames is 5 px off, there and back alike. That from frame 0 to 1 is 1/16 px off, there only."""
-
-    def index(self, a: int, b: int) -> StoredPair:
-        pair = super().index(a, b)
-        off = {(0, 8): 80, (8, 0): -80, (0, 1): 1}.get((a, b), 0)  # 1/16 px
-        return StoredPair(pair.pixels, pair.flow_q + np.array([off, 0], np.int16), pair.cycle, pair.occlusion)
-
-
-def test_flow_over_a_long_interval_is_trusted_less():
-    found = run(straight(QUERIES[:1]) + 7, Leaning(far=(8,)), queries=QUERIES[:1])
-    assert np.abs(found.tracks[0, 8] - straight(QUERIES[:1])[0, 8]).max() < 1
-
-
 def test_a_model_that_agreed_with_the_track_goes_on_where_flow_is_lost():
     """No flow leads from the frames before 5 to those after them. The model, half a pixel off, does; then flow is
     followed from its position."""
