@@ -18,7 +18,7 @@ from loaders.correspondence_format import block_bytes
 from loaders.scenes import Scenes
 
 EVERY_FRAME = 64    # interval of "log" up to which pairs start at every frame
-STARTS = 16         # pairs of a longer interval that start within it, at least
+STARTS = 16         # pairs of a longer interval that start within it
 DISK_MARGIN = 1.05  # free space that is required, as a multiple of the estimate
 
 
@@ -39,17 +39,27 @@ def intervals(choice: str, num_frames: int) -> dict[int, int]:
 
 
 def _step(interval: int) -> int:
-    """Step of an interval of "log". Of a long one, STARTS to 2 * STARTS pairs start within it, so that the number of
+    """Step of an interval of "log", a power of two. Of a long one, STARTS pairs start within it, so that the number of
     all pairs grows as T.
 
-    A power of two, and so a multiple of the shorter intervals' steps: from either frame of a chosen pair, the next
-    shorter one is chosen too, which a warm start needs."""
-    return 1 if interval <= EVERY_FRAME else 1 << (interval // STARTS).bit_length() - 1
+    The step is a multiple of those of shorter intervals: from either frame of a chosen pair, the next shorter one is
+    chosen too, which a warm start needs."""
+    return 1 if interval <= EVERY_FRAME else max(interval // STARTS, 1)
+
+
+def with_pairs_around_blanks(chosen: dict[int, int], scenes: Scenes) -> dict[int, int]:
+    """The `intervals` `chosen`, followed by those that only frames around blank ones have, with the step 0. Chains pass
+    over blank frames by these pairs."""
+    frames = range(len(scenes.scene))
+    gaps = {after - i for i in frames if (after := scenes.next(i, 1)) is not None}
+    return chosen | dict.fromkeys(sorted(gaps - chosen.keys()), 0)
 
 
 def pairs_at(interval: int, step: int, scenes: Scenes) -> list[tuple[int, int]]:
-    """The pairs (i, i + interval), i a multiple of `step`, of frames of one scene; of adjacent frames all pairs."""
-    return [(i, i + interval) for i in range(0, len(scenes.scene) - interval, step) if scenes.wanted(i, i + interval)]
+    """The pairs (i, i + interval) of frames of one scene where i is a multiple of `step` or no frame of the scene is
+    in between; of adjacent frames all pairs."""
+    return [(i, i + interval) for i in range(len(scenes.scene) - interval) if scenes.wanted(i, i + interval)
+            and ((step and i % step == 0) or scenes.next(i, 1) == i + interval)]
 
 
 def ordered_pairs(chosen: dict[int, int], scenes: Scenes) -> list[tuple[int, int]]:

@@ -39,7 +39,16 @@ from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
 from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions, resize_flow
 from preprocessing.frame_cache import FrameCache
-from preprocessing.pair_selection import Cost, check_disk, chunks, estimate, intervals, ordered_pairs, pairs_at
+from preprocessing.pair_selection import (
+    Cost,
+    check_disk,
+    chunks,
+    estimate,
+    intervals,
+    ordered_pairs,
+    pairs_at,
+    with_pairs_around_blanks,
+)
 from preprocessing.scenes import scenes_of
 
 log = logging.getLogger(__name__)
@@ -127,6 +136,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     if workers < wanted:
         log.info("using %d of %d threads to stay below %.3g GiB (--memory_gib)", workers, wanted, max_memory / 2**30)
     writer = StoreWriter(sequence, settings, resume, new_scenes)
+    if method.pairs == "log":
+        chosen = with_pairs_around_blanks(chosen, writer.scenes)
     cache_bytes = max_memory - PROCESS_BYTES - workers * per_worker
     with _single_threaded_libraries():
         _StoreBuilder(sequence, writer, method, chosen, model, extract, workers, models.device, cache_bytes).run()
@@ -204,7 +215,7 @@ class _StoreBuilder:
         """Compute, filter and write the flow of all pairs in both directions.
 
         With a warm start, all pairs of one interval are finished before those of the next interval begin."""
-        previous = dict(pairwise(reversed(self.intervals)))
+        previous = dict(pairwise(reversed([d for d, step in self.intervals.items() if step])))
         groups = chunks_by_interval
         if not self.model.warm:
             groups = [[chunk for group in chunks_by_interval for chunk in group]]
@@ -275,7 +286,7 @@ class _StoreBuilder:
         """The frames that chains from frame i pass, up to where the store lacks the pair that would lead on."""
         out = []
         a = i
-        while (b := self.scenes.next(a, step)) is not None and self.intervals.get(abs(a - b)) == 1:
+        while (b := self.scenes.next(a, step)) is not None and abs(a - b) in self.intervals:
             out.append(b)
             a = b
         return out

@@ -55,7 +55,7 @@ def test_a_second_preprocessing_is_refused_and_a_killed_one_blocks_nothing(fresh
     first.wait()
     (fresh / ".lock").write_text("1 nowhere")  # as it may stay
     main(["--data_dir", str(fresh)])
-    assert len(open_correspondences(open_sequence(fresh)).pairs) == 48 and not (fresh / ".lock").exists()
+    assert len(open_correspondences(open_sequence(fresh)).pairs) == 34 and not (fresh / ".lock").exists()
 
 
 def test_a_second_training_is_refused(small_sequence, tmp_path):
@@ -72,18 +72,18 @@ def test_a_store_that_lacks_pairs_is_not_finished(fresh, monkeypatch):
     write = StoreWriter.write
 
     def forgetful(self, i, j, *arguments, **options):
-        if (i, j) != (2, 5):
+        if (i, j) != (2, 6):
             write(self, i, j, *arguments, **options)
 
     sequence = open_sequence(fresh)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"lacks 1 of 48 pairs, first \(2, 5\)"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"lacks 1 of 34 pairs, first \(2, 6\)"):
         patch.setattr(StoreWriter, "write", forgetful)
         build_store(sequence, Method())
     assert not (fresh / "correspondences" / "meta.json").exists()
     shutil.rmtree(fresh / "correspondences")
     store = build_store(sequence, Method())
     shutil.copytree(fresh / "color", fresh / "fewer" / "color")
-    fewer = build_store(open_sequence(fresh / "fewer"), Method(pairs="window:4"))
+    fewer = build_store(open_sequence(fresh / "fewer"), Method(pairs="window:2"))
     shutil.copyfile(row_path(fewer.root, 0), row_path(store.root, 0))
-    with pytest.raises(UserError, match=r"lacks 1 of 48 pairs, first \(0, 6\): delete that folder"):
+    with pytest.raises(UserError, match=r"lacks 1 of 34 pairs, first \(0, 4\): delete that folder"):
         build_store(sequence, Method())

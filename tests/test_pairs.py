@@ -63,6 +63,16 @@ def test_a_store_with_all_long_pairs_is_finished_as_it_is(fresh, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in whole.root.iterdir()}
 
 
+def test_a_store_with_pairs_3_and_6_frames_apart_is_finished_as_it_is(fresh, monkeypatch):
+    """As stores of "log" had them before."""
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocessing.pipeline.intervals", lambda *arguments: dict.fromkeys((1, 2, 3, 4, 6), 1))
+        whole = build_store(fresh, Method())
+    before = {path.name: path.read_bytes() for path in whole.root.iterdir()}
+    assert len(build_store(fresh, Method()).pairs) == len(whole.pairs) == 48
+    assert before == {path.name: path.read_bytes() for path in whole.root.iterdir()}
+
+
 def test_trusted_chains_do_not_depend_on_which_other_pairs_are_chosen(fresh, monkeypatch):
     whole = build_store(open_sequence(shutil.copytree(fresh.root, fresh.root.parent / "whole")), Method())
     monkeypatch.setattr("preprocessing.pair_selection.EVERY_FRAME", 2)

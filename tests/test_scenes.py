@@ -26,6 +26,7 @@ from preprocessing.pipeline import Method, build_store
 from preprocessing.scenes import find_scenes
 from preprocessing.synthetic.render import RECIPES, render_scene
 from tests.launch import launch
+from third_party.raft import RAFT
 
 DIS = FLOW_MODELS["dis"](ModelOptions(), (64, 96), 1 << 30)
 BLACK = np.zeros((64, 96, 3), np.uint8)
@@ -204,6 +205,33 @@ def test_chains_pass_over_a_blank_frame(clips):
         pair = store.dense(i, j)
         assert np.abs(np.median(pair.flow[pair.cycle], axis=0) - (2 * (j - i), 0)).max() < 0.5
         assert pair.cycle.mean() > 0.5
+
+
+@pytest.mark.parametrize("blanks", [2, 4, 5])
+def test_chains_pass_over_several_blank_frames(blanks, tmp_path):
+    """Of a store with the default pairs, which lack these intervals elsewhere."""
+    frames = pan(14)
+    frames[4:4 + blanks] = [BLACK] * blanks
+    store = build_store(write_clip(tmp_path / "seq", frames), Method())
+    after = 4 + blanks
+    gap = {pair for pair in map(tuple, store.pairs.tolist()) if abs(pair[0] - pair[1]) == blanks + 1}
+    assert {(3, after), (after, 3)} <= gap and len(gap) == 2
+    far = max(j for i, j in store.pairs if i == 2)
+    assert far > after
+    for i, j in ((3, after), (2, far), (far, 2)):
+        pair = store.dense(i, j)
+        assert np.abs(np.median(pair.flow[pair.cycle], axis=0) - (2 * (j - i), 0)).max() < 0.5
+        assert pair.cycle.mean() > 0.5
+
+
+def test_an_unusual_interval_does_not_stop_a_warm_start(tmp_path):
+    """The pair around two blank frames has no shorter pair to start from, and no longer one needs it."""
+    torch.save(RAFT("small").state_dict(), tmp_path / "raft-small.pth")
+    frames = pan(12)
+    frames[4:6] = [BLACK] * 2
+    models = ModelOptions(weights_dir=tmp_path, iterations=1)
+    store = build_store(write_clip(tmp_path / "seq", frames), Method(flow="raft"), models=models)
+    assert {abs(i - j) for i, j in store.pairs.tolist()} == {1, 2, 3, 4, 8}
 
 
 def test_the_frames_are_told_in_one_line(tmp_path, caplog):
