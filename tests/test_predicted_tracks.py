@@ -379,7 +379,7 @@ def test_correspondences_of_tracks_without_frame_size(resized, tmp_path):
     for name, coordinates in (("source.npy", "source"), ("frames.npy", "frames"), ("sized.npz", "frames")):
         shutil.rmtree(sequence.root / "correspondences", ignore_errors=True)
         main(["--data_dir", str(sequence.root), "--tracks", str(tmp_path / name), "--coordinates", coordinates])
-        pair = open_correspondences(sequence).stored(0, 3)
+        pair = open_correspondences(sequence).stored(0, 4)
         flows.append((pair.pixels, pair.flow(slice(None))))
     assert len(flows[0][0]) == 4
     for pixels, flow in flows[1:]:
