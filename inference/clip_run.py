@@ -45,7 +45,7 @@ UNKNOWN_FRAMES = 100  # assumed for the first estimate if the file does not name
 # Estimated seconds on two CPU cores, for frames of 256x256
 SECONDS_PER_FEATURE = 0.02   # a frame
 SECONDS_PER_FLOW = 0.06      # a pair of frames, in both directions
-SECONDS_PER_CHAIN = 0.15     # a frame
+SECONDS_PER_CHAIN = 0.08     # a frame
 SECONDS_PER_STEP = 0.09      # a training step
 SECONDS_PER_SAMPLE = 2e-5    # a query point in a frame
 PAIRS_PER_FRAME = 0.85       # times log2 of the number of frames

@@ -44,12 +44,12 @@ def _step(interval: int) -> int:
 
     The step is a multiple of those of shorter intervals: from either frame of a chosen pair, the next shorter one is
     chosen too, which a warm start needs."""
-    return 1 if interval <= EVERY_FRAME else max(interval // STARTS, 1)
+    return 1 if interval <= EVERY_FRAME else interval // STARTS
 
 
-def with_pairs_around_blanks(chosen: dict[int, int], scenes: Scenes) -> dict[int, int]:
-    """The `intervals` `chosen`, followed by those that only frames around blank ones have, with the step 0. Chains pass
-    over blank frames by these pairs."""
+def with_gaps(chosen: dict[int, int], scenes: Scenes) -> dict[int, int]:
+    """The `intervals` `chosen`, followed by those that are missing between a frame and the next one of its scene, over
+    blank frames or another scene. Their step is 0: no other pair has them. Chains pass over a gap by its pair."""
     frames = range(len(scenes.scene))
     gaps = {after - i for i in frames if (after := scenes.next(i, 1)) is not None}
     return chosen | dict.fromkeys(sorted(gaps - chosen.keys()), 0)

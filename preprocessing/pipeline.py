@@ -47,7 +47,7 @@ from preprocessing.pair_selection import (
     intervals,
     ordered_pairs,
     pairs_at,
-    with_pairs_around_blanks,
+    with_gaps,
 )
 from preprocessing.scenes import scenes_of
 
@@ -136,8 +136,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     if workers < wanted:
         log.info("using %d of %d threads to stay below %.3g GiB (--memory_gib)", workers, wanted, max_memory / 2**30)
     writer = StoreWriter(sequence, settings, resume, new_scenes)
-    if method.pairs == "log":
-        chosen = with_pairs_around_blanks(chosen, writer.scenes)
+    if method.pairs == "log":  # "all" has every interval, and "window" is a limit
+        chosen = with_gaps(chosen, writer.scenes)
     cache_bytes = max_memory - PROCESS_BYTES - workers * per_worker
     with _single_threaded_libraries():
         _StoreBuilder(sequence, writer, method, chosen, model, extract, workers, models.device, cache_bytes).run()
@@ -163,7 +163,7 @@ class _StoreBuilder:
     sequence: VideoSequence
     writer: StoreWriter
     method: Method
-    intervals: dict[int, int]  # with their steps
+    intervals: dict[int, int]  # with their steps; 0: only over a gap in a scene
     model: FlowModel
     extract: FeatureExtractor
     workers: int

@@ -224,8 +224,8 @@ def test_chains_pass_over_several_blank_frames(blanks, tmp_path):
         assert pair.cycle.mean() > 0.5
 
 
-def test_an_unusual_interval_does_not_stop_a_warm_start(tmp_path):
-    """The pair around two blank frames has no shorter pair to start from, and no longer one needs it."""
+def test_the_pair_over_a_gap_does_not_stop_a_warm_start(tmp_path):
+    """It has no shorter pair to start from, and no longer pair starts from it."""
     torch.save(RAFT("small").state_dict(), tmp_path / "raft-small.pth")
     frames = pan(12)
     frames[4:6] = [BLACK] * 2
