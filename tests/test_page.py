@@ -254,3 +254,24 @@ def test_a_tap_on_a_phone(open_page):
     for name in ("#play", "#back", "#forward", "#speed", "#trail"):
         box = page.locator(name).bounding_box()
         assert box["height"] >= 40 and box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+@pytest.mark.parametrize("width", [320, 500])
+def test_nothing_overlaps_in_a_narrow_window(open_page, width):
+    page = open_page(viewport={"width": width, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+    def apart(*names):
+        shown = [page.locator(name).bounding_box() for name in names if page.is_visible(name)]
+        return all(a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"] or a["y"] + a["height"] <= b["y"] or
+                   b["y"] + b["height"] <= a["y"] for k, a in enumerate(shown) for b in shown[:k])
+
+    over_the_video = ("#hint", "#cursor", "#legend", "#zoomed")
+    page.mouse.move(*screen(page, 20, 20))
+    page.keyboard.press("2")
+    until(page, "!document.getElementById('cursor').hidden")
+    assert page.is_visible("#hint") and page.is_visible("#legend") and apart(*over_the_video)
+    page.keyboard.press("+")
+    until(page, "!document.getElementById('zoomed').hidden")
+    assert apart(*over_the_video)
+    assert apart("#play", "#back", "#forward", "#counter", "#speed", "#trail") and page.is_visible("#trail")

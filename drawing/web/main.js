@@ -116,6 +116,7 @@ function showCurrentFrame() {
   $("chart").setAttribute("aria-valuenow", t);
   $("chart").setAttribute("aria-valuetext", `frame ${meta.frames[t]}`);
   $("zoomed").hidden = stage.zoom < 1.01;
+  if (!$("zoomed").hidden) $("hint").hidden = true; // they would overlap in a narrow window
   $("zoomed").querySelector("span").textContent = `${stage.zoom.toFixed(1)}×`;
   if (!selection.length) return;
   const rows = [];

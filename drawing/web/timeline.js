@@ -39,8 +39,7 @@ class Timeline {
     } else {
       c.fillStyle = COLORS.text;
       c.textAlign = "center";
-      const middle = (LEFT + this.width - RIGHT) / 2;
-      c.fillText("Depth and occlusion score of the selected track", middle, this.height / 2 + 8);
+      c.fillText("Depth and occlusion score of the selected track", this.width / 2, this.height / 2 + 8);
     }
     this.playhead();
   }
