@@ -275,3 +275,45 @@ def test_nothing_overlaps_in_a_narrow_window(open_page, width):
     until(page, "!document.getElementById('zoomed').hidden")
     assert apart(*over_the_video)
     assert apart("#play", "#back", "#forward", "#counter", "#speed", "#trail") and page.is_visible("#trail")
+
+
+def test_keys_work_after_a_control_was_clicked_and_not_against_a_control_that_tab_reached(open_page):
+    page = open_page(viewport={"width": 1200, "height": 800})
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+        return page.evaluate("[state.frame, state.layer, state.trail, state.mix, state.playing]")
+
+    page.click("#trail")  # opens the list
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    until(page, "state.trail === 'whole'")
+    assert press("ArrowRight") == [1, "video", "whole", 1, False]
+    page.click("#layers [data-layer=depth]")
+    page.click("#mix")  # in the middle
+    assert press("ArrowRight", "3") == [2, "flow", "whole", 0.55, False]
+    page.click("#forward")
+    page.keyboard.press(" ")
+    assert page.evaluate("state.playing")
+    page.keyboard.press(" ")
+
+    page.keyboard.press("Home")
+    page.locator("#layers [data-layer=flow]").focus()
+    assert press("ArrowLeft") == [0, "depth", "whole", 0.55, False]
+    page.keyboard.press("Tab")
+    assert press("ArrowRight", "]", "1")[:4] == [0, "video", "whole", 0.56]
+    page.locator("#trail").focus()
+    assert press("ArrowDown")[:3] == [0, "video", "near"]
+    assert press("ArrowDown")[:3] == [0, "video", "none"]
+
+
+def test_copy_keeps_focus_and_scroll(open_page):
+    page = open_page(viewport={"width": 390, "height": 600})
+    page.mouse.click(*screen(page, 33, 33))
+    selected(page)
+    page.locator("#copy").focus()
+    page.evaluate("scrollTo(0, 200)")
+    page.keyboard.press("c")
+    assert page.inner_text("#copy") == "Copied"
+    assert page.evaluate("[document.activeElement.id, scrollY]") == ["copy", 200]

@@ -175,12 +175,15 @@ function save() {
 async function copy() {
   if (!state.selection.length) return;
   const area = document.createElement("textarea"); // navigator.clipboard may be missing on file:// pages
+  const focused = document.activeElement;
   area.value = csv();
+  area.style.position = "fixed"; // the page does not scroll to it
   document.body.append(area);
   area.select();
-  document.execCommand("copy");
+  const copied = document.execCommand("copy");
   area.remove();
-  $("copy").textContent = "Copied";
+  focused?.focus({preventScroll: true});
+  $("copy").textContent = copied ? "Copied" : "Not copied";
   setTimeout(() => { $("copy").textContent = "Copy"; }, 1200);
 }
 
@@ -210,6 +213,12 @@ function setLayer(name) {
   seek(state.frame);
 }
 
+function stepLayer(by) {
+  const next = (LAYERS.indexOf(state.layer) + by + LAYERS.length) % LAYERS.length;
+  setLayer(LAYERS[next]);
+  $("layers").children[next].focus();
+}
+
 function chooseOption(id, by) {
   const list = $(id), next = list.selectedIndex + by;
   list.selectedIndex = id === "trail" ? next % list.length : Math.min(list.length - 1, Math.max(0, next));
@@ -229,13 +238,31 @@ const KEYS = {
 };
 LAYERS.forEach((name, k) => { KEYS[k + 1] = () => setLayer(name); });
 
-function onKey(e) {
-  const typing = e.target.matches("select, input") && !["Escape", "?"].includes(e.key);
-  const pressing = e.target.matches("button") && e.key === " ";
-  const act = KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
-  if (!act || typing || pressing || e.ctrlKey || e.metaKey || $("help").open) return;
+const ARROWS = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1};
+
+function onKey(e) { // a focused control keeps the keys that it uses itself
+  const arrow = ARROWS[e.key], control = e.target;
+  const own = (control.matches("select") && !["Escape", "?"].includes(e.key)) ||
+    (control.matches("input") && (arrow || ["Home", "End"].includes(e.key))) ||
+    (control.matches("button") && e.key === " ");
+  const act = arrow && control.matches("[role=radio]") ? () => stepLayer(arrow) :
+    KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
+  if (!act || own || e.ctrlKey || e.metaKey || (e.altKey && arrow) || $("help").open) return;
   e.preventDefault();
   act(e);
+}
+
+// A control that was used with a mouse or a finger gives up the focus, so that space and arrows keep their meaning.
+function releaseFocus() {
+  document.addEventListener("click", (e) => { // the click of a key on a button has detail 0
+    if (e.detail) e.target.closest("button")?.blur();
+  }, {capture: true}); // before the button opens the dialog, which later gives the focus back
+  for (const control of [$("speed"), $("trail"), $("mix")]) {
+    let pointed = false;
+    control.addEventListener("pointerdown", () => { pointed = true; });
+    control.addEventListener("blur", () => { pointed = false; });
+    control.addEventListener("change", () => pointed && control.blur());
+  }
 }
 
 function connectControls() {
@@ -246,6 +273,7 @@ function connectControls() {
     button.addEventListener("click", () => setLayer(name));
     $("layers").append(button);
   }
+  $("last-layer").textContent = LAYERS.length;
   const on = (id, act, event = "click") => $(id).addEventListener(event, act);
   on("play", () => (state.playing ? pause() : play()));
   on("back", () => (pause(), seek(state.frame - 1)));
@@ -264,6 +292,7 @@ function connectControls() {
   on("help-open", () => $("help").showModal());
   on("help-close", () => $("help").close());
   document.addEventListener("keydown", onKey);
+  releaseFocus();
 }
 
 function showFacts() {
