@@ -226,8 +226,16 @@ def test_a_box_selects_tracks_and_escape_clears_them(open_page):
     assert len(rows) == 5 * 3  # 13, 17, ..., 29 by 13, 17, 21
     assert all(9.9 < float(row["x"]) < 30.1 and 9.9 < float(row["y"]) < 24.1 for row in rows)
     assert "15 tracks in the box" in page.inner_text("#what")
+    page.mouse.click(*screen(page, 30, 24), button="right")  # only opens the browser's menu
+    page.wait_for_timeout(200)
+    assert page.evaluate("state.selection.length") == 15
     page.keyboard.press("Escape")
-    assert page.evaluate("state.selection.length") == 0
+    assert page.evaluate("state.selection.length") == 0 and "Nothing selected" in page.inner_text("#empty")
+    page.mouse.move(left, top)
+    page.mouse.down()
+    page.mouse.move(left + 6, top + 2)  # between the grid's points
+    page.mouse.up()
+    until(page, "document.getElementById('empty').innerText.startsWith('No visible track in the box')")
 
 
 def test_play_speed_layers_and_the_name(open_page):

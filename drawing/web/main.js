@@ -6,6 +6,7 @@ const PALETTE = ["#ffb000", "#56b4e9", "#00c08b", "#f0e442", "#e8713a", "#d68fc0
 const MAX_BOX_TRACKS = 300; // tracks of a box that are drawn
 const LAYERS = ["video", ...Object.keys(meta.layers)];
 const LAYER_NAMES = {video: "Video", depth: "Depth", flow: "Flow", error: "Errors"};
+const NOTHING = $("empty").textContent; // what the panel says while no track is selected
 const state = {frame: 0, playing: false, speed: 1, layer: "video", mix: 1, smooth: true, trail: "auto", selection: [],
   preview: null};
 
@@ -88,7 +89,8 @@ async function selectBox(box) {
       (track.y[state.frame] - box.top) / (box.bottom - box.top));
   }
   const shown = tracks.length < total ? `${tracks.length} of ${total}` : total;
-  select(tracks, `${shown} ${total === 1 ? "track" : "tracks"} in the box.`);
+  select(tracks, total ? `${shown} ${total === 1 ? "track" : "tracks"} in the box.` :
+    "No visible track in the box. Draw a larger one, or click a pixel.");
 }
 
 function positionColor(x, y) { // interpolates the 3x3 colors of drawing/colors.py at (x, y) in [0, 1]
@@ -106,6 +108,7 @@ function select(tracks, note) {
   $("empty").hidden = tracks.length > 0;
   $("chosen").hidden = tracks.length === 0;
   $("what").textContent = note;
+  $("empty").textContent = tracks.length || !note ? NOTHING : note;
   $("selection").querySelector("h2").textContent = tracks.length > 1 ? "Tracks" : "Track";
   redraw();
 }

@@ -76,6 +76,7 @@ class Stage {
   // and zoom the view.
 
   down(e) {
+    if (e.button === 2) return; // the context menu
     this.canvas.setPointerCapture(e.pointerId);
     this.pointers.set(e.pointerId, {x: e.offsetX, y: e.offsetY});
     this.start = {x: e.offsetX, y: e.offsetY, pan: e.button === 1 || e.altKey || this.pointers.size > 1};

@@ -13,12 +13,13 @@ class Timeline {
       events.seek(Math.round(share * (meta.count - 1)));
     };
     canvas.addEventListener("pointerdown", (e) => {
+      if (e.button !== 0) return;
       canvas.setPointerCapture(e.pointerId);
       events.pause();
       scrub(e);
     });
     canvas.addEventListener("pointermove", (e) => {
-      if (e.buttons) scrub(e);
+      if (e.buttons & 1) scrub(e);
     });
   }
 
