@@ -325,3 +325,21 @@ def test_copy_keeps_focus_and_scroll(open_page):
     page.keyboard.press("c")
     assert page.inner_text("#copy") == "Copied"
     assert page.evaluate("[document.activeElement.id, scrollY]") == ["copy", 200]
+
+
+def test_a_speed_above_that_of_the_screen_skips_frames(open_page):
+    page = open_page(viewport={"width": 1200, "height": 800})
+    page.evaluate("meta.fps = 240")
+    page.keyboard.press(" ")
+    until(page, "[0, 1, 2, 3, 4, 5, 6, 7].every((t) => images.ready(`video-${t}`))")
+    shown, frames = page.evaluate("""new Promise((done) => {
+        let shown = 0, frames = 0, last = state.frame;
+        const count = () => {
+          shown++;
+          frames += (state.frame - last + meta.count) % meta.count;
+          last = state.frame;
+          if (shown < 30) requestAnimationFrame(count); else done([shown, frames]);
+        };
+        count();
+      })""")
+    assert frames > 2 * shown

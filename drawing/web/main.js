@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PALETTE = ["#ffb000", "#56b4e9", "#00c08b", "#f0e442", "#e8713a", "#d68fc0", "#4f8cff", "#ffffff"];
+const MAX_STEP = 4;         // frames that playing advances at a time
 const MAX_BOX_TRACKS = 300; // tracks of a box that are drawn
 const LAYERS = ["video", ...Object.keys(meta.layers)];
 const LAYER_NAMES = {video: "Video", depth: "Depth", flow: "Flow", error: "Errors"};
@@ -27,7 +28,7 @@ function redraw() {
 function seek(frame) {
   state.frame = Math.min(meta.count - 1, Math.max(0, frame));
   state.preview = null;
-  for (let k = 0; k <= 3; k++) { // this frame and the next ones
+  for (let k = 0; k <= MAX_STEP; k++) { // this frame and the next ones
     const t = (state.frame + k) % meta.count;
     images.get(`video-${t}`);
     if (state.layer !== "video") images.get(`${state.layer}-${t}`);
@@ -51,9 +52,11 @@ function pause() {
 
 function tick(now) {
   if (!state.playing) return;
-  const next = (state.frame + 1) % meta.count;
-  if (now - clock >= 1000 / (meta.fps * state.speed) && images.ready(`video-${next}`)) {
-    clock = Math.max(clock + 1000 / (meta.fps * state.speed), now - 100); // at most 100 ms of delay is caught up
+  const period = 1000 / (meta.fps * state.speed), due = Math.floor((now - clock) / period);
+  const step = Math.min(MAX_STEP, Math.max(1, due)); // frames are skipped if the screen shows fewer a second
+  const next = (state.frame + step) % meta.count;
+  if (due > 0 && images.ready(`video-${next}`)) {
+    clock = Math.max(clock + step * period, now - 100); // at most 100 ms of delay is caught up
     seek(next);
   } else {
     images.get(`video-${next}`);
