@@ -18,6 +18,7 @@ from drawing.page_data import collect_page_data
 from drawing.run_views import Views
 from eval import evaluate
 from loaders.predicted_tracks import load_tracks
+from loaders.source_frames import SourceFrames
 from training.trainer import Trainer
 from viz import visualize
 
@@ -156,14 +157,14 @@ def open_page(browser, run):
     """Opens the page from its file; fails the test if the browser complains about anything."""
     complaints, contexts = [], []
 
-    def open_it(**device):
+    def open_it(file=run[1], **device):
         contexts.append(browser.new_context(**device))
         page = contexts[-1].new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.on("request", lambda r: complaints.append(r.url) if r.url.startswith("http") else None)
-        page.goto(run[1].as_uri())
+        page.goto(file.as_uri())
         until(page, "images.ready('video-0') && blocks.ready(0)")
         return page
 
@@ -343,3 +344,17 @@ def test_a_speed_above_that_of_the_screen_skips_frames(open_page):
         count();
       })""")
     assert frames > 2 * shown
+
+
+def test_the_position_in_a_larger_source_is_shown(open_page, tmp_path):
+    data = page_data()
+    data.source = SourceFrames((96, 128), (288, 384), np.array([4, 6, 8]))
+    (tmp_path / "page.html").write_text(page_html(data))
+    page = open_page(tmp_path / "page.html", viewport={"width": 1200, "height": 800})
+    page.keyboard.press("ArrowRight")
+    page.mouse.click(*screen(page, 64, 48))
+    rows = selected(page)
+    until(page, "document.getElementById('now').innerText.includes('Source frame 6')")
+    shown = page.inner_text("#now").split("Source frame 6")[1].split("Depth")[0]
+    assert [float(v) for v in shown.split(",")] == pytest.approx([float(rows[1]["x"]), float(rows[1]["y"])], abs=0.051)
+    assert "384×288" in page.inner_text("#notes")

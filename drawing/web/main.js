@@ -7,6 +7,8 @@ const MAX_STEP = 4;         // frames that playing advances at a time
 const MAX_BOX_TRACKS = 300; // tracks of a box that are drawn
 const LAYERS = ["video", ...Object.keys(meta.layers)];
 const LAYER_NAMES = {video: "Video", depth: "Depth", flow: "Flow", error: "Errors"};
+const SOURCE_DIFFERS = // its frames have another size or other numbers than those shown
+  meta.saved.scale.some((s) => s !== 1) || meta.saved.frames.some((frame, t) => frame !== meta.frames[t]);
 const NOTHING = $("empty").textContent; // what the panel says while no track is selected
 const state = {frame: 0, playing: false, speed: 1, layer: "video", mix: 1, smooth: true, trail: "auto", selection: [],
   preview: null};
@@ -129,8 +131,10 @@ function showCurrentFrame() {
   if (selection.length === 1) {
     const [track] = selection, seen = track.visible.reduce((sum, v) => sum + v, 0);
     rows.push(["Now", track.visible[t] ? "visible" : "occluded", `state ${track.visible[t] ? "visible" : ""}`],
-      ["Position", `${track.x[t].toFixed(2)}, ${track.y[t].toFixed(2)}`], ["Depth", track.depth[t].toFixed(3)],
-      ["Occlusion score", track.score[t].toFixed(2)], ["Visible in", `${seen} of ${meta.count} frames`]);
+      ["Position", `${track.x[t].toFixed(2)}, ${track.y[t].toFixed(2)}`]);
+    if (SOURCE_DIFFERS) rows.push([`Source frame ${meta.saved.frames[t]}`, inSource(track, t, 1).join(", ")]);
+    rows.push(["Depth", track.depth[t].toFixed(3)], ["Occlusion score", track.score[t].toFixed(2)],
+      ["Visible in", `${seen} of ${meta.count} frames`]);
   } else {
     const seen = selection.reduce((sum, track) => sum + track.visible[t], 0);
     const mean = selection.reduce((sum, track) => sum + track.depth[t], 0) / selection.length;
@@ -159,15 +163,18 @@ function hover(here) {
 
 function csv() { // the same columns, pixels and frame numbers as eval.py writes
   const lines = ["track,frame,x,y,visible,occlusion_score,depth"];
-  const {scale, frames} = meta.saved;
-  const saved = (value, factor) => ((value + 0.5) * factor - 0.5).toFixed(4); // pixel centers are at integers
+  const {frames} = meta.saved;
   state.selection.forEach((track, n) => {
     for (let t = 0; t < meta.count; t++) {
-      lines.push([n, frames[t], saved(track.x[t], scale[0]), saved(track.y[t], scale[1]), track.visible[t],
+      lines.push([n, frames[t], ...inSource(track, t, 4), track.visible[t],
         track.score[t].toFixed(4), track.depth[t].toFixed(4)].join(","));
     }
   });
   return lines.join("\n") + "\n";
+}
+
+function inSource(track, t, digits) { // x and y in the pixels of the source; pixel centers are at integers
+  return [track.x[t], track.y[t]].map((v, k) => ((v + 0.5) * meta.saved.scale[k] - 0.5).toFixed(digits));
 }
 
 function save() {
@@ -309,6 +316,10 @@ function showFacts() {
   const when = every > 1 ? `once every ${every} frames` : every ? "in every frame" : "in the first frame";
   const notes = [`Tracks start ${where}, ${when}; positions are rounded to ${meta.quantum} px.`,
     ...meta.notices.map((n) => n[0].toUpperCase() + n.slice(1) + ".")];
+  if (SOURCE_DIFFERS) {
+    const size = [meta.width, meta.height].map((side, k) => Math.round(side * meta.saved.scale[k])).join("×");
+    notes.push(`The frames shown are of a source of ${size}. Saved tracks are in its pixels and frame numbers.`);
+  }
   $("notes").replaceChildren(...notes.map((n) => Object.assign(document.createElement("p"), {textContent: n})));
   document.documentElement.style.setProperty("--ratio", meta.height / meta.width);
   $("chart").setAttribute("aria-valuemax", meta.count - 1);
