@@ -3,9 +3,13 @@
 Notation
     T, H, W  frames, height, width
     n        stored pixels of an ordered pair (i, j): all pixels of frame i if |i - j| = 1, else those with a flag
-    flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j
+    flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j;
+             both: tentative, which is forward-backward consistent, but only the colors look alike
     q        flow in 1/16 px as int16; the rounding error is at most 1/32 px for displacements up to 2047 px
-    valid    number of pixels with a flag
+    valid    number of pixels with one of the flags
+
+Tentative correspondences guide tracks (inference/flow_guided_tracker.py). Nothing is trained on them, and they do not
+count as valid. Stores of earlier versions have none.
 
 A block holds one ordered pair: cycle bit plane | occlusion bit plane | q (n, 2), each padded to ALIGN bytes.
 A row file, such as `00012.row`, holds one source frame: int64 header [number of pairs, then (j, n, valid) per pair],
@@ -33,6 +37,14 @@ class StoredPair:
     cycle: np.ndarray      # (n,) bool
     occlusion: np.ndarray  # (n,) bool
 
+    def without_tentative(self) -> "StoredPair":
+        """The pair without its tentative correspondences."""
+        tentative = self.cycle & self.occlusion
+        if not tentative.any():
+            return self
+        kept = ~tentative
+        return StoredPair(self.pixels[kept], self.flow_q[kept], self.cycle[kept], self.occlusion[kept])
+
     def flow(self, rows: np.ndarray) -> np.ndarray:
         """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
         return self.flow_q[rows].astype(np.float32) / STEPS
@@ -51,11 +63,17 @@ class StoredPair:
         """Same as `PairIndex.cycle_at`."""
         return self.cycle[self.find(pixels)[0]]
 
+    def tentative_at(self, pixels: np.ndarray) -> np.ndarray:
+        """Same as `PairIndex.tentative_at`."""
+        rows = self.find(pixels)[0]
+        return self.cycle[rows] & self.occlusion[rows]
+
 
 class PairIndex:
     """The block with `stored` pixels at `offset` of a uint8 buffer; single pixels are found without decoding all.
 
-    It has the methods `find`, `cycle_at` and `flow` of StoredPair. ValueError if the flags do not match `stored`."""
+    It has the methods `find`, `cycle_at`, `tentative_at` and `flow` of StoredPair. ValueError if the flags do not match
+    `stored`."""
 
     def __init__(self, buffer: np.ndarray, offset: int, stored: int, size: tuple[int, int]):
         plane = plane_bytes(size)
@@ -65,10 +83,14 @@ class PairIndex:
         in_word = np.bitwise_count(self._words)
         self._before = np.cumsum(in_word, dtype=np.int64) - in_word  # number of flags in all words before each word
         self._pixels = size[0] * size[1]
-        self.count, self.valid, self._all = stored, int(self._before[-1] + in_word[-1]), stored == self._pixels
+        self.count = stored
+        self._all = stored == self._pixels
+        flagged = int(self._before[-1] + in_word[-1])
+        tentative = self._cycle & self._occlusion
+        self.valid = flagged - int(np.bitwise_count(tentative.view(np.uint64)).sum(dtype=np.int64))
         beyond = np.unpackbits(self._flags[self._pixels // 8:])[self._pixels % 8:]  # padding of the plane
-        if not self._all and (self.valid != stored or beyond.any()):
-            raise ValueError(f"{self.valid} flags for {stored} stored pixels")
+        if not self._all and (flagged != stored or beyond.any()):
+            raise ValueError(f"{flagged} flags for {stored} stored pixels")
         start = offset + 2 * plane
         self._flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
 
@@ -81,8 +103,15 @@ class PairIndex:
         return self._before.take(word) + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
-        """Cycle flags `(M,)` bool of stored pixels `(M,)`."""
-        return (self._cycle.take(pixels >> 3) >> (7 - (pixels & 7)).astype(np.uint8) & 1).astype(bool)
+        """Cycle flags `(M,)` bool of stored pixels `(M,)`, also of tentative ones."""
+        return self._bits(self._cycle, pixels)
+
+    def tentative_at(self, pixels: np.ndarray) -> np.ndarray:
+        """Whether stored pixels `(M,)` are tentative `(M,)` bool."""
+        return self._bits(self._cycle, pixels) & self._bits(self._occlusion, pixels)
+
+    def _bits(self, plane: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        return (plane.take(pixels >> 3) >> (7 - (pixels & 7)).astype(np.uint8) & 1).astype(bool)
 
     def flow(self, rows: np.ndarray) -> np.ndarray:
         """Flow `(k, 2)` float32, in pixels, of the given rows `(k,)`."""
@@ -97,17 +126,25 @@ class PairIndex:
         """Whether each pixel of the frame has a flag `(H * W,)` bool."""
         return self._image(self._flags)
 
+    def valid_pixels(self) -> np.ndarray:
+        """Whether each pixel of the frame has a valid correspondence `(H * W,)` bool."""
+        return self._image(self._cycle ^ self._occlusion)
+
     def _image(self, plane: np.ndarray) -> np.ndarray:
         return np.unpackbits(plane, count=self._pixels).view(bool)
 
 
 @dataclass
 class DensePair:
-    """The correspondences of an ordered pair as images."""
+    """The correspondences of an ordered pair as images; tentative ones have both flags."""
     flow: np.ndarray       # (H, W, 2) float32 pixels, 0 where not stored
     stored: np.ndarray     # (H, W) bool
     cycle: np.ndarray      # (H, W) bool
     occlusion: np.ndarray  # (H, W) bool
+
+    def without_tentative(self) -> "DensePair":
+        """The pair without the flags of tentative correspondences."""
+        return DensePair(self.flow, self.stored, self.cycle & ~self.occlusion, self.occlusion & ~self.cycle)
 
 
 def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
@@ -166,7 +203,8 @@ class Row:
         self.place = {int(j): k for k, j in enumerate(self.targets)}
 
     def pair(self, j: int) -> StoredPair:
-        """Correspondences to frame j. KeyError if the file has none, UserError if they do not match the header."""
+        """Correspondences to frame j, also tentative ones. KeyError if the file has none, UserError if they do not
+        match the header."""
         return self.index(j).decode()
 
     def index(self, j: int) -> PairIndex:

@@ -41,15 +41,16 @@ class CorrespondenceStore:
                               np.int64).reshape(-1, 2)  # (P, 2)
 
     def stored(self, i: int, j: int) -> StoredPair:
-        """Correspondences from frame i to frame j; KeyError if the pair is not in `pairs`."""
-        return self._rows[i].pair(j)
+        """Correspondences from frame i to frame j, without tentative ones; KeyError if the pair is not in `pairs`."""
+        return self._rows[i].pair(j).without_tentative()
 
     def index(self, i: int, j: int) -> PairIndex:
-        """Correspondences from frame i to frame j for lookup of single pixels. KeyError as in `stored`."""
+        """Correspondences from frame i to frame j, also tentative ones, for lookup of single pixels. KeyError as in
+        `stored`."""
         return self._rows[i].index(j)
 
     def dense(self, i: int, j: int) -> DensePair:
-        """Correspondences from frame i to frame j as images. KeyError as in `stored`."""
+        """Correspondences from frame i to frame j, without tentative ones, as images. KeyError as in `stored`."""
         return as_images(self.stored(i, j), self.size)
 
     def count_map(self, i: int) -> np.ndarray:

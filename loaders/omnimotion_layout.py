@@ -61,7 +61,8 @@ class OmniMotionFolder:
         if masks.shape[:2] != self.size or flow.shape != (*self.size, 2):
             raise UserError(f"flow or mask {name} in {self.root} is not of the frames' size: {ADVICE}")
         finite = np.isfinite(flow).all(axis=-1).ravel()
-        cycle, occlusion = masks[..., 0].ravel() & finite, masks[..., 1].ravel() & finite
+        cycle = masks[..., 0].ravel() & finite
+        occlusion = masks[..., 1].ravel() & finite & ~cycle
         pixels = np.arange(cycle.size) if abs(i - j) == 1 else np.flatnonzero(cycle | occlusion)
         if self.counts[i, j] and not len(pixels):
             raise UserError(f"{name} in {self.root / 'raft_masks'} has no valid pixel, flow_stats.json says otherwise: "

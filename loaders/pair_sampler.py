@@ -163,12 +163,14 @@ class PairSampler:
     def draw_stored(self, i: int, j: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Rejection sampling: stored pixels `(N,)` of frame i, their flow to frame j `(N, 2)` and cycle flags `(N,)`.
 
-        `u` is the entry of one pair of `candidates`. None if fewer than N of its pixels are stored."""
+        `u` is the entry of one pair of `candidates`. None if fewer than N of its pixels are stored and not
+        tentative."""
         cdf, index = self._cdf(i), self.store.index(i, j)
         likely = 2 * self.num_pts * len(cdf) // max(index.count, 1)  # this many probably contain N stored pixels
         for count in (likely, len(u)) if likely < len(u) else (len(u),):
             pixels = torch.searchsorted(cdf, u[:count] * cdf[-1], right=True).clamp(max=len(cdf) - 1).numpy()
             rows, stored = index.find(pixels)
+            stored[stored] = ~index.tentative_at(pixels[stored])
             kept = np.flatnonzero(stored)[:self.num_pts]
             if len(kept) == self.num_pts:
                 pixels = pixels[kept]

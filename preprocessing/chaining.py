@@ -5,6 +5,7 @@ Notation
     flow     (H, W, 2) pixels: the chained flow from i to j
     alive    (H, W) bool: pixels whose chain has not been broken
     direct   filtered flow that was computed between i and j directly, valid where it is cycle-consistent
+    flags    (H, W) bool, cycle and occlusion; both: tentative (loaders/correspondence_format.py)
     link     flow between frames that follow each other in a chain: adjacent ones, or those around a blank frame
 
 A rule decides where a chain breaks, and which flow is stored where the chain and direct flow disagree:
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from common.geometry import bilinear, length, pixel_grid
 from loaders.correspondence_format import DensePair
-from preprocessing.filtering import compare
+from preprocessing.filtering import Appearance, compare, same_color
 from preprocessing.frame_cache import FrameCache
 
 COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
@@ -112,8 +113,8 @@ class TrustedChains:
 
         Where the frames are not adjacent, as around a blank frame, both directions must also be cycle-consistent, since
         other pixels have no flow."""
-        there = self.direct(i, j)
-        back = self.direct(j, i)
+        there = self.direct(i, j).without_tentative()
+        back = self.direct(j, i).without_tentative()
         flow, backward = (torch.from_numpy(pair.flow).to(self.grid.device) for pair in (there, back))
         end = self.grid + flow
         alive = self._inside(end) & (length(flow + bilinear(backward, end)) <= LINK_ERROR_TH)
@@ -139,14 +140,14 @@ class TrustedChains:
         return ((points >= 0) & (points <= self.grid[-1, -1])).all(dim=-1)
 
 
-def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
+def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], appearance: Callable[[int], Appearance],
               direct: ReadPair, feature_th: float, chains: TrustedChains | None, device: str = "cpu",
               path: Path = every_frame, kept: Callable[[int, int], np.ndarray | None] = lambda i, j: None,
               ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Correspondences from frame i to each of `targets`: (j, flow `(H, W, 2)`, cycle `(H, W)`, occlusion `(H, W)`).
 
     frame:      t -> image `(H, W, 3)` uint8 RGB
-    features:   t -> appearance features `(h, w, c)`
+    appearance: t -> features `(h, w, c)` and colors `(H, W, 3)`
     direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
     feature_th: cosine similarity above which the two ends of a chain may show the same point
     chains:     trusted chains of the same frames; None: the rule "unfiltered"
@@ -156,7 +157,7 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
     Correspondences to adjacent frames, and to frames that no chain passes, are those of `direct`, unchanged."""
     size = frame(i).shape[:2]
     grid = pixel_grid(size, device)
-    appearance = _Appearance(i, frame, features, feature_th, device)
+    comparison = _Comparison(i, frame, appearance, feature_th, device)
     for step in (1, -1):
         remaining = {j for j in targets if (j - i) * step > 0}
         state = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
@@ -174,9 +175,9 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], fe
             pair = direct(i, j)
             found = _to_tensors(pair, device)
             if chains is None:
-                found, state = _choose_unfiltered(state, found, grid, appearance, j)
+                found, state = _choose_unfiltered(state, found, grid, comparison, j)
             elif abs(i - j) > 1:
-                found = _choose_trusted(chains(i, j, known), found, grid, appearance, j, kept(i, j))
+                found = _choose_trusted(chains(i, j, known), found, grid, comparison, j, kept(i, j))
             if abs(i - j) > 1:
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:
@@ -195,43 +196,50 @@ def _extend_unfiltered(state: ChainState, a: int, b: int, direct: ReadPair, grid
 
     A chain continues where all four pixels around its end are cycle-consistent."""
     flow, alive = state
-    link = direct(a, b)
+    link = direct(a, b).without_tentative()
     flow_and_cycle = np.concatenate([link.flow, link.cycle[..., None]], axis=-1)
     at_end = bilinear(torch.from_numpy(flow_and_cycle).to(grid.device), grid + flow)  # (H, W, 3)
     return flow + at_end[..., :2], alive & (at_end[..., 2] > 0.999)
 
 
-def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
+def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor, comparison: "_Comparison",
                        j: int) -> tuple[Correspondences, ChainState]:
     """The correspondences to store for frame j, and the state of the chains from j on.
 
     Direct flow is stored where it is valid, otherwise the chain if its ends look alike. Chains end at points that are
     occluded in j."""
     flow, alive = state
-    direct_flow, cycle, occlusion = direct
+    direct_flow, cycle, occlusion = _without_tentative(direct)
     uncertain = alive & ~(cycle | occlusion)
     flow = torch.where((cycle | occlusion)[..., None], direct_flow, flow)
-    alike = appearance.alike(j, uncertain, grid, flow)
+    alike, _ = comparison.alike(j, uncertain, grid, flow)
     alive = (alike | cycle) & ~occlusion
     return (flow, alive, occlusion), (flow, alive)
 
 
-def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, appearance: "_Appearance",
+def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, comparison: "_Comparison",
                     j: int, kept: np.ndarray | None) -> Correspondences:
     """The correspondences to store for frame j.
 
     Direct flow is stored where it agrees with the chain or the chain is broken. Otherwise the chain is stored if its
-    ends look alike; if they do not, the pixel gets no correspondence."""
+    ends look alike, and is tentative if only their colors do; if they do not, the pixel gets no correspondence."""
     flow, alive = state
-    direct_flow, cycle, occlusion = direct
+    direct_flow, cycle, occlusion = _without_tentative(direct)
     agree = cycle & (length(flow - direct_flow) <= AGREEMENT_TH)
     uncertain = alive & ~agree
     if kept is not None:
         uncertain &= torch.from_numpy(kept).to(uncertain.device)
-    alike = appearance.alike(j, uncertain, grid, flow)
+    alike, same_color = comparison.alike(j, uncertain, grid, flow)
     valid = agree | alike | (cycle & ~alive)
-    stored_flow = torch.where(alike[..., None], flow, direct_flow)
-    return stored_flow, valid, occlusion & ~valid
+    tentative = ~valid & torch.where(alive, same_color, direct[1] & direct[2])
+    chained = alike | (tentative & alive)
+    stored_flow = torch.where(chained[..., None], flow, direct_flow)
+    return stored_flow, valid | tentative, (occlusion & ~valid) | tentative
+
+
+def _without_tentative(pair: Correspondences) -> Correspondences:
+    flow, cycle, occlusion = pair
+    return flow, cycle & ~occlusion, occlusion & ~cycle
 
 
 def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
@@ -240,25 +248,30 @@ def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
     return bilinear(cycle, points)[..., 0] > 0.999
 
 
-class _Appearance:
-    """Compares the appearance of points of frame i, by features and color, with that of their correspondences."""
+class _Comparison:
+    """Compares the appearance of points of frame i with that of their correspondences."""
 
-    def __init__(self, i: int, frame: Callable, features: Callable, feature_th: float, device: str):
+    def __init__(self, i: int, frame: Callable, appearance: Callable, feature_th: float, device: str):
         self.frame = frame
-        self.features = features
+        self.appearance = appearance
         self.feature_th = feature_th
         self.device = device
         self.frame_i = torch.from_numpy(frame(i)).to(device)
-        self.features_i = features(i)
+        self.appearance_i = appearance(i)
 
-    def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
-        """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j: `(H, W)`."""
-        out = selected.clone()
+    def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j, by features and
+        RGB colors, and which have the same blurred colors: `(H, W)` each."""
         p = grid[selected]  # (n, 2)
         q = p + flow[selected]
+        features_i, colors_i = self.appearance_i
+        features_j, colors_j = self.appearance(j)
         frame_j = torch.from_numpy(self.frame(j)).to(self.device)
         color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
         color_j = bilinear(frame_j, q) / 255
-        similar = compare(self.features_i, self.features(j), p, q, self.frame_i.shape[:2]) > self.feature_th
-        out[selected] = similar & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
-        return out
+        similar = compare(features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
+        alike = selected.clone()
+        alike[selected] = similar & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
+        same = selected.clone()
+        same[selected] = same_color(colors_i, colors_j, p, q)
+        return alike, same

@@ -166,7 +166,7 @@ class StoreWriter:
                     stored = block.stored
                     data = np.frombuffer(block.data, np.uint8)
                 index = PairIndex(data, 0, stored, self.size)
-                count_map += index.flagged()
+                count_map += index.valid_pixels()
                 heads[k] = (j, stored, index.valid)
                 file.write(data)
             file.write(count_map)
@@ -269,7 +269,7 @@ def check_same(old: dict, new: dict, path: Path) -> None:
 
 @dataclass
 class Block:
-    """An encoded pair; `valid` counts its pixels with a flag."""
+    """An encoded pair; `valid` counts its pixels with one of the flags."""
     stored: int
     valid: int
     data: bytes
@@ -282,11 +282,10 @@ def encode(flow: np.ndarray, cycle: np.ndarray, occlusion: np.ndarray, every_pix
         cycle = cycle & in_range
         occlusion = occlusion & in_range
         flow = np.nan_to_num(flow).clip(-MAX_FLOW, MAX_FLOW)
-    valid = cycle | occlusion
-    stored = flow.reshape(-1, 2) if every_pixel else flow[valid]
+    stored = flow.reshape(-1, 2) if every_pixel else flow[cycle | occlusion]
     q = np.rint(stored * np.float32(STEPS)).astype(np.int16)  # (n, 2)
     sections = (np.packbits(cycle).tobytes(), np.packbits(occlusion).tobytes(), q.tobytes())
-    return Block(len(q), int(valid.sum()), b"".join(map(pad, sections)))
+    return Block(len(q), int((cycle ^ occlusion).sum()), b"".join(map(pad, sections)))
 
 
 def _only(flags: tuple[np.ndarray, np.ndarray], kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

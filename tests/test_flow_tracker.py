@@ -1,6 +1,7 @@
 """--follow_flow: tracks that follow stored flow, and the model where flow is lost."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,16 @@ def test_flow_between_pixels_is_bilinear_and_uses_the_stored_pixels_only():
     store.index = lambda a, b: StoredPair(np.arange(H * W), values, ALL, ~ALL)
     ends, _ = StoredFlow(store).step(0, 1, points)
     assert np.allclose(ends - points, sample(values.reshape(H, W, 2) / 16, points), atol=1e-4)
+
+
+def test_tracks_follow_tentative_flow():
+    """They do not follow correspondences to points that are occluded."""
+    points = np.array([[20, 30]], np.float32)
+    store = Moving(far=(2,))
+    plain = store.index
+    for cycle, followed in ((ALL, True), (~ALL, False)):
+        store.index = lambda a, b, cycle=cycle: replace(plain(a, b), cycle=cycle, occlusion=ALL)
+        assert np.isfinite(StoredFlow(store).step(0, 2, points)[1]) == followed
 
 
 def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):

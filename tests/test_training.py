@@ -158,6 +158,7 @@ def test_drawing_by_rejection_has_the_same_distribution(sampler, i, j, by_errors
         add(error_map, 2, [[20.0, 30], [50, 50]], [50.0, 1], "add_evaluation")
         sampler.use_error_map(error_map)
     stored = sampler.store.stored(i, j)
+    assert (sampler.store.index(i, j).count > stored.count) == (j > i + 1)  # tentative ones are not drawn
     sampler.num_pts = 100_000
     weights = sampler.pixel_weights(i).double().numpy()[stored.pixels]
     pixels, flow, cycle = sampler.draw_stored(i, j, sampler.candidates(1)[0])
