@@ -3,7 +3,8 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded.
+occluded. It does not know every surface that passes in front: where the flow at its position moves otherwise than the
+model says, something else is seen there.
 
 Notation
     M, T      query points, frames
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.geometry import corners
-from inference.multi_interval_flow import Candidates, Paths, follow_intervals
+from inference.multi_interval_flow import MAX_ERROR, Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
 from loaders.correspondences import CorrespondenceStore, check_adjacent_flow
@@ -30,6 +31,8 @@ MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the d
 PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
+TENTATIVE_ERROR = 1 / 256     # share of the frame's longer side: additional error of a tentative correspondence
+MOTION_INTERVALS = (1, 2)     # frames before and after, to which the flow at the model's positions is compared
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -52,8 +55,8 @@ class FlowGuidedTracker(Tracker):
         """Arguments and result as `Tracker.track`."""
         start = query_points[:, 0].astype(np.int64)
         wanted = range(self.num_frames) if frames is None else frames
-        first = min([*start, *wanted], default=0)
-        last = max([*start, *wanted], default=-1)
+        first = max(min([*start, *wanted], default=0) - max(MOTION_INTERVALS), 0)
+        last = min(max([*start, *wanted], default=-1) + max(MOTION_INTERVALS), self.num_frames - 1)
         out = super().track(query_points, range(first, last + 1))
         paths = guide(query_points, out.tracks, out.visible, self.store, first)
         out.tracks = paths.tracks
@@ -69,7 +72,8 @@ def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray
     which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
     queries = query_points - np.array([first, 0, 0], query_points.dtype)
     flow = StoredFlow(store, first)
-    proposal = ModelProposal(model, model_visible, max(store.size))
+    shown = model_visible & moves_as_modeled(model, model_visible, flow)
+    proposal = ModelProposal(model, shown, max(store.size))
     out = follow_intervals(queries, model.shape[1], store.size, flow.step, proposal)
     lost = np.isnan(out.tracks[..., 0])
     out.tracks[lost] = model[lost]
@@ -85,34 +89,63 @@ class StoredFlow:
         self.pairs = {(int(a), int(b)) for a, b in store.pairs if store.counts[a, b]}  # a cut has no valid flow
 
     def step(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and e^2 `(n,)`: infinite where the flow there or
-        back is not stored. None if the store lacks the pair in one direction."""
+        """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and e^2 `(n,)`: larger where the flow there is
+        tentative, infinite where it or the flow back is not stored. None if the store lacks the pair in one
+        direction."""
         a += self.first
         b += self.first
         if not {(a, b), (b, a)} <= self.pairs:
             return None
-        move, known = self._flow(a, b, points)
+        move, known, tentative = self._flow(a, b, points)
         ends = points + move
-        back, known_back = self._flow(b, a, ends)
+        back, known_back, _ = self._flow(b, a, ends)
         error = move + back
         squared = error[:, 0] ** 2 + error[:, 1] ** 2
+        squared += tentative * (TENTATIVE_ERROR * max(self.store.size)) ** 2
         return ends, np.where(known & known_back, squared, np.inf)
 
-    def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, and where there
-        are some `(n,)`. Of adjacent frames, all pixels are used."""
+    def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, where there are
+        some `(n,)` bool, and which share of them is tentative `(n,)`, by weight. Of adjacent frames, all pixels are
+        used."""
         pair: PairIndex = self.store.index(a, b)
         pixels, weights = (np.ascontiguousarray(x.T) for x in corners(points, self.store.size))  # (4, n): sums are fast
         pixels = pixels.ravel()
         rows, stored = pair.find(pixels)
         flow = np.zeros((pixels.size, 2), np.float32)
         flow[stored] = pair.flow(rows[stored])
+        tentative = np.zeros(pixels.size, bool)
         if abs(a - b) > 1:
+            tentative[stored] = pair.tentative_at(pixels[stored])
             stored[stored] = pair.cycle_at(pixels[stored])
         weights *= stored.reshape(4, -1)
         total = weights.sum(axis=0)
         mean = (weights[..., None] * flow.reshape(4, -1, 2)).sum(axis=0) / np.maximum(total, 1e-9)[:, None]
-        return mean.astype(np.float32), total > MIN_STORED
+        share = (weights * tentative.reshape(4, -1)).sum(axis=0) / np.maximum(total, 1e-9)
+        return mean.astype(np.float32), total > MIN_STORED, share
+
+
+def moves_as_modeled(model: np.ndarray, visible: np.ndarray, flow: StoredFlow) -> np.ndarray:
+    """Whether what is seen at the model's positions `(M, F, 2)` moves as the model says, `(M, F)` bool.
+
+    It does if the stored flow from there to the frames near by ends at most MAX_ERROR from the model's positions in
+    these, in the mean; or if no flow is known. Only frames in which the model says `visible` `(M, F)` are examined."""
+    M, F = model.shape[:2]
+    limit = MAX_ERROR * max(flow.store.size)
+    out = np.ones((M, F), bool)
+    for b in range(F):
+        rows = np.flatnonzero(visible[:, b])
+        total = np.zeros(len(rows))
+        count = np.zeros(len(rows))
+        for c in (b + sign * interval for interval in MOTION_INTERVALS for sign in (1, -1)):
+            moved = flow.step(b, c, model[rows, b]) if 0 <= c < F and len(rows) else None
+            if moved is not None:
+                ends, squared_error = moved
+                known = squared_error <= limit ** 2
+                total += np.where(known, np.linalg.norm(ends - model[rows, c], axis=-1), 0)
+                count += known
+        out[rows, b] = total <= limit * count
+    return out
 
 
 class ModelProposal:
