@@ -72,6 +72,7 @@ class Side:
     name: str
     project: Path
     preprocessing: list[str]
+    num_iters: int
     stages: dict[str, Usage] = field(default_factory=dict)
     store: float = 0.0  # MiB of the finished correspondences
     metrics: dict[str, float] = field(default_factory=dict)
@@ -203,7 +204,7 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
             folder = out / side.name
             common = ["--config", side.project / args.config, "--data_dir", folder / "seq", "--save_dir",
                       folder / "runs", "--expname", "clip", "--num_imgs", clip.num_frames()]
-            words = {"train": ["train.py", *common, "--num_iters", args.num_iters],
+            words = {"train": ["train.py", *common, "--num_iters", side.num_iters],
                      "track": ["eval.py", *common, "--queries", queries, "--coordinates", "frames", "--out",
                                folder / "tracks/tracks.npz"],
                      "video": ["viz.py", *common, "--what", "tracks", "--out_dir", folder / "video"],
@@ -289,13 +290,12 @@ def benchmark(args: argparse.Namespace, out: Path) -> list[list[str]]:
     """Run everything; rows of the table. Folders of the same clips in `out` are deleted first."""
     clips = [given(folder) for folder in args.clips]
     clips += [rendered(out, num_frames, args) for num_frames in args.frames]
-    now = ("now", ROOT, args.preprocessing)
+    now = ("now", ROOT, shlex.split(args.preprocessing), args.num_iters)
     rows = []
     with worktree(args.rev) if args.rev else nullcontext() as project:
-        others = [("before", project, args.preprocessing if args.rev_preprocessing is None else args.rev_preprocessing)]
+        before = ("before", project, shlex.split(args.rev_preprocessing), args.rev_num_iters)
         for clip in clips:
-            sides = [Side(name, path, shlex.split(options)) for name, path, options in (
-                [*others, now] if project else [now])]
+            sides = [Side(*settings) for settings in ([before, now] if project else [now])]
             print(clip.name, flush=True)
             folder = out / "work" / clip.name.split(",")[0].strip("`")
             shutil.rmtree(folder, ignore_errors=True)
@@ -322,14 +322,19 @@ def main() -> None:
     add("--preprocessing", default="", help="options of python -m preprocessing")
     add("--rev", default="", help="another revision to compare with")
     add("--rev_preprocessing", help="its options of python -m preprocessing (default: those of --preprocessing)")
+    add("--rev_num_iters", type=at_least(1), help="its training steps (default: those of --num_iters)")
     add("--out", default="out/clip", help="folder of the clips, the work and clip.json")
     add("--keep_work", action="store_true", help="keep the sequences and runs")
     args = parser.parse_args()
     if args.growth:
         args.clips = []
         args.frames = GROWTH
+    if args.rev_preprocessing is None:
+        args.rev_preprocessing = args.preprocessing
+    args.rev_num_iters = args.rev_num_iters or args.num_iters
     rows = benchmark(args, Path(args.out).resolve())
-    title = f"{args.size[1]}x{args.size[0]}, {args.num_iters} training steps"
+    steps = f"{args.rev_num_iters} → " if args.rev and args.rev_num_iters != args.num_iters else ""
+    title = f"{args.size[1]}x{args.size[0]}, {steps}{args.num_iters} training steps"
     if args.rev:
         title += f"; commit {args.rev} → this one"
     command = shlex.join(["python", "-m", "benchmarks.clip", *sys.argv[1:]])

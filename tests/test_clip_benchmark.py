@@ -34,7 +34,7 @@ def test_a_command_that_fails_is_named_with_its_last_line(tmp_path):
 
 
 def test_both_sides_share_a_cell_and_the_whole_is_the_sum_of_the_stages(tmp_path):
-    sides = [Side(name, tmp_path, [], {stage: Usage(k, 2 * k, k, k) for stage in STAGES}, 7.0,
+    sides = [Side(name, tmp_path, [], 10, {stage: Usage(k, 2 * k, k, k) for stage in STAGES}, 7.0,
                   dict.fromkeys(METRICS.values(), 0.5)) for k, name in ((1, "before"), (2, "now"))]
     rows = rows_of(Clip("clip", Path()), sides)
     assert [row[1] for row in rows] == [*STAGES, "whole, finished store", "AJ; delta_avg"]
