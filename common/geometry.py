@@ -78,8 +78,8 @@ def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
     y0 = np.minimum(y.astype(np.int64), H - 2)
     u = x - x0
     v = y - y0
-    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], axis=-1)
-    return (y0 * W + x0)[:, None] + np.array([0, 1, W, W + 1]), weights
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v])
+    return (y0 * W + x0 + np.array([[0], [1], [W], [W + 1]])).T, weights.T
 
 
 def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

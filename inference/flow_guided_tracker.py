@@ -109,19 +109,18 @@ class StoredFlow:
         some `(n,)` bool, and which share of them is tentative `(n,)`, by weight. Of adjacent frames, all pixels are
         used."""
         pair: PairIndex = self.store.index(a, b)
-        pixels, weights = (np.ascontiguousarray(x.T) for x in corners(points, self.store.size))  # (4, n): sums are fast
-        pixels = pixels.ravel()
-        rows, stored = pair.find(pixels)
-        flow = np.zeros((pixels.size, 2), np.float32)
-        flow[stored] = pair.flow(rows[stored])
-        tentative = np.zeros(pixels.size, bool)
+        pixels, weights = (x.T for x in corners(points, self.store.size))  # (4, n)
+        rows, stored = pair.find(pixels.ravel())
+        tentative = np.zeros_like(stored)
         if abs(a - b) > 1:
-            tentative[stored] = pair.tentative_at(pixels[stored])
-            stored[stored] = pair.cycle_at(pixels[stored])
-        weights *= stored.reshape(4, -1)
+            stored = stored & pair.cycle_at(pixels.ravel())
+            tentative = pair.tentative_at(pixels.ravel())
+        weights = weights * stored.reshape(4, -1)
         total = weights.sum(axis=0)
-        mean = (weights[..., None] * flow.reshape(4, -1, 2)).sum(axis=0) / np.maximum(total, 1e-9)[:, None]
-        share = (weights * tentative.reshape(4, -1)).sum(axis=0) / np.maximum(total, 1e-9)
+        scale = np.maximum(total, 1e-9)
+        flow = pair.flow(rows).reshape(4, -1, 2)  # of pixels that are not stored: any finite value
+        mean = np.einsum("kn,knc->nc", weights, flow) / scale[:, None]
+        share = (weights * tentative.reshape(4, -1)).sum(axis=0) / scale
         return mean.astype(np.float32), total > MIN_STORED, share
 
 

@@ -62,8 +62,9 @@ def follow_intervals(query_points: np.ndarray, num_frames: int, size: tuple[int,
     `proposal`: one more candidate in each frame."""
     M = len(query_points)
     start = np.round(query_points[:, 0]).astype(np.int64)
-    out = Paths(np.full((M, num_frames, 2), np.nan, np.float32), np.full((M, num_frames), np.inf, np.float32),
-                np.zeros((M, num_frames), bool))
+    # All points of a frame are adjacent in memory, because `_reach` works on one frame at a time.
+    out = Paths(np.full((num_frames, M, 2), np.nan, np.float32).swapaxes(0, 1),
+                np.full((num_frames, M), np.inf, np.float32).T, np.zeros((num_frames, M), bool).T)
     every = np.arange(M)
     out.tracks[every, start] = query_points[:, :0:-1]
     out.squared_error[every, start] = 0
@@ -99,19 +100,19 @@ def _reach(out: Paths, start: np.ndarray, queried: dict[int, np.ndarray], b: int
         out.squared_error[chosen, b] = squared[better]
         out.visible[chosen, b] = visible[better]
 
+    if proposal is not None:
+        rows = np.flatnonzero((b - start) * direction > 0)
+        found = proposal.candidates(rows, b, direction, out)
+        offer(rows, found.positions, found.squared, found.visible)
+        # Nothing replaces a certain candidate; at equal cost, flow replaces the others.
+        lowest[rows] = np.where(found.certain, -np.inf, np.nextafter(lowest[rows], np.inf))
     frames_before = b if direction > 0 else out.tracks.shape[1] - 1 - b
     candidates = {*INTERVALS, *(direction * (b - t) for t in queried)}
     for interval in sorted(d for d in candidates if 0 < d <= frames_before):
         a = b - direction * interval
-        if interval in INTERVALS:
-            rows = np.flatnonzero(((start - a) * direction <= 0) & np.isfinite(out.squared_error[:, a]))
-        else:
-            rows = queried[a]
+        rows = np.flatnonzero((start - a) * direction <= 0) if interval in INTERVALS else queried[a]
+        # A path costs at least as much as its part up to frame a.
+        rows = rows[out.squared_error[rows, a] + HIDDEN_COST * ~out.visible[rows, a] < lowest[rows]]
         moved = step(a, b, out.tracks[rows, a]) if len(rows) else None
         if moved is not None:
             offer(rows, moved[0], out.squared_error[rows, a] + moved[1], out.visible[rows, a])
-    if proposal is not None:
-        rows = np.flatnonzero((b - start) * direction > 0)
-        found = proposal.candidates(rows, b, direction, out)
-        lowest[rows[found.certain]] = np.inf
-        offer(rows, found.positions, found.squared, found.visible)
