@@ -233,8 +233,8 @@ OPTIONS = (
         Option("mlp_backend", ("auto", "torch", "native", "triton", "tcnn"), "auto", "kernels of the networks: "
                "PyTorch, C++ (CPUs with AMX), Triton or tiny-cuda-nn (CUDA); auto: native if possible, else PyTorch",
                ALL),
-        Option("chunk_size", int, 2_048, "pixels per forward pass outside training steps; fewer need less memory",
-               ALL, minimum=1),
+        Option("chunk_size", int, 2_048, "pixels, of 32 samples each, per forward pass outside training steps; fewer "
+               "need less memory", ALL, minimum=1),
         Option("max_pixels", int, MAX_PIXELS, "refuse images and video frames with more pixels", ALL, minimum=1),
         Option("compile", ("", "inductor"), "", "compile the forward pass and the losses with torch.compile; inductor "
                "uses CUDA graphs on a GPU; not with --deform warp", old_values=(("aot_eager", ""),)),

@@ -16,6 +16,8 @@ from common.geometry import inside
 from loaders.scenes import Scenes, one_scene
 from models.omnimotion import OmniMotion
 
+CHUNK_SAMPLES = 32  # samples a ray for which `chunk_size` is meant: with fewer, more rays are computed at a time
+
 
 @dataclass
 class Tracks:
@@ -30,15 +32,16 @@ class Tracker:
     """Tracks points with a trained model, without gradients.
 
     `use_max_loc`: map the sample of largest weight of each ray instead of compositing all samples. `occlusion_th`: a
-    point is occluded where its occlusion score is larger. `chunk_size`: rays at a time. `scenes`: of the video; points
-    are not visible in blank frames and in other scenes than their own. None: one scene."""
+    point is occluded where its occlusion score is larger. `chunk_size`: rays of CHUNK_SAMPLES samples at a time.
+    `scenes`: of the video; points are not visible in blank frames and in other scenes than their own. None: one scene.
+    """
 
     def __init__(self, model: OmniMotion, use_max_loc: bool = True, occlusion_th: float = 0.99,
                  chunk_size: int = 2_048, scenes: Scenes | None = None):
         self.model = model
         self.use_max_loc = use_max_loc
         self.occlusion_th = occlusion_th
-        self.chunk_size = chunk_size
+        self.chunk_size = max(chunk_size * CHUNK_SAMPLES // model.config.num_samples_ray, 1)  # rays
         self.scenes = scenes
         self.device = next(model.parameters()).device
 
@@ -94,8 +97,9 @@ class Tracker:
             p2 = torch.where(here[..., None], p1, p2)
             positions.append(p2)
             depths.append(depth)
-            for k in range(len(some)):
-                scores.append(model.occlusion_score(p2[k:k + 1], depth[k:k + 1], some[k:k + 1]))
+            at_a_time = max(self.chunk_size // len(p1), 1)  # frames: here, all samples of the rays are computed
+            for part in zip(*(x.split(at_a_time) for x in (p2, depth, some)), strict=True):
+                scores.append(model.occlusion_score(*part))
         return tuple(torch.cat(parts).transpose(0, 1).cpu().numpy() for parts in (positions, depths, scores))
 
     @torch.no_grad()

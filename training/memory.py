@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from inference.tracker import CHUNK_SAMPLES
 from loaders.pair_sampler import Batch
 from losses.objective import objective
 from losses.schedules import loss_weights
@@ -55,7 +56,7 @@ def plan(trainer) -> Estimate:
         model.recompute_above = 0
         model.piece = piece
         model.field_piece = min(piece or FIELD_PIECE, FIELD_PIECE)
-        options.chunk_size = min(options.chunk_size, max(model.field_piece // model.config.num_samples_ray, 1))
+        options.chunk_size = min(options.chunk_size, max(model.field_piece // CHUNK_SAMPLES, 1))
         estimate = measure(trainer)
         if estimate.total <= limit:
             break
