@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -185,8 +186,9 @@ class Views:
     def _each(self, known: dict, name: str, ids: Sequence[int], compute: Callable[[int], Any]) -> list:
         """`compute(t)` for each frame of `ids`; results are cached in `known`."""
         missing = [t for t in ids if t not in known]
-        for t in tqdm(missing, name, disable=not missing):
-            known[t] = compute(t)
+        with torch.no_grad(), self.tracker.model.bound():
+            for t in tqdm(missing, name, disable=not missing):
+                known[t] = compute(t)
         return [known[t] for t in ids]
 
 

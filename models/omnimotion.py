@@ -106,11 +106,12 @@ class OmniMotion(nn.Module):
     def bound(self) -> Iterator[None]:
         """Context in which the weights must not change: fuses the maps of all frames once; `maps` then selects from
         them."""
-        self._bound = self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
+        outer = self._bound
+        self._bound = outer or self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
         try:
             yield
         finally:
-            self._bound = None
+            self._bound = outer
 
     def maps(self, ids: Tensor) -> FrameMaps | WarpMaps | GridMaps:
         """Maps between the local volumes of frames `(B,)` and the canonical volume."""
@@ -224,11 +225,12 @@ class OmniMotion(nn.Module):
 
         Sum of the compositing weights of the samples that lie in front of the depth by more than 1.1 sample spacings
         (OmniMotion, section 4.3). A spacing is (max_depth - min_depth) / K, as in OmniMotion's code."""
-        x2 = self.lift(p2)
-        weights = self.render(self.maps(ids2).rays_to_canonical(x2))[1]
         spacing = (self.config.max_depth - self.config.min_depth) / self.config.num_samples_ray
+        x2 = self.lift(p2)
         in_front = x2[..., 2] < depth[..., None] - 1.1 * spacing
-        return (weights * in_front).sum(-1)
+        used = max(int(in_front.flatten(0, 1).any(0).sum()), 1)  # samples behind these are not in front of any point
+        weights = self.render(self.maps(ids2).rays_to_canonical(x2[..., :used, :]))[1]
+        return (weights * in_front[..., :used]).sum(-1)
 
     def color_and_depth(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rendered colors `(B, N, 3)` in [0, 1] and depths `(B, N)` at pixels `(B, N, 2)` of frames `ids`, `(B,)`."""
