@@ -6,7 +6,7 @@ Notation
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -55,14 +55,10 @@ def draw_points(picture: np.ndarray, points: np.ndarray, visible: np.ndarray, co
     if too_dense(spacing, zoom):
         _draw_squares(picture, centers[drawn & visible], colors[drawn & visible], max(1, round(spacing * zoom)))
         return
-    for n in sorted(np.flatnonzero(drawn), key=lambda n: bool(visible[n])):
-        color = colors[n].tolist()
-        if visible[n]:
-            _circle(picture, centers[n], radius + 1, DARK, cv2.FILLED)
-            _circle(picture, centers[n], radius, color, cv2.FILLED)
-        else:
-            _circle(picture, centers[n], radius + 1, DARK, 3)
-            _circle(picture, centers[n], radius + 1, color, 1)
+    hidden = drawn & ~visible
+    shown = drawn & visible
+    _draw_circles(picture, centers[hidden], (radius + 1, radius + 1), colors[hidden], (3, 1))
+    _draw_circles(picture, centers[shown], (radius + 1, radius), colors[shown], (cv2.FILLED, cv2.FILLED))
 
 
 def too_dense(spacing: float, zoom: float) -> bool:
@@ -141,7 +137,12 @@ def _draw_squares(picture: np.ndarray, centers: np.ndarray, colors: np.ndarray, 
             picture[place] = np.rint((1 - DENSE) * frame[place] + DENSE * colors)
 
 
-def _circle(picture: np.ndarray, center: np.ndarray, radius: float, color: Sequence[int], thickness: int) -> None:
+def _draw_circles(picture: np.ndarray, centers: np.ndarray, radii: tuple[float, float], colors: np.ndarray,
+                  thickness: tuple[int, int]) -> None:
+    """Draw a dark circle around each center `(N, 2)`, in pixels of the picture, and over it one in its color `(N, 3)`;
+    `radii` and `thickness` are those of the two."""
     scale = 1 << SHIFT
-    place = tuple(round(float(c) * scale) for c in center)
-    cv2.circle(picture, place, round(radius * scale), color, thickness, cv2.LINE_AA, SHIFT)
+    outer, inner = (round(radius * scale) for radius in radii)
+    for place, color in zip(np.rint(centers * scale).astype(int).tolist(), colors.tolist(), strict=True):
+        cv2.circle(picture, place, outer, DARK, thickness[0], cv2.LINE_AA, SHIFT)
+        cv2.circle(picture, place, inner, color, thickness[1], cv2.LINE_AA, SHIFT)
