@@ -16,9 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-import imageio.v3 as iio
 import numpy as np
-from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a few formats
+from PIL import Image, ImageOps  # imageio's reader cannot be restricted to a few formats, its writer is slower
 
 from common.errors import UserError
 from common.files import MAX_PIXELS, in_natural_order, write_bytes
@@ -233,7 +232,9 @@ def encode_image(image: np.ndarray, extension: str, **options) -> bytes:
     """An image `(H, W, 3)` uint8, or `(H, W)` uint8 or uint16, as the bytes of a file with `extension`, such as ".png".
 
     `options` are those of Pillow's writer of the format."""
-    return iio.imwrite("<bytes>", image, plugin="pillow", extension=extension, is_batch=False, **options)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, Image.registered_extensions()[extension], **options)
+    return encoded.getvalue()
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
