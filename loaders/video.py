@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from math import atan2, degrees
@@ -120,12 +121,17 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10)
 
     Odd widths or heights are padded by a copy of the last column or row. UserError if there is no frame."""
     frames = _at_least_one(frames, path)
-    encoded = io.BytesIO()  # a file on a full disk would make imageio print tracebacks besides the error
-    with iio.imopen(encoded, "w", plugin="pyav", extension=".mp4") as file:
-        file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+    encoded = io.BytesIO()
+    with av.open(encoded, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", Fraction(fps).limit_denominator(65_535), {"preset": "fast"})
+        stream.pix_fmt = "yuv420p"
         for frame in frames:
             H, W = frame.shape[:2]
-            file.write_frame(np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge"))
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = H + H % 2, W + W % 2
+            padded = np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(padded)))
+        container.mux(stream.encode())
     write_bytes(path, encoded.getvalue())
 
 
