@@ -106,8 +106,9 @@ class OmniMotion(nn.Module):
     def bound(self) -> Iterator[None]:
         """Context in which the weights must not change: fuses the maps of all frames once; `maps` then selects from
         them."""
-        outer = self._bound
-        self._bound = outer or self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
+        outer = self._bound  # in a context within another one, the maps are already there
+        if outer is None:
+            self._bound = self.maps(torch.arange(self.config.num_frames, device=self.time_latent.t.device))
         try:
             yield
         finally:

@@ -5,7 +5,7 @@ import pytest
 
 from common.geometry import inside
 from evaluation.baselines import multi_interval_flow_tracks
-from inference.multi_interval_flow import INTERVALS, MAX_ERROR, follow_intervals
+from inference.multi_interval_flow import INTERVALS, MAX_ERROR, Candidates, follow_intervals
 from loaders.sequence import open_sequence
 from loaders.track_files import load_annotations, sample_queries
 from preprocessing.cli import flow_model
@@ -70,8 +70,9 @@ def test_frames_that_no_flow_reaches_have_no_position():
     assert not found.visible[0, 9:].any() and found.visible[0, :9].all()
 
 
-def one_point(query, num_frames, size, step, intervals):
-    """Plain twin for one point: (position, S, visible) of every frame."""
+def one_point(query, num_frames, size, step, intervals, proposed=None):
+    """Plain twin for one point: (position, S, visible) of every frame. `proposed`: positions, S, visible
+    and certain of a proposal in all frames."""
     start = round(float(query[0]))
     states = {start: (query[:0:-1].astype(np.float64), 0.0, True)}
     for direction in (1, -1):
@@ -85,14 +86,19 @@ def one_point(query, num_frames, size, step, intervals):
                     total = squared + e2[0]
                     seen = visible and total <= (MAX_ERROR * max(size)) ** 2 and inside(end[0], size)
                     candidates.append((not seen, total, end[0]))
+            if proposed is not None:
+                position, total, seen, certain = (values[b] for values in proposed)
+                seen = seen and total <= (MAX_ERROR * max(size)) ** 2 and inside(position, size)
+                candidates = [*([] if certain else candidates), (not seen, total, position)]
             hidden, total, end = min(candidates, key=lambda candidate: candidate[:2])
             states[b] = end, total, not hidden
             b += direction
     return [states[t] for t in range(num_frames)]
 
 
+@pytest.mark.parametrize("with_proposal", [False, True])
 @pytest.mark.parametrize("seed,size,frames", [(0, (256, 256), 12), (1, (90, 160), 20), (2, (64, 48), 7)])
-def test_agrees_with_one_point_at_a_time_on_random_flow(seed, size, frames):
+def test_agrees_with_one_point_at_a_time_on_random_flow(seed, size, frames, with_proposal):
     rng = np.random.default_rng(seed)
     moves, errors = rng.normal(0, 6, (frames, frames, 2)), rng.exponential(0.5 * max(size) / 256, (frames, frames))
 
@@ -100,9 +106,18 @@ def test_agrees_with_one_point_at_a_time_on_random_flow(seed, size, frames):
         return points + moves[a, b], np.full(len(points), errors[a, b] ** 2)
 
     queries = np.stack([rng.integers(0, frames, 15), rng.uniform(0, size[0], 15), rng.uniform(0, size[1], 15)], -1)
-    found = follow_intervals(queries.astype(np.float32), frames, size, step)
+    visible, certain = rng.random((2, 15, frames)) < 0.5
+    proposals = (rng.uniform(0, min(size), (15, frames, 2)), rng.exponential(max(size) / 256, (15, frames)), visible,
+                 certain & ~visible)
+
+    class Random:
+        def candidates(self, rows, b, direction, paths):
+            return Candidates(*(values[rows, b] for values in proposals))
+
+    found = follow_intervals(queries.astype(np.float32), frames, size, step, Random() if with_proposal else None)
     for m, query in enumerate(queries.astype(np.float32)):
-        positions, squared, visible = zip(*one_point(query, frames, size, step, INTERVALS), strict=True)
+        proposed = [values[m] for values in proposals] if with_proposal else None
+        positions, squared, visible = zip(*one_point(query, frames, size, step, INTERVALS, proposed), strict=True)
         assert np.allclose(found.tracks[m], positions, atol=1e-2)
         assert np.allclose(found.squared_error[m], squared, rtol=1e-4)
         assert (found.visible[m] == visible).all()
