@@ -81,11 +81,13 @@ def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray
 
 
 class StoredFlow:
-    """Flow of a store at points between pixels, with its forward-backward error. Frames are counted from `first`."""
+    """Flow of a store at points between pixels, with its forward-backward error. Frames are counted from `first`.
+    `tentative`: tentative correspondences are used, too."""
 
-    def __init__(self, store: CorrespondenceStore, first: int = 0):
+    def __init__(self, store: CorrespondenceStore, first: int = 0, tentative: bool = True):
         self.store = store
         self.first = first
+        self.tentative = tentative
         self.pairs = {(int(a), int(b)) for a, b in store.pairs if store.counts[a, b]}  # a cut has no valid flow
 
     def step(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -113,8 +115,8 @@ class StoredFlow:
         rows, stored = pair.find(pixels.ravel())
         tentative = np.zeros_like(stored)
         if abs(a - b) > 1:
-            stored = stored & pair.cycle_at(pixels.ravel())
             tentative = pair.tentative_at(pixels.ravel())
+            stored = stored & pair.cycle_at(pixels.ravel()) & (self.tentative | ~tentative)
         weights = weights * stored.reshape(4, -1)
         total = weights.sum(axis=0)
         scale = np.maximum(total, 1e-9)

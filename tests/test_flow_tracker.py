@@ -156,6 +156,8 @@ def test_tracks_follow_tentative_flow_at_a_cost():
     for flags, expected in (((ALL, ~ALL), 0), ((ALL, ALL), (TENTATIVE_ERROR * W) ** 2), ((~ALL, ALL), np.inf)):
         store.index = lambda a, b, flags=flags: replace(plain(a, b), cycle=flags[0], occlusion=flags[1])
         assert StoredFlow(store).step(0, 2, points)[1] == pytest.approx(expected)
+        without = StoredFlow(store, tentative=False).step(0, 2, points)[1]
+        assert without == (np.inf if flags[1] is ALL else expected)
 
 
 def seen_behind(speed: np.ndarray) -> np.ndarray:
