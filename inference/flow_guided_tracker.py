@@ -3,8 +3,8 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded. It does not know every surface that passes in front: where the flow at its position moves otherwise than the
-model says, something else is seen there.
+occluded. The model may miss an occluder: where the stored flow at its position differs from the model's motion, the
+model's position counts as hidden.
 
 Notation
     M, T      query points, frames
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.geometry import corners
-from inference.multi_interval_flow import MAX_ERROR, Candidates, Paths, follow_intervals
+from inference.multi_interval_flow import Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
 from loaders.correspondences import CorrespondenceStore, check_adjacent_flow
@@ -32,7 +32,8 @@ PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
 TENTATIVE_ERROR = 1 / 256     # share of the frame's longer side: additional error of a tentative correspondence
-MOTION_INTERVALS = (1, 2)     # frames before and after, to which the flow at the model's positions is compared
+MOTION_INTERVALS = (1, 2)     # frames before and after, to which the model's motion is compared with the flow
+MOTION_ERROR = 3 / 256        # share of the frame's longer side: mean difference up to which they agree
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -72,8 +73,7 @@ def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray
     which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
     queries = query_points - np.array([first, 0, 0], query_points.dtype)
     flow = StoredFlow(store, first)
-    shown = model_visible & moves_as_modeled(model, model_visible, flow)
-    proposal = ModelProposal(model, shown, max(store.size))
+    proposal = ModelProposal(model, model_visible, moves_as_modeled(model, model_visible, flow), max(store.size))
     out = follow_intervals(queries, model.shape[1], store.size, flow.step, proposal)
     lost = np.isnan(out.tracks[..., 0])
     out.tracks[lost] = model[lost]
@@ -116,7 +116,7 @@ class StoredFlow:
         tentative = np.zeros_like(stored)
         if abs(a - b) > 1:
             tentative = pair.tentative_at(pixels.ravel())
-            stored = stored & pair.cycle_at(pixels.ravel()) & (self.tentative | ~tentative)
+            stored = stored & (pair.cycle_at(pixels.ravel()) | (tentative & self.tentative))
         weights = weights * stored.reshape(4, -1)
         total = weights.sum(axis=0)
         scale = np.maximum(total, 1e-9)
@@ -129,10 +129,11 @@ class StoredFlow:
 def moves_as_modeled(model: np.ndarray, visible: np.ndarray, flow: StoredFlow) -> np.ndarray:
     """Whether what is seen at the model's positions `(M, F, 2)` moves as the model says, `(M, F)` bool.
 
-    It does if the stored flow from there to the frames near by ends at most MAX_ERROR from the model's positions in
-    these, in the mean; or if no flow is known. Only frames in which the model says `visible` `(M, F)` are examined."""
+    It does if the stored flow from there to the neighboring frames ends, on average, at most MOTION_ERROR from the
+    model's positions in these; or if no flow is known. Only frames in which the model says `visible` `(M, F)` are
+    examined."""
     M, F = model.shape[:2]
-    limit = MAX_ERROR * max(flow.store.size)
+    limit = MOTION_ERROR * max(flow.store.size)
     out = np.ones((M, F), bool)
     for b in range(F):
         rows = np.flatnonzero(visible[:, b])
@@ -154,11 +155,15 @@ class ModelProposal:
 
     Their S is the mean squared distance between model and track over the visible frames since the query, in which
     recent frames weigh more. Where it is small, the model decides that a point is occluded: flow would go on with the
-    surface in front."""
+    surface in front.
 
-    def __init__(self, model: np.ndarray, visible: np.ndarray, longer_side: int):
+    model `(M, F, 2)`: positions. visible `(M, F)` bool: according to the model. agrees `(M, F)` bool: as of
+    `moves_as_modeled`; where it is false, the model's position is not a visible candidate."""
+
+    def __init__(self, model: np.ndarray, visible: np.ndarray, agrees: np.ndarray, longer_side: int):
         self.model = model
         self.visible = visible
+        self.agrees = agrees
         self.prior = (MODEL_DISTANCE * longer_side) ** 2
         self.trusted = (TRUSTED_DISTANCE * longer_side) ** 2
         # for each direction: sum of the weighted squared distances (M,), and of their weights (M,)
@@ -178,4 +183,5 @@ class ModelProposal:
         weight[rows] = decay * weight[rows] + counts
         mean = total[rows] / weight[rows]
         visible = self.visible[rows, b]
-        return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))
+        seen = visible & self.agrees[rows, b]
+        return Candidates(self.model[rows, b], mean, seen, ~visible & (mean <= self.trusted))

@@ -6,7 +6,7 @@ Notation
     flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j;
              both: tentative, which is forward-backward consistent, but only the colors look alike
     q        flow in 1/16 px as int16; the rounding error is at most 1/32 px for displacements up to 2047 px
-    valid    number of pixels with one of the flags
+    valid    number of pixels with exactly one of the flags
 
 Tentative correspondences guide tracks (inference/flow_guided_tracker.py). Nothing is trained on them, and they do not
 count as valid. Stores of earlier versions have none.
@@ -61,7 +61,8 @@ class StoredPair:
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
         """Same as `PairIndex.cycle_at`."""
-        return self.cycle[self.find(pixels)[0]]
+        rows = self.find(pixels)[0]
+        return self.cycle[rows] & ~self.occlusion[rows]
 
     def tentative_at(self, pixels: np.ndarray) -> np.ndarray:
         """Same as `PairIndex.tentative_at`."""
@@ -85,12 +86,12 @@ class PairIndex:
         self._pixels = size[0] * size[1]
         self.count = stored
         self._all = stored == self._pixels
-        flagged = int(self._before[-1] + in_word[-1])
+        self.num_flagged = int(self._before[-1] + in_word[-1])
         tentative = self._cycle & self._occlusion
-        self.valid = flagged - int(np.bitwise_count(tentative.view(np.uint64)).sum(dtype=np.int64))
+        self.valid = self.num_flagged - int(np.bitwise_count(tentative.view(np.uint64)).sum(dtype=np.int64))
         beyond = np.unpackbits(self._flags[self._pixels // 8:])[self._pixels % 8:]  # padding of the plane
-        if not self._all and (flagged != stored or beyond.any()):
-            raise ValueError(f"{flagged} flags for {stored} stored pixels")
+        if not self._all and (self.num_flagged != stored or beyond.any()):
+            raise ValueError(f"{self.num_flagged} flags for {stored} stored pixels")
         start = offset + 2 * plane
         self._flow_q = buffer[start: start + 4 * stored].view(np.int16).reshape(stored, 2)
 
@@ -103,8 +104,8 @@ class PairIndex:
         return self._before.take(word) + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
-        """Cycle flags `(M,)` bool of stored pixels `(M,)`, also of tentative ones."""
-        return self._bits(self._cycle, pixels)
+        """Whether stored pixels `(M,)` are cycle-consistent and not tentative `(M,)` bool."""
+        return self._bits(self._cycle, pixels) & ~self._bits(self._occlusion, pixels)
 
     def tentative_at(self, pixels: np.ndarray) -> np.ndarray:
         """Whether stored pixels `(M,)` are tentative `(M,)` bool."""
@@ -214,7 +215,7 @@ class Row:
             out = PairIndex(self.data, int(self.offsets[k]), int(self.stored[k]), self.size)
         except ValueError as error:
             raise UserError(self.damaged) from error
-        if out.valid != self.valid[k]:
+        if self.valid[k] not in (out.valid, out.num_flagged):  # all flags: earlier versions had none with both
             raise UserError(self.damaged)
         return out
 

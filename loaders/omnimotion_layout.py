@@ -54,7 +54,7 @@ class OmniMotionFolder:
     def stored(self, i: int, j: int) -> StoredPair:
         """Correspondences from frame i to frame j: all pixels if the frames are adjacent, else the valid pixels.
 
-        Pixels whose flow is not finite are not valid."""
+        Pixels whose flow is not finite are not valid. A pixel with both masks is cycle-consistent."""
         name = f"{self.names[i]}_{self.names[j]}"
         masks = read_image(self.root / "raft_masks" / f"{name}.png", self.max_pixels) > 0  # (H, W, 3)
         flow = map_npy(self.root / "raft_exhaustive" / f"{name}.npy", ADVICE)

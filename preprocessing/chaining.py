@@ -30,7 +30,7 @@ from loaders.correspondence_format import DensePair
 from preprocessing.filtering import Appearance, compare, same_color
 from preprocessing.frame_cache import FrameCache
 
-COLOR_TH = 0.3       # largest distance of two RGB colors in [0, 1] that may show the same point
+RGB_TH = 0.3         # largest distance of two RGB colors in [0, 1] that may show the same point
 LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
 AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trusted chain because it does not drift
 
@@ -229,9 +229,9 @@ def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, co
     uncertain = alive & ~agree
     if kept is not None:
         uncertain &= torch.from_numpy(kept).to(uncertain.device)
-    alike, same_color = comparison.alike(j, uncertain, grid, flow)
+    alike, colors_alike = comparison.alike(j, uncertain, grid, flow)
     valid = agree | alike | (cycle & ~alive)
-    tentative = ~valid & torch.where(alive, same_color, direct[1] & direct[2])
+    tentative = ~(valid | occlusion) & torch.where(alive, colors_alike, direct[1] & direct[2])
     chained = alike | (tentative & alive)
     stored_flow = torch.where(chained[..., None], flow, direct_flow)
     return stored_flow, valid | tentative, (occlusion & ~valid) | tentative
@@ -271,7 +271,7 @@ class _Comparison:
         color_j = bilinear(frame_j, q) / 255
         similar = compare(features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
         alike = selected.clone()
-        alike[selected] = similar & ((color_i - color_j).norm(dim=-1) < COLOR_TH)
+        alike[selected] = similar & ((color_i - color_j).norm(dim=-1) < RGB_TH)
         same = selected.clone()
         same[selected] = same_color(colors_i, colors_j, p, q)
         return alike, same

@@ -269,7 +269,7 @@ def check_same(old: dict, new: dict, path: Path) -> None:
 
 @dataclass
 class Block:
-    """An encoded pair; `valid` counts its pixels with one of the flags."""
+    """An encoded pair; `valid` counts its pixels with exactly one of the flags."""
     stored: int
     valid: int
     data: bytes

@@ -7,8 +7,8 @@ Notation
     interval  number of frames from a to b
     colors    CIELAB colors of a frame, slightly blurred, (H, W, 3)
 
-Flow over several frames is trained on where features are alike, which few wrong correspondences pass. Where only colors
-are alike, it is tentative: a track that follows it also has other candidates to choose from.
+Flow over APPEARANCE_INTERVAL or more frames is valid where the features at both ends are alike. Where only the colors
+are, it is tentative.
 """
 
 import cv2
@@ -19,7 +19,7 @@ from torch import Tensor
 from common.geometry import CHUNK_VALUES, bilinear, length, pixel_grid, similarity, similarity_on_cpu
 
 APPEARANCE_INTERVAL = 3  # interval from which on appearance is compared and occluded points are dropped
-COLOR_TH = 6.0           # CIELAB units: largest distance of two colors that are alike
+LAB_TH = 6.0             # CIELAB units: largest distance of two colors that are alike
 COLOR_BLUR = 1.5 / 256   # share of the frame's shorter side: standard deviation of the blur of colors
 OCCLUSION_FACTOR = 1.5   # |p - p'| of an occluded point is at least this multiple of the cycle threshold
 BYTES_PER_PIXEL = 120    # memory of the filters, measured
@@ -47,8 +47,8 @@ def cycle_flags(flow_ab: Tensor, flow_ba: Tensor, cycle_th: float) -> tuple[Tens
 
 
 def blurred_colors(image: np.ndarray) -> np.ndarray:
-    """CIELAB colors `(H, W, 3)` float16 of an image `(H, W, 3)` uint8 RGB, blurred so that noise and texture finer than
-    flow is exact do not count."""
+    """CIELAB colors `(H, W, 3)` float16 of an image `(H, W, 3)` uint8 RGB, blurred to ignore noise and texture smaller
+    than the error of flow."""
     blurred = cv2.GaussianBlur(image, (0, 0), COLOR_BLUR * min(image.shape[:2]))
     return cv2.cvtColor(blurred.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float16)
 
@@ -74,7 +74,8 @@ def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, appearance_a: Appearan
     p = pixel_grid(size, device)[cycle]  # (n, 2)
     q = p + flow[cycle]
     alike = compare(appearance_a[0], appearance_b[0], p, q, size) > feature_th
-    tentative = ~alike & same_color(appearance_a[1], appearance_b[1], p, q)
+    tentative = ~alike
+    tentative[~alike] = same_color(appearance_a[1], appearance_b[1], p[~alike], q[~alike])
     tentative_pixels = torch.zeros_like(cycle)
     tentative_pixels[cycle] = tentative
     cycle[cycle.clone()] = alike | tentative
@@ -83,9 +84,11 @@ def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, appearance_a: Appearan
 
 def same_color(colors_a: np.ndarray, colors_b: np.ndarray, p: Tensor, q: Tensor) -> Tensor:
     """Whether the colors `(H, W, 3)` of frame a at pixels p `(n, 2)`, and of frame b at points q `(n, 2)`, are alike:
-    `(n,)` bool."""
+    `(n,)` bool. Nothing is alike outside the frame."""
     a, b = (torch.from_numpy(colors).to(p.device) for colors in (colors_a, colors_b))
-    return (a[p[:, 1].long(), p[:, 0].long()] - bilinear(b, q)).norm(dim=-1) < COLOR_TH
+    H, W = colors_b.shape[:2]
+    inside = (q >= 0).all(dim=-1) & (q <= q.new_tensor([W - 1, H - 1])).all(dim=-1)
+    return inside & ((a[p[:, 1].long(), p[:, 0].long()] - bilinear(b, q)).norm(dim=-1) < LAB_TH)
 
 
 def compare(features_a: np.ndarray, features_b: np.ndarray, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:

@@ -178,7 +178,7 @@ class _StoreBuilder:
         self.scenes = self.writer.scenes
         flow_frame = self.sequence.flow_frame if self.method.flow_frames else self.sequence.frame
         self.appearance = FrameCache(lambda t: (self.extract(self.frames[t][0]), blurred_colors(self.frames[t][0])),
-                                     budget, self.writer.scratch("features"))
+                                     budget, self.writer.scratch("appearance"))
         self.encodings = FrameCache(lambda t: self.model.encode(flow_frame(t)), budget, encodings)
         self.path = lru_cache(self._path)  # of the 128 frames that were asked for last
         self.chains = None
@@ -310,9 +310,11 @@ class _StoreBuilder:
             seconds.append((time.perf_counter() - begin) / 2)
         if self.method.chain:  # chains add correspondences; their number is not known before
             shares = dict.fromkeys(shares, 1.0)
-        encoding_bytes = sum(x.nbytes for x in self.encodings[0]) * T if self.model.spill else 0
+        scratch_bytes = sum(x.nbytes for x in self.appearance[0]) * T
+        if self.model.spill:
+            scratch_bytes += sum(x.nbytes for x in self.encodings[0]) * T
         return estimate(numbers, self.sequence.size, shares, float(np.median(seconds)) / self.workers,
-                        0.5 if self.writer.half else 1.0, sum(numbers.values()) - 2 * left, encoding_bytes)
+                        0.5 if self.writer.half else 1.0, sum(numbers.values()) - 2 * left, scratch_bytes)
 
 
 def run_tasks(task: Callable, groups: Sequence[Sequence], num_workers: int, name: str,

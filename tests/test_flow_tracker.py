@@ -13,9 +13,16 @@ from common.errors import UserError
 from common.geometry import inside, sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from inference.flow_guided_tracker import TENTATIVE_ERROR, FlowGuidedTracker, StoredFlow, guide, moves_as_modeled
+from inference.flow_guided_tracker import (
+    MOTION_ERROR,
+    TENTATIVE_ERROR,
+    FlowGuidedTracker,
+    StoredFlow,
+    guide,
+    moves_as_modeled,
+)
 from inference.load_run import new_tracker
-from inference.multi_interval_flow import MAX_ERROR, Paths
+from inference.multi_interval_flow import Paths
 from inference.tracker import Tracker
 from loaders.correspondence_format import StoredPair
 from loaders.correspondences import open_correspondences
@@ -174,8 +181,19 @@ def seen_behind(speed: np.ndarray) -> np.ndarray:
 def test_a_point_is_hidden_where_what_is_seen_there_moves_otherwise():
     """With the same motion the model's position is believed; with another one, something else is seen."""
     assert seen_behind(np.array([0.0, 0.0])).all()
-    assert seen_behind(np.array([0.3, 0.0])).all()  # less than MAX_ERROR over two frames
+    assert seen_behind(np.array([0.3, 0.0])).all()  # less than MOTION_ERROR over two frames
     assert (seen_behind(np.array([2.0, 0.0])) == (np.arange(T) < 4)).all()
+
+
+def test_flow_without_error_is_followed_where_the_model_lags_behind():
+    """What is seen at the model's position, 2 px off, moves otherwise. That withdraws the model's position only."""
+    query = QUERIES[:1]
+    model = straight(query) + np.array([2.0, 0])
+    model[0, 1:] += 4 * np.resize([1, -1], T - 1)[:, None]
+    found = run(model, Moving(far=(2,)), queries=query)
+    assert not moves_as_modeled(model.astype(np.float32), np.ones((1, T), bool), StoredFlow(Moving(far=(2,)))).all()
+    assert found.visible.all()
+    assert np.allclose(found.tracks, straight(query), atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -191,7 +209,7 @@ def test_motion_is_compared_with_flow_within_two_frames(seed):
     for m, b in np.ndindex(3, T):
         errors = [np.linalg.norm(model[m, b] + SPEED * (c - b) - model[m, c])
                   for c in (b - 2, b - 1, b + 1, b + 2) if 0 <= c < T]
-        assert found[m, b] == (not visible[m, b] or np.mean(errors) <= MAX_ERROR * W)
+        assert found[m, b] == (not visible[m, b] or np.mean(errors) <= MOTION_ERROR * W)
 
 
 def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):

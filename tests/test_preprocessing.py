@@ -74,7 +74,7 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     assert np.array_equal(np.sort(pixels[stored]), expected)
     assert np.array_equal(pair.pixels[rows[stored]], pixels[stored]) and index.valid == block.valid
     assert np.array_equal(index.flow(rows[stored]), pair.flow(rows[stored]))
-    assert np.array_equal(index.cycle_at(pixels[stored]), pair.cycle[rows[stored]])
+    assert np.array_equal(index.cycle_at(pixels[stored]), (pair.cycle & ~pair.occlusion)[rows[stored]])
     assert np.array_equal(index.tentative_at(pixels[stored]), (pair.cycle & pair.occlusion)[rows[stored]])
     assert np.array_equal(pair.tentative_at(pixels[stored]), (pair.cycle & pair.occlusion)[rows[stored]])
     assert np.array_equal(index.valid_pixels(), (cycle != occlusion).ravel())
@@ -84,7 +84,7 @@ def test_round_off_is_at_most_a_32nd_of_a_pixel(seed, reach, adjacent):
     assert np.array_equal(reliable.flow_q, pair.flow_q[kept])
     again, stored_too = pair.find(pixels)
     assert np.array_equal(stored, stored_too) and np.array_equal(rows[stored], again[stored])
-    assert np.array_equal(pair.cycle_at(pixels[stored]), pair.cycle[rows[stored]])
+    assert np.array_equal(pair.cycle_at(pixels[stored]), (pair.cycle & ~pair.occlusion)[rows[stored]])
 
 
 def test_flow_beyond_16_bits_loses_its_flags():
@@ -307,6 +307,7 @@ CHAIN = (8.0, 4.0)
     (Clip(off=20, changed="features"), (CHAIN, True, True), ((28, 4), True, False)),  # the chain is tentative
     (Clip(off=20, gap=5, cycle=True, occlusion=True), ((28, 4), True, True), ((13, 4), True, False)),
     (Clip(off=20, cycle=True, occlusion=True), (CHAIN, True, False), (CHAIN, True, False)),
+    (Clip(off=20, cycle=False, occlusion=True, changed="features"), ((28, 4), False, True), ((28, 4), False, True)),
     (Clip(off=20, gap=0.4), ((8.4, 4), True, False), ((28, 4), True, False)),
     (Clip(off=20, gap=0.6), ((28, 4), True, False), ((28, 4), True, False)),  # the chain has broken
     (Clip(off=20, cycle=False), (CHAIN, True, False), (CHAIN, True, False)),  # there is no direct flow
