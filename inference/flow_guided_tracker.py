@@ -3,8 +3,8 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded. The model may miss an occluder: where the stored flow at its position differs from the model's motion, the
-model's position counts as hidden.
+occluded. The model may miss an occluder: where the stored flow at its position differs from the model's motion, it
+counts as saying "occluded".
 
 Notation
     M, T      query points, frames
@@ -73,7 +73,7 @@ def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray
     which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
     queries = query_points - np.array([first, 0, 0], query_points.dtype)
     flow = StoredFlow(store, first)
-    proposal = ModelProposal(model, model_visible, moves_as_modeled(model, model_visible, flow), max(store.size))
+    proposal = ModelProposal(model, model_visible & moves_as_modeled(model, model_visible, flow), max(store.size))
     out = follow_intervals(queries, model.shape[1], store.size, flow.step, proposal)
     lost = np.isnan(out.tracks[..., 0])
     out.tracks[lost] = model[lost]
@@ -157,13 +157,11 @@ class ModelProposal:
     recent frames weigh more. Where it is small, the model decides that a point is occluded: flow would go on with the
     surface in front.
 
-    model `(M, F, 2)`: positions. visible `(M, F)` bool: according to the model. agrees `(M, F)` bool: as of
-    `moves_as_modeled`; where it is false, the model's position is not a visible candidate."""
+    model `(M, F, 2)`: positions. visible `(M, F)` bool: where the model's position counts as visible."""
 
-    def __init__(self, model: np.ndarray, visible: np.ndarray, agrees: np.ndarray, longer_side: int):
+    def __init__(self, model: np.ndarray, visible: np.ndarray, longer_side: int):
         self.model = model
         self.visible = visible
-        self.agrees = agrees
         self.prior = (MODEL_DISTANCE * longer_side) ** 2
         self.trusted = (TRUSTED_DISTANCE * longer_side) ** 2
         # for each direction: sum of the weighted squared distances (M,), and of their weights (M,)
@@ -183,5 +181,4 @@ class ModelProposal:
         weight[rows] = decay * weight[rows] + counts
         mean = total[rows] / weight[rows]
         visible = self.visible[rows, b]
-        seen = visible & self.agrees[rows, b]
-        return Candidates(self.model[rows, b], mean, seen, ~visible & (mean <= self.trusted))
+        return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))

@@ -185,17 +185,6 @@ def test_a_point_is_hidden_where_what_is_seen_there_moves_otherwise():
     assert (seen_behind(np.array([2.0, 0.0])) == (np.arange(T) < 4)).all()
 
 
-def test_flow_without_error_is_followed_where_the_model_lags_behind():
-    """What is seen at the model's position, 2 px off, moves otherwise. That withdraws the model's position only."""
-    query = QUERIES[:1]
-    model = straight(query) + np.array([2.0, 0])
-    model[0, 1:] += 4 * np.resize([1, -1], T - 1)[:, None]
-    found = run(model, Moving(far=(2,)), queries=query)
-    assert not moves_as_modeled(model.astype(np.float32), np.ones((1, T), bool), StoredFlow(Moving(far=(2,)))).all()
-    assert found.visible.all()
-    assert np.allclose(found.tracks, straight(query), atol=1e-4)
-
-
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_motion_is_compared_with_flow_within_two_frames(seed):
