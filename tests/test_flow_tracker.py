@@ -167,6 +167,17 @@ def test_tracks_follow_tentative_flow_at_a_cost():
         assert without == (np.inf if flags[1] is ALL else expected)
 
 
+def test_the_cost_of_tentative_flow_is_that_of_its_share():
+    """Halfway between a column of valid and one of tentative pixels it is half as large."""
+    store = Moving(far=(2,))
+    plain = store.index
+    odd = np.tile(np.arange(W) % 2 == 1, H)
+    store.index = lambda a, b: replace(plain(a, b), occlusion=odd)
+    points = np.array([[20, 30], [20.5, 30], [21, 30]], np.float32)
+    cost = StoredFlow(store).step(0, 2, points)[1]
+    assert cost == pytest.approx(np.array([0, 0.5, 1]) * (TENTATIVE_ERROR * W) ** 2)
+
+
 def seen_behind(speed: np.ndarray) -> np.ndarray:
     """Visibility `(T,)` of a point of the first frame that the model carries on through all frames. What is seen from
     frame 4 on moves by `speed` more than the point, and no flow leads there from the frames before."""

@@ -229,6 +229,17 @@ def test_flow_is_tentative_where_only_colors_are_alike(interval, features, gray,
         assert (flag == value).all()
 
 
+def test_flow_out_of_a_dark_frame_is_not_tentative():
+    """Outside the frame samples are 0, which is nearly the color of dark pixels."""
+    flow = np.full((32, 40, 2), (2.5, 0), np.float32)
+    dark = blurred_colors(np.full((32, 40, 3), 8, np.uint8))
+    looks = [(np.full((4, 4, 8), value, np.float16), dark) for value in (1, -1)]
+    cycle, occlusion = filter_flow(flow, -flow, *looks, 4, 3.0, 0.5)
+    tentative = cycle & occlusion
+    assert tentative[:, :37].all()
+    assert not tentative[:, 37:].any()
+
+
 def test_blur_of_colors_hides_fine_texture():
     """A checkerboard of single pixels has the color of its mean, in CIELAB."""
     checkers = (np.indices((256, 256)).sum(0) % 2 * 100 + 50).astype(np.uint8)[..., None].repeat(3, axis=2)
