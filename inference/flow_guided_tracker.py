@@ -3,8 +3,7 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded. The model may miss an occluder: where the stored flow at its position differs from the model's motion, it
-counts as saying "occluded".
+occluded.
 
 Notation
     M, T      query points, frames
@@ -32,8 +31,6 @@ PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
 TENTATIVE_ERROR = 1 / 256     # share of the frame's longer side: additional error of a tentative correspondence
-MOTION_INTERVALS = (1, 2)     # frames before and after, to which the model's motion is compared with the flow
-MOTION_ERROR = 3 / 256        # share of the frame's longer side: mean difference up to which they agree
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -56,8 +53,8 @@ class FlowGuidedTracker(Tracker):
         """Arguments and result as `Tracker.track`."""
         start = query_points[:, 0].astype(np.int64)
         wanted = range(self.num_frames) if frames is None else frames
-        first = max(min([*start, *wanted], default=0) - max(MOTION_INTERVALS), 0)
-        last = min(max([*start, *wanted], default=-1) + max(MOTION_INTERVALS), self.num_frames - 1)
+        first = min([*start, *wanted], default=0)
+        last = max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
         paths = guide(query_points, out.tracks, out.visible, self.store, first)
         out.tracks = paths.tracks
@@ -73,7 +70,7 @@ def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray
     which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
     queries = query_points - np.array([first, 0, 0], query_points.dtype)
     flow = StoredFlow(store, first)
-    proposal = ModelProposal(model, model_visible & moves_as_modeled(model, model_visible, flow), max(store.size))
+    proposal = ModelProposal(model, model_visible, max(store.size))
     out = follow_intervals(queries, model.shape[1], store.size, flow.step, proposal)
     lost = np.isnan(out.tracks[..., 0])
     out.tracks[lost] = model[lost]
@@ -126,38 +123,12 @@ class StoredFlow:
         return mean.astype(np.float32), total > MIN_STORED, share
 
 
-def moves_as_modeled(model: np.ndarray, visible: np.ndarray, flow: StoredFlow) -> np.ndarray:
-    """Whether what is seen at the model's positions `(M, F, 2)` moves as the model says, `(M, F)` bool.
-
-    It does if the stored flow from there to the neighboring frames ends, on average, at most MOTION_ERROR from the
-    model's positions in these; or if no flow is known. Only frames in which the model says `visible` `(M, F)` are
-    examined."""
-    M, F = model.shape[:2]
-    limit = MOTION_ERROR * max(flow.store.size)
-    out = np.ones((M, F), bool)
-    for b in range(F):
-        rows = np.flatnonzero(visible[:, b])
-        total = np.zeros(len(rows))
-        count = np.zeros(len(rows))
-        for c in (b + sign * interval for interval in MOTION_INTERVALS for sign in (1, -1)):
-            moved = flow.step(b, c, model[rows, b]) if 0 <= c < F and len(rows) else None
-            if moved is not None:
-                ends, squared_error = moved
-                known = squared_error <= limit ** 2
-                total += np.where(known, np.linalg.norm(ends - model[rows, c], axis=-1), 0)
-                count += known
-        out[rows, b] = total <= limit * count
-    return out
-
-
 class ModelProposal:
     """The model's positions as candidates.
 
     Their S is the mean squared distance between model and track over the visible frames since the query, in which
     recent frames weigh more. Where it is small, the model decides that a point is occluded: flow would go on with the
-    surface in front.
-
-    model `(M, F, 2)`: positions. visible `(M, F)` bool: where the model's position counts as visible."""
+    surface in front."""
 
     def __init__(self, model: np.ndarray, visible: np.ndarray, longer_side: int):
         self.model = model

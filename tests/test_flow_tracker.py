@@ -6,21 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.geometry import inside, sample
+from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from inference.flow_guided_tracker import (
-    MOTION_ERROR,
-    TENTATIVE_ERROR,
-    FlowGuidedTracker,
-    StoredFlow,
-    guide,
-    moves_as_modeled,
-)
+from inference.flow_guided_tracker import TENTATIVE_ERROR, FlowGuidedTracker, StoredFlow, guide
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import Paths
 from inference.tracker import Tracker
@@ -176,40 +167,6 @@ def test_the_cost_of_tentative_flow_is_that_of_its_share():
     points = np.array([[20, 30], [20.5, 30], [21, 30]], np.float32)
     cost = StoredFlow(store).step(0, 2, points)[1]
     assert cost == pytest.approx(np.array([0, 0.5, 1]) * (TENTATIVE_ERROR * W) ** 2)
-
-
-def seen_behind(speed: np.ndarray) -> np.ndarray:
-    """Visibility `(T,)` of a point of the first frame that the model carries on through all frames. What is seen from
-    frame 4 on moves by `speed` more than the point, and no flow leads there from the frames before."""
-    store = Moving(across(4), far=(2,))
-    plain = store.index
-    step = np.rint(16 * speed).astype(np.int16)
-    store.index = lambda a, b: replace(plain(a, b), flow_q=plain(a, b).flow_q + (min(a, b) >= 4) * (b - a) * step)
-    query = QUERIES[:1]
-    return run(straight(query), store, queries=query).visible[0]
-
-
-def test_a_point_is_hidden_where_what_is_seen_there_moves_otherwise():
-    """With the same motion the model's position is believed; with another one, something else is seen."""
-    assert seen_behind(np.array([0.0, 0.0])).all()
-    assert seen_behind(np.array([0.3, 0.0])).all()  # less than MOTION_ERROR over two frames
-    assert (seen_behind(np.array([2.0, 0.0])) == (np.arange(T) < 4)).all()
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_motion_is_compared_with_flow_within_two_frames(seed):
-    """Against the definition, point by point. Frames in which the model is occluded are not examined."""
-    rng = np.random.default_rng(seed)
-    model = straight(QUERIES) + rng.normal(0, 1, (3, T, 2)).cumsum(axis=1)
-    visible = rng.random((3, T)) < 0.8
-    visible &= inside(model, (H, W))
-    flow = StoredFlow(Moving(far=(2,)))
-    found = moves_as_modeled(model.astype(np.float32), visible, flow)
-    for m, b in np.ndindex(3, T):
-        errors = [np.linalg.norm(model[m, b] + SPEED * (c - b) - model[m, c])
-                  for c in (b - 2, b - 1, b + 1, b + 2) if 0 <= c < T]
-        assert found[m, b] == (not visible[m, b] or np.mean(errors) <= MOTION_ERROR * W)
 
 
 def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
