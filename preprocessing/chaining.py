@@ -173,11 +173,12 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], ap
                 continue
             remaining.remove(j)
             pair = direct(i, j)
-            found = _to_tensors(pair, device)
+            found = _to_tensors(pair.without_tentative(), device)
             if chains is None:
                 found, state = _choose_unfiltered(state, found, grid, comparison, j)
             elif abs(i - j) > 1:
-                found = _choose_trusted(chains(i, j, known), found, grid, comparison, j, kept(i, j))
+                tentative = torch.from_numpy(pair.cycle & pair.occlusion).to(device)
+                found = _choose_trusted(chains(i, j, known), found, tentative, grid, comparison, j, kept(i, j))
             if abs(i - j) > 1:
                 yield j, *(x.cpu().numpy().copy() for x in found)
             else:
@@ -209,37 +210,33 @@ def _choose_unfiltered(state: ChainState, direct: Correspondences, grid: Tensor,
     Direct flow is stored where it is valid, otherwise the chain if its ends look alike. Chains end at points that are
     occluded in j."""
     flow, alive = state
-    direct_flow, cycle, occlusion = _without_tentative(direct)
+    direct_flow, cycle, occlusion = direct
     uncertain = alive & ~(cycle | occlusion)
     flow = torch.where((cycle | occlusion)[..., None], direct_flow, flow)
-    alike, _ = comparison.alike(j, uncertain, grid, flow)
+    alike = comparison.alike(j, uncertain, grid, flow)
     alive = (alike | cycle) & ~occlusion
     return (flow, alive, occlusion), (flow, alive)
 
 
-def _choose_trusted(state: ChainState, direct: Correspondences, grid: Tensor, comparison: "_Comparison",
-                    j: int, kept: np.ndarray | None) -> Correspondences:
-    """The correspondences to store for frame j.
+def _choose_trusted(state: ChainState, direct: Correspondences, direct_tentative: Tensor, grid: Tensor,
+                    comparison: "_Comparison", j: int, kept: np.ndarray | None) -> Correspondences:
+    """The correspondences to store for frame j. direct_tentative `(H, W)` bool: where direct flow is tentative.
 
     Direct flow is stored where it agrees with the chain or the chain is broken. Otherwise the chain is stored if its
     ends look alike, and is tentative if only their colors do; if they do not, the pixel gets no correspondence."""
     flow, alive = state
-    direct_flow, cycle, occlusion = _without_tentative(direct)
+    direct_flow, cycle, occlusion = direct
     agree = cycle & (length(flow - direct_flow) <= AGREEMENT_TH)
     uncertain = alive & ~agree
     if kept is not None:
         uncertain &= torch.from_numpy(kept).to(uncertain.device)
-    alike, colors_alike = comparison.alike(j, uncertain, grid, flow)
+    alike = comparison.alike(j, uncertain, grid, flow)
+    same_color = comparison.same_color(j, uncertain & ~alike, grid, flow)
     valid = agree | alike | (cycle & ~alive)
-    tentative = ~(valid | occlusion) & torch.where(alive, colors_alike, direct[1] & direct[2])
+    tentative = ~(valid | occlusion) & torch.where(alive, same_color, direct_tentative)
     chained = alike | (tentative & alive)
     stored_flow = torch.where(chained[..., None], flow, direct_flow)
     return stored_flow, valid | tentative, (occlusion & ~valid) | tentative
-
-
-def _without_tentative(pair: Correspondences) -> Correspondences:
-    flow, cycle, occlusion = pair
-    return flow, cycle & ~occlusion, occlusion & ~cycle
 
 
 def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
@@ -259,19 +256,22 @@ class _Comparison:
         self.frame_i = torch.from_numpy(frame(i)).to(device)
         self.appearance_i = appearance(i)
 
-    def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
         """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j, by features and
-        RGB colors, and which have the same blurred colors: `(H, W)` each."""
+        RGB colors: `(H, W)`."""
+        out = selected.clone()
         p = grid[selected]  # (n, 2)
         q = p + flow[selected]
-        features_i, colors_i = self.appearance_i
-        features_j, colors_j = self.appearance(j)
         frame_j = torch.from_numpy(self.frame(j)).to(self.device)
         color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
         color_j = bilinear(frame_j, q) / 255
-        similar = compare(features_i, features_j, p, q, self.frame_i.shape[:2]) > self.feature_th
-        alike = selected.clone()
-        alike[selected] = similar & ((color_i - color_j).norm(dim=-1) < RGB_TH)
-        same = selected.clone()
-        same[selected] = same_color(colors_i, colors_j, p, q)
-        return alike, same
+        similar = compare(self.appearance_i[0], self.appearance(j)[0], p, q, self.frame_i.shape[:2]) > self.feature_th
+        out[selected] = similar & ((color_i - color_j).norm(dim=-1) < RGB_TH)
+        return out
+
+    def same_color(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
+        """Which of the pixels `selected` `(H, W)` bool have the same blurred color there: `(H, W)`."""
+        out = selected.clone()
+        p = grid[selected]  # (n, 2)
+        out[selected] = same_color(self.appearance_i[1], self.appearance(j)[1], p, p + flow[selected])
+        return out
