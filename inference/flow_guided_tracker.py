@@ -9,15 +9,20 @@ Notation
     M, T      query points, frames
     a, b      source and target frame of a flow
     e         forward-backward error of a flow at a point, pixels
+    d         difference in color between the two ends of a flow, CIELAB units
     S         squared error of a path of flows, square pixels; the model's S is in `ModelProposal`
+
+The error of one flow over several frames is e^2 + (COLOR_ERROR d)^2: flow that leads to another surface often has a
+small e, but other colors.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from common.geometry import corners
+from inference.frame_colors import FrameColors
 from inference.multi_interval_flow import Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
@@ -30,7 +35,7 @@ MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the d
 PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
-TENTATIVE_ERROR = 1 / 256     # share of the frame's longer side: additional error of a tentative correspondence
+COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -38,16 +43,18 @@ class FlowGuidedTracker(Tracker):
     """A Tracker whose tracks follow the flow of `store` (or of a folder in OmniMotion's layout) where it is reliable.
     Depths and occlusion scores are the model's, at the model's position.
 
-    Raises UserError if the store has no flow between adjacent frames."""
+    frame: t -> image `(H, W, 3)` uint8 RGB. Raises UserError if the store has no flow between adjacent frames."""
 
-    def __init__(self, model: OmniMotion, store: CorrespondenceStore, use_max_loc: bool = True,
-                 occlusion_th: float = 0.99, chunk_size: int = 2_048, scenes: Scenes | None = None):
+    def __init__(self, model: OmniMotion, store: CorrespondenceStore, frame: Callable[[int], np.ndarray],
+                 use_max_loc: bool = True, occlusion_th: float = 0.99, chunk_size: int = 2_048,
+                 scenes: Scenes | None = None):
         super().__init__(model, use_max_loc, occlusion_th, chunk_size, scenes)
         check_adjacent_flow(store)
         if np.abs(np.diff(store.pairs)).max() == 1:
             log.warning("%s has flow between adjacent frames only: a track that left the flow does not return to it",
                         store.root)
         self.store = store
+        self.colors = FrameColors(frame)
 
     def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
         """Arguments and result as `Tracker.track`."""
@@ -56,71 +63,71 @@ class FlowGuidedTracker(Tracker):
         first = min([*start, *wanted], default=0)
         last = max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
-        paths = guide(query_points, out.tracks, out.visible, self.store, first)
+        paths = guide(query_points, out.tracks, out.visible, StoredFlow(self.store, first, self.colors))
         out.tracks = paths.tracks
         out.visible = paths.visible & self.can_be_seen(start)[:, first:last + 1]
         return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))
 
 
-def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray, store: CorrespondenceStore,
-          first: int = 0) -> Paths:
+def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray, flow: "StoredFlow") -> Paths:
     """Combine the model's tracks with stored flow.
 
-    `query_points` `(M, 3)`: (t, y, x). `model` `(M, F, 2)`: the model's positions in frames first, first + 1, ...,
-    which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
-    queries = query_points - np.array([first, 0, 0], query_points.dtype)
-    flow = StoredFlow(store, first)
-    proposal = ModelProposal(model, model_visible, max(store.size))
-    out = follow_intervals(queries, model.shape[1], store.size, flow.step, proposal)
+    `query_points` `(M, 3)`: (t, y, x). `model` `(M, F, 2)`: the model's positions in F frames from the first one of
+    `flow`, which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
+    size = flow.store.size
+    queries = query_points - np.array([flow.first, 0, 0], query_points.dtype)
+    proposal = ModelProposal(model, model_visible, max(size))
+    out = follow_intervals(queries, model.shape[1], size, flow.step, proposal)
     lost = np.isnan(out.tracks[..., 0])
     out.tracks[lost] = model[lost]
     return out
 
 
 class StoredFlow:
-    """Flow of a store at points between pixels, with its forward-backward error. Frames are counted from `first`.
-    `tentative`: tentative correspondences are used, too."""
+    """Flow of a store at points between pixels, with its error. Frames are counted from `first`.
 
-    def __init__(self, store: CorrespondenceStore, first: int = 0, tentative: bool = True):
+    colors: of the frames; tentative correspondences are used, too. None: only others, and their error is e."""
+
+    def __init__(self, store: CorrespondenceStore, first: int = 0, colors: FrameColors | None = None):
         self.store = store
         self.first = first
-        self.tentative = tentative
+        self.colors = colors
         self.pairs = {(int(a), int(b)) for a, b in store.pairs if store.counts[a, b]}  # a cut has no valid flow
 
     def step(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and e^2 `(n,)`: larger where the flow there is
-        tentative, infinite where it or the flow back is not stored. None if the store lacks the pair in one
-        direction."""
+        """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and the squared error `(n,)` of the flow:
+        infinite where it or the flow back is not stored. None if the store lacks the pair in one direction."""
         a += self.first
         b += self.first
         if not {(a, b), (b, a)} <= self.pairs:
             return None
-        move, known, tentative = self._flow(a, b, points)
+        move, known = self._flow(a, b, points)
         ends = points + move
-        back, known_back, _ = self._flow(b, a, ends)
+        back, known_back = self._flow(b, a, ends)
         error = move + back
-        squared = error[:, 0] ** 2 + error[:, 1] ** 2
-        squared += tentative * (TENTATIVE_ERROR * max(self.store.size)) ** 2
-        return ends, np.where(known & known_back, squared, np.inf)
+        squared = np.where(known & known_back, error[:, 0] ** 2 + error[:, 1] ** 2, np.inf)
+        if self.colors is not None and abs(a - b) > 1:
+            rows = np.flatnonzero(known & known_back)
+            difference = self.colors.difference(a, points[rows], b, ends[rows])
+            squared[rows] += (COLOR_ERROR * max(self.store.size) * difference) ** 2
+        return ends, squared
 
-    def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, where there are
-        some `(n,)` bool, and which share of them is tentative `(n,)`, by weight. Of adjacent frames, all pixels are
-        used."""
+    def _flow(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, and where there
+        are some `(n,)` bool. Of adjacent frames, all pixels are used."""
         pair: PairIndex = self.store.index(a, b)
         pixels, weights = (x.T for x in corners(points, self.store.size))  # (4, n)
         rows, stored = pair.find(pixels.ravel())
-        tentative = np.zeros_like(stored)
         if abs(a - b) > 1:
-            tentative = pair.tentative_at(pixels.ravel())
-            stored = stored & (pair.cycle_at(pixels.ravel()) | (tentative & self.tentative))
+            cycle = pair.cycle_at(pixels.ravel())
+            if self.colors is not None:
+                cycle = cycle | pair.tentative_at(pixels.ravel())
+            stored = stored & cycle
         weights = weights * stored.reshape(4, -1)
         total = weights.sum(axis=0)
-        scale = np.maximum(total, 1e-9)
         flow = pair.flow(rows).reshape(4, -1, 2)  # of pixels that are not stored: any finite value
-        mean = np.einsum("kn,knc->nc", weights, flow) / scale[:, None]
-        share = (weights * tentative.reshape(4, -1)).sum(axis=0) / scale
-        return mean.astype(np.float32), total > MIN_STORED, share
+        mean = np.einsum("kn,knc->nc", weights, flow) / np.maximum(total, 1e-9)[:, None]
+        return mean.astype(np.float32), total > MIN_STORED
 
 
 class ModelProposal:

@@ -72,6 +72,6 @@ def new_tracker(model: OmniMotion, sequence: VideoSequence, options: Namespace) 
     if not options.follow_flow:
         return Tracker(model, *arguments, scenes)
     try:
-        return FlowGuidedTracker(model, open_correspondences(sequence), *arguments, scenes)
+        return FlowGuidedTracker(model, open_correspondences(sequence), sequence.frame, *arguments, scenes)
     except UserError as error:
         raise UserError(f"{error}; or say --no-follow_flow, which needs no flow") from error

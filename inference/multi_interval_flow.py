@@ -5,7 +5,7 @@ Notation
     a, b       source and target frame of one flow; its interval is |a - b|
     e          forward-backward error of one flow at a point, pixels: distance of the point from itself after going from
                a to b and back
-    S          squared error of a path: sum of e^2 over its flows, square pixels
+    S          squared error of a path: sum of e^2 over its flows, square pixels; a FlowStep may add to e^2
     direction  1: frames after the query; -1: frames before it
 
 A point in frame b is reached by one flow from each of the frames b - 1, b - 2, b - 4, ... in which its position is
@@ -25,8 +25,8 @@ INTERVALS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_ERROR = 3 / 256    # share of the frame's longer side: a point is hidden where sqrt(S) is larger
 HIDDEN_COST = 1e12     # square pixels, added to S: a hidden candidate is taken only if there is no visible one
 
-# (a, b, points (n, 2)) -> (positions in b (n, 2), e^2 (n,)), or None if there is no flow between a and b. Where a point
-# has no flow, e^2 is infinite.
+# (a, b, points (n, 2)) -> (positions in b (n, 2), squared error (n,)), or None if there is no flow between a and b. Where
+# a point has no flow, the error is infinite.
 FlowStep = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | None]
 
 

@@ -4,12 +4,12 @@ Notation
     T, H, W  frames, height, width
     n        stored pixels of an ordered pair (i, j): all pixels of frame i if |i - j| = 1, else those with a flag
     flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j;
-             both: tentative, which is forward-backward consistent, but only the colors look alike
+             both: tentative, which is forward-backward consistent, but features differ
     q        flow in 1/16 px as int16; the rounding error is at most 1/32 px for displacements up to 2047 px
     valid    number of pixels with exactly one of the flags
 
 Tentative correspondences guide tracks (inference/flow_guided_tracker.py). Nothing is trained on them, and they do not
-count as valid. Stores of earlier versions have none.
+count as valid. Stores of earlier versions have fewer or none.
 
 A block holds one ordered pair: cycle bit plane | occlusion bit plane | q (n, 2), each padded to ALIGN bytes.
 A row file, such as `00012.row`, holds one source frame: int64 header [number of pairs, then (j, n, valid) per pair],

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from common.geometry import bilinear, length, pixel_grid
 from loaders.correspondence_format import DensePair
-from preprocessing.filtering import Appearance, compare, same_color
+from preprocessing.filtering import compare
 from preprocessing.frame_cache import FrameCache
 
 RGB_TH = 0.3         # largest distance of two RGB colors in [0, 1] that may show the same point
@@ -140,14 +140,14 @@ class TrustedChains:
         return ((points >= 0) & (points <= self.grid[-1, -1])).all(dim=-1)
 
 
-def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], appearance: Callable[[int], Appearance],
+def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], features: Callable[[int], np.ndarray],
               direct: ReadPair, feature_th: float, chains: TrustedChains | None, device: str = "cpu",
               path: Path = every_frame, kept: Callable[[int, int], np.ndarray | None] = lambda i, j: None,
               ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Correspondences from frame i to each of `targets`: (j, flow `(H, W, 2)`, cycle `(H, W)`, occlusion `(H, W)`).
 
     frame:      t -> image `(H, W, 3)` uint8 RGB
-    appearance: t -> features `(h, w, c)` and colors `(H, W, 3)`
+    features:   t -> features `(h, w, c)`
     direct:     (a, b) -> filtered flow of a pair; of adjacent frames it must have the flow of all pixels
     feature_th: cosine similarity above which the two ends of a chain may show the same point
     chains:     trusted chains of the same frames; None: the rule "unfiltered"
@@ -157,7 +157,7 @@ def chain_row(i: int, targets: list[int], frame: Callable[[int], np.ndarray], ap
     Correspondences to adjacent frames, and to frames that no chain passes, are those of `direct`, unchanged."""
     size = frame(i).shape[:2]
     grid = pixel_grid(size, device)
-    comparison = _Comparison(i, frame, appearance, feature_th, device)
+    comparison = _Comparison(i, frame, features, feature_th, device)
     for step in (1, -1):
         remaining = {j for j in targets if (j - i) * step > 0}
         state = torch.zeros_like(grid), torch.ones(size, dtype=torch.bool, device=device)
@@ -223,7 +223,7 @@ def _choose_trusted(state: ChainState, direct: Correspondences, direct_tentative
     """The correspondences to store for frame j. direct_tentative `(H, W)` bool: where direct flow is tentative.
 
     Direct flow is stored where it agrees with the chain or the chain is broken. Otherwise the chain is stored if its
-    ends look alike, and is tentative if only their colors do; if they do not, the pixel gets no correspondence."""
+    ends look alike, and is tentative if they do not."""
     flow, alive = state
     direct_flow, cycle, occlusion = direct
     agree = cycle & (length(flow - direct_flow) <= AGREEMENT_TH)
@@ -231,9 +231,8 @@ def _choose_trusted(state: ChainState, direct: Correspondences, direct_tentative
     if kept is not None:
         uncertain &= torch.from_numpy(kept).to(uncertain.device)
     alike = comparison.alike(j, uncertain, grid, flow)
-    same_color = comparison.same_color(j, uncertain & ~alike, grid, flow)
     valid = agree | alike | (cycle & ~alive)
-    tentative = ~(valid | occlusion) & torch.where(alive, same_color, direct_tentative)
+    tentative = ~(valid | occlusion) & torch.where(alive, uncertain, direct_tentative)
     chained = alike | (tentative & alive)
     stored_flow = torch.where(chained[..., None], flow, direct_flow)
     return stored_flow, valid | tentative, (occlusion & ~valid) | tentative
@@ -248,13 +247,13 @@ def _all_cycle(pair: DensePair, points: Tensor) -> Tensor:
 class _Comparison:
     """Compares the appearance of points of frame i with that of their correspondences."""
 
-    def __init__(self, i: int, frame: Callable, appearance: Callable, feature_th: float, device: str):
+    def __init__(self, i: int, frame: Callable, features: Callable, feature_th: float, device: str):
         self.frame = frame
-        self.appearance = appearance
+        self.features = features
         self.feature_th = feature_th
         self.device = device
         self.frame_i = torch.from_numpy(frame(i)).to(device)
-        self.appearance_i = appearance(i)
+        self.features_i = features(i)
 
     def alike(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
         """Which of the pixels `selected` `(H, W)` bool look alike at the end of their flow in frame j, by features and
@@ -265,13 +264,6 @@ class _Comparison:
         frame_j = torch.from_numpy(self.frame(j)).to(self.device)
         color_i = self.frame_i[p[:, 1].long(), p[:, 0].long()] / 255
         color_j = bilinear(frame_j, q) / 255
-        similar = compare(self.appearance_i[0], self.appearance(j)[0], p, q, self.frame_i.shape[:2]) > self.feature_th
+        similar = compare(self.features_i, self.features(j), p, q, self.frame_i.shape[:2]) > self.feature_th
         out[selected] = similar & ((color_i - color_j).norm(dim=-1) < RGB_TH)
-        return out
-
-    def same_color(self, j: int, selected: Tensor, grid: Tensor, flow: Tensor) -> Tensor:
-        """Which of the pixels `selected` `(H, W)` bool have the same blurred color there: `(H, W)`."""
-        out = selected.clone()
-        p = grid[selected]  # (n, 2)
-        out[selected] = same_color(self.appearance_i[1], self.appearance(j)[1], p, p + flow[selected])
         return out

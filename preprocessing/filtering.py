@@ -5,13 +5,10 @@ Notation
     p, q      a pixel of a, and where flow_ab leads in b
     p', q'    p after the cycle a -> b -> a, and where flow_ab leads from p'
     interval  number of frames from a to b
-    colors    CIELAB colors of a frame, slightly blurred, (H, W, 3)
 
-Flow over APPEARANCE_INTERVAL or more frames is valid where the features at both ends are alike. Where only the colors
-are, it is tentative.
+Cycle-consistent flow over APPEARANCE_INTERVAL or more frames is tentative where the features at its ends differ.
 """
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +16,8 @@ from torch import Tensor
 from common.geometry import CHUNK_VALUES, bilinear, length, pixel_grid, similarity, similarity_on_cpu
 
 APPEARANCE_INTERVAL = 3  # interval from which on appearance is compared and occluded points are dropped
-LAB_TH = 6.0             # CIELAB units: largest distance of two colors that are alike
-COLOR_BLUR = 1.5 / 256   # share of the frame's shorter side: standard deviation of the blur of colors
 OCCLUSION_FACTOR = 1.5   # |p - p'| of an occluded point is at least this multiple of the cycle threshold
 BYTES_PER_PIXEL = 120    # memory of the filters, measured
-
-
-Appearance = tuple[np.ndarray, np.ndarray]  # features (h, w, c), colors (H, W, 3)
 
 
 def cycle_flags(flow_ab: Tensor, flow_ba: Tensor, cycle_th: float) -> tuple[Tensor, Tensor]:
@@ -46,23 +38,16 @@ def cycle_flags(flow_ab: Tensor, flow_ba: Tensor, cycle_th: float) -> tuple[Tens
     return d1 < cycle_th, (d2 < cycle_th) & (d1 > OCCLUSION_FACTOR * cycle_th) & inside
 
 
-def blurred_colors(image: np.ndarray) -> np.ndarray:
-    """CIELAB colors `(H, W, 3)` float16 of an image `(H, W, 3)` uint8 RGB, blurred to ignore noise and texture smaller
-    than the error of flow."""
-    blurred = cv2.GaussianBlur(image, (0, 0), COLOR_BLUR * min(image.shape[:2]))
-    return cv2.cvtColor(blurred.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float16)
-
-
-def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, appearance_a: Appearance, appearance_b: Appearance,
+def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, features_a: np.ndarray, features_b: np.ndarray,
                 interval: int, cycle_th: float, feature_th: float, device: str = "cpu",
                 kept: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Cycle and occlusion flags, `(H, W)` bool each, of the flow from a to b. Tentative pixels have both.
 
-    flow_ab, flow_ba:           `(H, W, 2)` pixels
-    appearance_a, appearance_b: features `(h, w, c)` and colors `(H, W, 3)` of the frames
-    cycle_th, feature_th:       pixels, and cosine similarity
-    device:                     where to compute
-    kept:                       `(H, W)` bool: pixels that get flags; None: all"""
+    flow_ab, flow_ba:       `(H, W, 2)` pixels
+    features_a, features_b: of the frames, `(h, w, c)`
+    cycle_th, feature_th:   pixels, and cosine similarity
+    device:                 where to compute
+    kept:                   `(H, W)` bool: pixels that get flags; None: all"""
     flow = torch.from_numpy(flow_ab).to(device)
     size = flow_ab.shape[:2]
     cycle, occlusion = cycle_flags(flow, torch.from_numpy(flow_ba).to(device), cycle_th)
@@ -72,23 +57,9 @@ def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, appearance_a: Appearan
     if interval < APPEARANCE_INTERVAL:
         return cycle.cpu().numpy(), occlusion.cpu().numpy()
     p = pixel_grid(size, device)[cycle]  # (n, 2)
-    q = p + flow[cycle]
-    alike = compare(appearance_a[0], appearance_b[0], p, q, size) > feature_th
-    tentative = ~alike
-    tentative[~alike] = same_color(appearance_a[1], appearance_b[1], p[~alike], q[~alike])
-    tentative_pixels = torch.zeros_like(cycle)
-    tentative_pixels[cycle] = tentative
-    cycle[cycle.clone()] = alike | tentative
-    return cycle.cpu().numpy(), tentative_pixels.cpu().numpy()
-
-
-def same_color(colors_a: np.ndarray, colors_b: np.ndarray, p: Tensor, q: Tensor) -> Tensor:
-    """Whether the colors `(H, W, 3)` of frame a at pixels p `(n, 2)`, and of frame b at points q `(n, 2)`, are alike:
-    `(n,)` bool. Nothing is alike outside the frame."""
-    a, b = (torch.from_numpy(colors).to(p.device) for colors in (colors_a, colors_b))
-    H, W = colors_b.shape[:2]
-    inside = (q >= 0).all(dim=-1) & (q <= q.new_tensor([W - 1, H - 1])).all(dim=-1)
-    return inside & ((a[p[:, 1].long(), p[:, 0].long()] - bilinear(b, q)).norm(dim=-1) < LAB_TH)
+    tentative = torch.zeros_like(cycle)
+    tentative[cycle] = compare(features_a, features_b, p, p + flow[cycle], size) <= feature_th
+    return cycle.cpu().numpy(), tentative.cpu().numpy()
 
 
 def compare(features_a: np.ndarray, features_b: np.ndarray, p: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:

@@ -36,7 +36,7 @@ from loaders.sequence import VideoSequence
 from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row
 from preprocessing.correspondence_writer import StoreWriter, finished_store
 from preprocessing.features import FEATURE_EXTRACTORS, FeatureExtractor
-from preprocessing.filtering import blurred_colors, filter_bytes, filter_flow
+from preprocessing.filtering import filter_bytes, filter_flow
 from preprocessing.flow import FLOW_MODELS, FlowModel, ModelOptions, resize_flow
 from preprocessing.frame_cache import FrameCache
 from preprocessing.pair_selection import (
@@ -177,8 +177,8 @@ class _StoreBuilder:
         self.frames = FrameCache(lambda t: (frame(t),), budget)
         self.scenes = self.writer.scenes
         flow_frame = self.sequence.flow_frame if self.method.flow_frames else self.sequence.frame
-        self.appearance = FrameCache(lambda t: (self.extract(self.frames[t][0]), blurred_colors(self.frames[t][0])),
-                                     budget, self.writer.scratch("appearance"))
+        self.features = FrameCache(lambda t: (self.extract(self.frames[t][0]),), budget,
+                                   self.writer.scratch("features"))
         self.encodings = FrameCache(lambda t: self.model.encode(flow_frame(t)), budget, encodings)
         self.path = lru_cache(self._path)  # of the 128 frames that were asked for last
         self.chains = None
@@ -192,7 +192,7 @@ class _StoreBuilder:
         rows = [i for i in range(T) if not self.writer.has_row(i)]
         chunks_by_interval = [self._missing_chunks(d) for d in self.intervals]
         if rows:
-            run_tasks(self.appearance.__getitem__, [range(T)], self.workers, "features")
+            run_tasks(self.features.__getitem__, [range(T)], self.workers, "features")
         if any(chunks_by_interval):
             if self.model.spill:
                 run_tasks(self.encodings.__getitem__, [range(T)], self.workers, "encoding")
@@ -245,7 +245,7 @@ class _StoreBuilder:
         """Cycle and occlusion flags of the flow from frame a to frame b; none between different scenes."""
         if not self.scenes.same(a, b):
             return np.zeros(self.sequence.size, bool), np.zeros(self.sequence.size, bool)
-        return filter_flow(flow_ab, flow_ba, self.appearance[a], self.appearance[b], abs(a - b),
+        return filter_flow(flow_ab, flow_ba, self.features[a][0], self.features[b][0], abs(a - b),
                            self.method.cycle_th, self.extract.threshold, self.device, self.writer.kept_at_first(a, b))
 
     def _both_ways(self, chunk: list, previous: int | None) -> list[tuple]:
@@ -276,7 +276,7 @@ class _StoreBuilder:
         if rule:
             feature_th = self.extract.chain_threshold if rule == "trusted" else self.extract.threshold
             for j, *found in chain_row(
-                    i, self.writer.targets(i), lambda t: self.frames[t][0], self.appearance.__getitem__,
+                    i, self.writer.targets(i), lambda t: self.frames[t][0], lambda t: self.features[t][0],
                     self.writer.dense, feature_th, self.chains, self.device, self.path, self.writer.kept):
                 if abs(i - j) > 1:
                     chained[j] = self.writer.block(i, j, *found)
@@ -310,7 +310,7 @@ class _StoreBuilder:
             seconds.append((time.perf_counter() - begin) / 2)
         if self.method.chain:  # chains add correspondences; their number is not known before
             shares = dict.fromkeys(shares, 1.0)
-        scratch_bytes = sum(x.nbytes for x in self.appearance[0]) * T
+        scratch_bytes = self.features[0][0].nbytes * T
         if self.model.spill:
             scratch_bytes += sum(x.nbytes for x in self.encodings[0]) * T
         return estimate(numbers, self.sequence.size, shares, float(np.median(seconds)) / self.workers,

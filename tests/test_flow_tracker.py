@@ -11,7 +11,8 @@ from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from inference.flow_guided_tracker import TENTATIVE_ERROR, FlowGuidedTracker, StoredFlow, guide
+from inference.flow_guided_tracker import COLOR_ERROR, FlowGuidedTracker, StoredFlow, guide
+from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import Paths
 from inference.tracker import Tracker
@@ -54,7 +55,7 @@ def straight(queries: np.ndarray) -> np.ndarray:
 
 def run(model: np.ndarray, store: Moving, shown: np.ndarray | bool = True, queries: np.ndarray = QUERIES) -> Paths:
     """`guide` with a model whose visibility is `shown`."""
-    return guide(queries, model.astype(np.float32), np.broadcast_to(shown, model.shape[:2]), store)
+    return guide(queries, model.astype(np.float32), np.broadcast_to(shown, model.shape[:2]), StoredFlow(store))
 
 
 def across(cut: int) -> set[tuple[int, int]]:
@@ -124,8 +125,8 @@ def test_tracks_in_some_frames_equal_those_in_all_frames(off):
     model = (straight(queries) + off).astype(np.float32)
     store = Moving({(5, 6), (6, 5)}, far=(2,))
     shown = np.random.default_rng(0).random((2, T)) < 0.5
-    whole = guide(queries, model, shown, store)
-    part = guide(queries, model[:, 2:8], shown[:, 2:8], store, 2)
+    whole = guide(queries, model, shown, StoredFlow(store))
+    part = guide(queries, model[:, 2:8], shown[:, 2:8], StoredFlow(store, 2))
     assert all(np.array_equal(vars(whole)[key][:, 2:8], some) for key, some in vars(part).items())
 
 
@@ -146,27 +147,73 @@ def test_flow_between_pixels_is_bilinear_and_uses_the_stored_pixels_only():
     assert np.allclose(ends - points, sample(values.reshape(H, W, 2) / 16, points), atol=1e-4)
 
 
-def test_tracks_follow_tentative_flow_at_a_cost():
-    """They do not follow correspondences to points that are occluded."""
+GRAY = np.full((H, W, 3), 90, np.uint8)
+LIGHTER = np.full((H, W, 3), 120, np.uint8)
+LIGHTNESS = {90: 38.2, 120: 50.5}  # CIELAB
+
+
+def gray_from(t: int) -> FrameColors:
+    """Frames that are lighter from frame t on."""
+    return FrameColors(lambda frame: LIGHTER if frame >= t else GRAY)
+
+
+def test_tentative_flow_is_followed_where_colors_are_compared():
+    """Correspondences to points that are occluded are not."""
     points = np.array([[20, 30]], np.float32)
     store = Moving(far=(2,))
     plain = store.index
-    for flags, expected in (((ALL, ~ALL), 0), ((ALL, ALL), (TENTATIVE_ERROR * W) ** 2), ((~ALL, ALL), np.inf)):
+    for flags, expected in (((ALL, ~ALL), 0), ((ALL, ALL), 0), ((~ALL, ALL), np.inf)):
         store.index = lambda a, b, flags=flags: replace(plain(a, b), cycle=flags[0], occlusion=flags[1])
-        assert StoredFlow(store).step(0, 2, points)[1] == pytest.approx(expected)
-        without = StoredFlow(store, tentative=False).step(0, 2, points)[1]
+        assert StoredFlow(store, 0, gray_from(T)).step(0, 2, points)[1] == pytest.approx(expected)
+        without = StoredFlow(store).step(0, 2, points)[1]
         assert without == (np.inf if flags[1] is ALL else expected)
 
 
-def test_the_cost_of_tentative_flow_is_that_of_its_share():
-    """Halfway between a column of valid and one of tentative pixels it is half as large."""
+@pytest.mark.parametrize("first", [0, 2])
+def test_flow_costs_the_difference_in_color_of_its_ends(first):
+    """Frames are counted from `first`. Flow between adjacent frames costs nothing."""
+    flow = StoredFlow(Moving(far=(2, 4)), first, gray_from(4))
+    points = np.array([[20, 30], [40.5, 20.25]], np.float32)
+    expected = (COLOR_ERROR * W * (LIGHTNESS[120] - LIGHTNESS[90])) ** 2
+    for a, b in ((2, 4), (4, 2), (3, 5), (2, 6), (0, 4), (5, 1)):
+        if min(a, b) >= first:
+            assert flow.step(a - first, b - first, points)[1] == pytest.approx([expected] * 2, rel=0.1)
+    for a, b in ((2, 3), (4, 6), (3, 4), (4, 3)):
+        assert flow.step(a - first, b - first, points)[1] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_tracks_keep_to_their_color():
+    """From frame 3 on, flow over two frames leads a point of a dark half into the light half, and back again. Flow from
+    frame to frame is off by half a pixel in its forward-backward error and leads on in the dark half."""
+    image = GRAY.copy()
+    image[:, 48:] = 220
     store = Moving(far=(2,))
     plain = store.index
-    odd = np.tile(np.arange(W) % 2 == 1, H)
-    store.index = lambda a, b: replace(plain(a, b), occlusion=odd)
-    points = np.array([[20, 30], [20.5, 30], [21, 30]], np.float32)
-    cost = StoredFlow(store).step(0, 2, points)[1]
-    assert cost == pytest.approx(np.array([0, 0.5, 1]) * (TENTATIVE_ERROR * W) ** 2)
+    aside = np.array([16 * 16, 0], np.int16)
+    drift = np.array([8, 0], np.int16)
+
+    def index(a: int, b: int) -> StoredPair:
+        pair = plain(a, b)
+        change = np.sign(b - a) * aside if abs(a - b) == 2 and max(a, b) == 4 else drift * (a < b)
+        return replace(pair, flow_q=pair.flow_q + change)
+
+    store.index = index
+    query = np.array([[0, 10, 34]], np.float32)
+    away = np.full((1, T, 2), 500, np.float32)
+    for colors, dark in ((None, False), (FrameColors(lambda t: image), True)):
+        found = guide(query, away, np.zeros((1, T), bool), StoredFlow(store, 0, colors))
+        assert (found.tracks[0, 4, 0] < 48) == dark
+
+
+def test_colors_of_frames_are_cielab_and_hide_fine_texture():
+    """A checkerboard of single pixels has the color of its mean."""
+    checkers = (np.indices((256, 256)).sum(0) % 2 * 100 + 50).astype(np.uint8)[..., None].repeat(3, axis=2)
+    frames = [checkers, np.full_like(checkers, 100), np.full_like(checkers, (255, 0, 0)), np.zeros_like(checkers)]
+    colors = FrameColors(frames.__getitem__)
+    p = np.random.default_rng(0).uniform(20, 230, (50, 2)).astype(np.float32)
+    assert colors.difference(0, p, 1, p[::-1]).max() < 1
+    red = np.linalg.norm([53.2, 80.1, 67.2])  # CIELAB of sRGB's red
+    assert colors.difference(2, p, 3, p) == pytest.approx([red] * 50, abs=1)
 
 
 def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
@@ -195,7 +242,8 @@ def test_the_tracker_of_a_run_with_follow_flow(small_sequence, tmp_path):
     assert isinstance(tracker, FlowGuidedTracker)
     queries = np.stack([np.arange(6) % len(sequence), *np.random.default_rng(0).uniform(12, 50, (2, 6))], -1)
     found, still = tracker.track(queries), plain.track(queries)
-    expected = guide(queries, still.tracks, still.visible, open_correspondences(sequence))
+    flow = StoredFlow(open_correspondences(sequence), 0, FrameColors(sequence.frame))
+    expected = guide(queries, still.tracks, still.visible, flow)
     assert np.array_equal(found.tracks, expected.tracks) and np.abs(found.tracks - still.tracks).max() > 0.5
     assert np.array_equal(found.visible, expected.visible)
     assert np.array_equal(found.depth, still.depth)

@@ -331,7 +331,7 @@ def test_nothing_is_visible_in_another_scene_or_a_blank_frame(name, clips, still
     scenes = read_scenes(sequence)
     expected = expected_visible(name)
     alone = Tracker(still_model, occlusion_th=2, scenes=scenes)
-    guided = FlowGuidedTracker(still_model, store, occlusion_th=2, scenes=scenes)
+    guided = FlowGuidedTracker(still_model, store, sequence.frame, occlusion_th=2, scenes=scenes)
     assert np.array_equal(alone.track(QUERIES).visible, expected)
     assert np.array_equal(alone.track(QUERIES, [5, 7]).visible, expected[:, [5, 7]])
     chained = chained_flow_tracks(QUERIES, store, scenes).visible
@@ -380,5 +380,5 @@ def test_an_object_is_not_visible_before_it_comes_and_after_it_has_gone(guided, 
     query = np.array([(5, 30, 40)], np.float32)
     tracker = Tracker(still_model, occlusion_th=2)
     if guided:
-        tracker = FlowGuidedTracker(still_model, store, occlusion_th=2)
+        tracker = FlowGuidedTracker(still_model, store, sequence.frame, occlusion_th=2)
     assert tracker.track(query).visible[0, [0, 1, 2, 10, 11]].mean() <= 0.2

@@ -264,7 +264,7 @@ class LayerSimilarities:
         first = max(k - MAX_REACH, 0)
         last = min(k + MAX_REACH, self.T - 1)
         queries = np.insert(points[:, ::-1], 0, k - first, axis=1)
-        flow = StoredFlow(store, tentative=False)
+        flow = StoredFlow(store)
         paths = follow_intervals(queries, last - first + 1, store.size,
                                  lambda a, b, p: flow.step(first + a, first + b, p))
         missing = ((0, 0), (first, self.T - 1 - last))  # frames through which they are not followed
