@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DAVIS = ROOT.parent / "shared/data/davis/breakdance"
 NUM_POINTS = 1_000
 GROWTH = (40, 80, 160, 320)  # frames
+WARM_UP_STEPS = 2            # of training, before anything of it is timed
 POLL_SECONDS = 0.1           # between two readings of memory
 DISK_SECONDS = 1.0           # between two readings of disk space
 COLUMNS_OF_TABLE = ("clip", "stage", "seconds", "CPU seconds", "peak memory, MiB", "disk, MiB")
@@ -199,6 +200,10 @@ def run_stages(clip: Clip, sides: list[Side], args: argparse.Namespace, out: Pat
         measure_into(side, out / side.name / "seq", PARTS, ["-m", "preprocessing", "--video", clip.folder / "color",
                      "--data_dir", out / side.name / "seq", "--resize", *size, *side.preprocessing])
         side.store = disk_mib(out / side.name / "seq/correspondences")
+    for side in sides:  # C++ kernels are compiled once on a machine, which is not timed
+        folder = out / side.name
+        measure(side.project, as_text(["train.py", "--config", side.project / args.config, "--data_dir",
+                folder / "seq", "--save_dir", folder / "warm_up", "--num_iters", WARM_UP_STEPS]), folder)
     for stage in ("train", "track", "video", "page"):
         for side in sides:
             folder = out / side.name

@@ -12,8 +12,8 @@ Notation
     d         difference in color between the two ends of a flow, CIELAB units
     S         squared error of a path of flows, square pixels; the model's S is in `ModelProposal`
 
-The error of one flow over several frames is e^2 + (COLOR_ERROR d)^2: flow that leads to another surface often has a
-small e, but other colors.
+The squared error of one flow over several frames is e^2 + (COLOR_ERROR d)^2: flow that leads to another surface often
+has a small e, but other colors.
 """
 
 import logging
@@ -36,57 +36,15 @@ PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
 COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
+MAX_DIFFERENCE = 16.0         # CIELAB units: larger differences count as this, so that a change of light hides nothing
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
-
-
-class FlowGuidedTracker(Tracker):
-    """A Tracker whose tracks follow the flow of `store` (or of a folder in OmniMotion's layout) where it is reliable.
-    Depths and occlusion scores are the model's, at the model's position.
-
-    frame: t -> image `(H, W, 3)` uint8 RGB. Raises UserError if the store has no flow between adjacent frames."""
-
-    def __init__(self, model: OmniMotion, store: CorrespondenceStore, frame: Callable[[int], np.ndarray],
-                 use_max_loc: bool = True, occlusion_th: float = 0.99, chunk_size: int = 2_048,
-                 scenes: Scenes | None = None):
-        super().__init__(model, use_max_loc, occlusion_th, chunk_size, scenes)
-        check_adjacent_flow(store)
-        if np.abs(np.diff(store.pairs)).max() == 1:
-            log.warning("%s has flow between adjacent frames only: a track that left the flow does not return to it",
-                        store.root)
-        self.store = store
-        self.colors = FrameColors(frame)
-
-    def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
-        """Arguments and result as `Tracker.track`."""
-        start = query_points[:, 0].astype(np.int64)
-        wanted = range(self.num_frames) if frames is None else frames
-        first = min([*start, *wanted], default=0)
-        last = max([*start, *wanted], default=-1)
-        out = super().track(query_points, range(first, last + 1))
-        paths = guide(query_points, out.tracks, out.visible, StoredFlow(self.store, first, self.colors))
-        out.tracks = paths.tracks
-        out.visible = paths.visible & self.can_be_seen(start)[:, first:last + 1]
-        return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))
-
-
-def guide(query_points: np.ndarray, model: np.ndarray, model_visible: np.ndarray, flow: "StoredFlow") -> Paths:
-    """Combine the model's tracks with stored flow.
-
-    `query_points` `(M, 3)`: (t, y, x). `model` `(M, F, 2)`: the model's positions in F frames from the first one of
-    `flow`, which include the query frames, pixels. `model_visible` `(M, F)` bool: visibility according to the model."""
-    size = flow.store.size
-    queries = query_points - np.array([flow.first, 0, 0], query_points.dtype)
-    proposal = ModelProposal(model, model_visible, max(size))
-    out = follow_intervals(queries, model.shape[1], size, flow.step, proposal)
-    lost = np.isnan(out.tracks[..., 0])
-    out.tracks[lost] = model[lost]
-    return out
 
 
 class StoredFlow:
     """Flow of a store at points between pixels, with its error. Frames are counted from `first`.
 
-    colors: of the frames; tentative correspondences are used, too. None: only others, and their error is e."""
+    colors: if given, tentative correspondences are followed, too, and flow over several frames costs the difference in
+    color of its ends. None: neither."""
 
     def __init__(self, store: CorrespondenceStore, first: int = 0, colors: FrameColors | None = None):
         self.store = store
@@ -108,7 +66,7 @@ class StoredFlow:
         squared = np.where(known & known_back, error[:, 0] ** 2 + error[:, 1] ** 2, np.inf)
         if self.colors is not None and abs(a - b) > 1:
             rows = np.flatnonzero(known & known_back)
-            difference = self.colors.difference(a, points[rows], b, ends[rows])
+            difference = np.minimum(self.colors.difference(a, points[rows], b, ends[rows]), MAX_DIFFERENCE)
             squared[rows] += (COLOR_ERROR * max(self.store.size) * difference) ** 2
         return ends, squared
 
@@ -132,6 +90,9 @@ class StoredFlow:
 
 class ModelProposal:
     """The model's positions as candidates.
+
+    model `(M, F, 2)`: positions in F frames from the first one of the flow, which include the query frames, pixels.
+    visible `(M, F)` bool: visibility according to the model. longer_side: of the frames, pixels.
 
     Their S is the mean squared distance between model and track over the visible frames since the query, in which
     recent frames weigh more. Where it is small, the model decides that a point is occluded: flow would go on with the
@@ -160,3 +121,46 @@ class ModelProposal:
         mean = total[rows] / weight[rows]
         visible = self.visible[rows, b]
         return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))
+
+
+def guide(query_points: np.ndarray, flow: StoredFlow, proposal: ModelProposal) -> Paths:
+    """Tracks of query points `(M, 3)` = (t, y, x) by stored flow, with the model as a candidate in every frame, through
+    the frames of the proposal."""
+    size = flow.store.size
+    model = proposal.model
+    queries = query_points - np.array([flow.first, 0, 0], query_points.dtype)
+    out = follow_intervals(queries, model.shape[1], size, flow.step, proposal)
+    lost = np.isnan(out.tracks[..., 0])
+    out.tracks[lost] = model[lost]
+    return out
+
+
+class FlowGuidedTracker(Tracker):
+    """A Tracker whose tracks follow the flow of `store` (or of a folder in OmniMotion's layout) where it is reliable.
+    Depths and occlusion scores are the model's, at the model's position.
+
+    frame: t -> image `(H, W, 3)` uint8 RGB. Raises UserError if the store has no flow between adjacent frames."""
+
+    def __init__(self, model: OmniMotion, store: CorrespondenceStore, frame: Callable[[int], np.ndarray],
+                 use_max_loc: bool = True, occlusion_th: float = 0.99, chunk_size: int = 2_048,
+                 scenes: Scenes | None = None):
+        super().__init__(model, use_max_loc, occlusion_th, chunk_size, scenes)
+        check_adjacent_flow(store)
+        if np.abs(np.diff(store.pairs)).max() == 1:
+            log.warning("%s has flow between adjacent frames only: a track that left the flow does not return to it",
+                        store.root)
+        self.store = store
+        self.colors = FrameColors(frame)
+
+    def track(self, query_points: np.ndarray, frames: Sequence[int] | None = None) -> Tracks:
+        """Arguments and result as `Tracker.track`."""
+        start = query_points[:, 0].astype(np.int64)
+        wanted = range(self.num_frames) if frames is None else frames
+        first = min([*start, *wanted], default=0)
+        last = max([*start, *wanted], default=-1)
+        out = super().track(query_points, range(first, last + 1))
+        proposal = ModelProposal(out.tracks, out.visible, max(self.size))
+        paths = guide(query_points, StoredFlow(self.store, first, self.colors), proposal)
+        out.tracks = paths.tracks
+        out.visible = paths.visible & self.can_be_seen(start)[:, first:last + 1]
+        return Tracks(*(value[:, np.array(wanted, np.int64) - first] for value in vars(out).values()))

@@ -25,8 +25,8 @@ INTERVALS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_ERROR = 3 / 256    # share of the frame's longer side: a point is hidden where sqrt(S) is larger
 HIDDEN_COST = 1e12     # square pixels, added to S: a hidden candidate is taken only if there is no visible one
 
-# (a, b, points (n, 2)) -> (positions in b (n, 2), squared error (n,)), or None if there is no flow between a and b. Where
-# a point has no flow, the error is infinite.
+# (a, b, points (n, 2)) -> (positions in b (n, 2), squared error (n,)), or None if there is no flow between a and b. The
+# error is infinite where a point has no flow.
 FlowStep = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | None]
 
 

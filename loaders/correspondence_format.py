@@ -4,7 +4,7 @@ Notation
     T, H, W  frames, height, width
     n        stored pixels of an ordered pair (i, j): all pixels of frame i if |i - j| = 1, else those with a flag
     flags    cycle: forward-backward consistent; occlusion: consistent only in the second cycle, occluded in frame j;
-             both: tentative, which is forward-backward consistent, but features differ
+             both: tentative, which is forward-backward consistent, but fails the appearance check
     q        flow in 1/16 px as int16; the rounding error is at most 1/32 px for displacements up to 2047 px
     valid    number of pixels with exactly one of the flags
 

@@ -58,7 +58,7 @@ def filter_flow(flow_ab: np.ndarray, flow_ba: np.ndarray, features_a: np.ndarray
         return cycle.cpu().numpy(), occlusion.cpu().numpy()
     p = pixel_grid(size, device)[cycle]  # (n, 2)
     tentative = torch.zeros_like(cycle)
-    tentative[cycle] = compare(features_a, features_b, p, p + flow[cycle], size) <= feature_th
+    tentative[cycle] = ~(compare(features_a, features_b, p, p + flow[cycle], size) > feature_th)
     return cycle.cpu().numpy(), tentative.cpu().numpy()
 
 

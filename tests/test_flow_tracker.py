@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from inference.flow_guided_tracker import COLOR_ERROR, FlowGuidedTracker, StoredFlow, guide
+from inference.flow_guided_tracker import COLOR_ERROR, FlowGuidedTracker, ModelProposal, StoredFlow, guide
 from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import Paths
@@ -53,9 +53,14 @@ def straight(queries: np.ndarray) -> np.ndarray:
     return queries[:, None, :0:-1] + SPEED * (np.arange(T)[:, None] - queries[:, :1, None])
 
 
+def proposal(model: np.ndarray, shown: np.ndarray | bool = True) -> ModelProposal:
+    """A model with these positions `(M, T, 2)`, whose visibility is `shown`."""
+    return ModelProposal(model.astype(np.float32), np.broadcast_to(shown, model.shape[:2]), W)
+
+
 def run(model: np.ndarray, store: Moving, shown: np.ndarray | bool = True, queries: np.ndarray = QUERIES) -> Paths:
     """`guide` with a model whose visibility is `shown`."""
-    return guide(queries, model.astype(np.float32), np.broadcast_to(shown, model.shape[:2]), StoredFlow(store))
+    return guide(queries, StoredFlow(store), proposal(model, shown))
 
 
 def across(cut: int) -> set[tuple[int, int]]:
@@ -125,8 +130,8 @@ def test_tracks_in_some_frames_equal_those_in_all_frames(off):
     model = (straight(queries) + off).astype(np.float32)
     store = Moving({(5, 6), (6, 5)}, far=(2,))
     shown = np.random.default_rng(0).random((2, T)) < 0.5
-    whole = guide(queries, model, shown, StoredFlow(store))
-    part = guide(queries, model[:, 2:8], shown[:, 2:8], StoredFlow(store, 2))
+    whole = guide(queries, StoredFlow(store), proposal(model, shown))
+    part = guide(queries, StoredFlow(store, 2), proposal(model[:, 2:8], shown[:, 2:8]))
     assert all(np.array_equal(vars(whole)[key][:, 2:8], some) for key, some in vars(part).items())
 
 
@@ -178,7 +183,7 @@ def test_flow_costs_the_difference_in_color_of_its_ends(first):
     for a, b in ((2, 4), (4, 2), (3, 5), (2, 6), (0, 4), (5, 1)):
         if min(a, b) >= first:
             assert flow.step(a - first, b - first, points)[1] == pytest.approx([expected] * 2, rel=0.1)
-    for a, b in ((2, 3), (4, 6), (3, 4), (4, 3)):
+    for a, b in ((2, 3), (3, 4), (4, 3)):
         assert flow.step(a - first, b - first, points)[1] == pytest.approx([0, 0], abs=1e-6)
 
 
@@ -201,8 +206,33 @@ def test_tracks_keep_to_their_color():
     query = np.array([[0, 10, 34]], np.float32)
     away = np.full((1, T, 2), 500, np.float32)
     for colors, dark in ((None, False), (FrameColors(lambda t: image), True)):
-        found = guide(query, away, np.zeros((1, T), bool), StoredFlow(store, 0, colors))
+        found = guide(query, StoredFlow(store, 0, colors), proposal(away, False))
         assert (found.tracks[0, 4, 0] < 48) == dark
+
+
+def test_a_change_of_light_hides_nothing():
+    """From frame 5 on everything is far lighter, and no flow leads from frame 4 to frame 5."""
+    white = np.full((H, W, 3), 250, np.uint8)
+    colors = FrameColors(lambda t: white if t >= 5 else GRAY)
+    query = QUERIES[:1]
+    away = straight(query) + 50
+    flow = StoredFlow(Moving({(4, 5), (5, 4)}, far=(2,)), 0, colors)
+    found = guide(query, flow, proposal(away, False))
+    assert found.visible.all() and np.allclose(found.tracks, straight(query), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (300, 520), (2, 300)])
+def test_colors_at_points_are_those_of_the_frame(size):
+    """Of a gradient, frames of any size; many points at once, and none."""
+    H, W = size
+    ramp = np.linspace(60, 190, W)[None, :, None].repeat(H, axis=0).repeat(3, axis=2).astype(np.uint8)
+    plain = np.full((H, W, 3), 60, np.uint8)
+    colors = FrameColors([ramp, plain].__getitem__)
+    x = np.random.default_rng(0).uniform(W * 0.1, W * 0.9, 3_000)
+    p = np.column_stack([x, np.full(3_000, (H - 1) / 2)]).astype(np.float32)
+    lightness = 24.4 + (p[:, 0] / (W - 1)) * (76.8 - 24.4)  # of gray 60 and 190; between them nearly linear
+    assert np.abs(colors.difference(0, p, 1, p) - (lightness - 24.4)).max() < 2.5
+    assert colors.difference(0, p[:0], 1, p[:0]).shape == (0,)
 
 
 def test_colors_of_frames_are_cielab_and_hide_fine_texture():
@@ -243,7 +273,7 @@ def test_the_tracker_of_a_run_with_follow_flow(small_sequence, tmp_path):
     queries = np.stack([np.arange(6) % len(sequence), *np.random.default_rng(0).uniform(12, 50, (2, 6))], -1)
     found, still = tracker.track(queries), plain.track(queries)
     flow = StoredFlow(open_correspondences(sequence), 0, FrameColors(sequence.frame))
-    expected = guide(queries, still.tracks, still.visible, flow)
+    expected = guide(queries, flow, ModelProposal(still.tracks, still.visible, max(sequence.size)))
     assert np.array_equal(found.tracks, expected.tracks) and np.abs(found.tracks - still.tracks).max() > 0.5
     assert np.array_equal(found.visible, expected.visible)
     assert np.array_equal(found.depth, still.depth)

@@ -220,8 +220,8 @@ def test_cycle_flags_of_an_object_that_passes_over_a_background():
 ])
 def test_flow_is_tentative_where_features_differ(interval, features, expected):
     still = np.zeros((32, 40, 2), np.float32)
-    looks = [np.full((4, 4, 8), value, np.float16) for value in (1, features)]
-    flags = filter_flow(still, still, *looks, interval, 3.0, 0.5)
+    both = [np.full((4, 4, 8), value, np.float16) for value in (1, features)]
+    flags = filter_flow(still, still, *both, interval, 3.0, 0.5)
     for flag, value in zip(flags, expected, strict=True):
         assert (flag == value).all()
 
@@ -242,9 +242,9 @@ def test_chains_reach_where_direct_flow_does_not(rule):
         return DensePair(flow if near else 0 * flow, ones & near, ones & near, ones & False)
 
     frames = np.full((5, 64, 64, 3), 90, np.uint8)
-    looks = np.ones((4, 4, 8), np.float16)
+    features = np.ones((4, 4, 8), np.float16)
     found = {j: (flow, cycle) for j, flow, cycle, _ in chain_row(
-        0, [1, 2, 3, 4], frames.__getitem__, lambda t: looks, direct, 0.5, chains_of(rule, direct))}
+        0, [1, 2, 3, 4], frames.__getitem__, lambda t: features, direct, 0.5, chains_of(rule, direct))}
     assert sorted(found) == [1, 2, 3, 4]
     flow, cycle = found[4]
     assert np.allclose(flow[:40, :40], (8, 4)) and cycle[:40, :40].all() and not cycle[:, 60:].any()

@@ -376,7 +376,7 @@ def passing_object(tmp_path_factory):
                           "the frame from its query: visibility needs a rule of support", strict=False)
 @pytest.mark.parametrize("guided", [False, True])
 def test_an_object_is_not_visible_before_it_comes_and_after_it_has_gone(guided, passing_object, still_model):
-    store = passing_object[1]
+    sequence, store = passing_object
     query = np.array([(5, 30, 40)], np.float32)
     tracker = Tracker(still_model, occlusion_th=2)
     if guided:

@@ -1,0 +1,104 @@
+"""What each rule of --follow_flow is worth on real clips: python -m benchmarks.tracking_rules --clips FOLDER
+
+Takes the runs of benchmarks.real_clips, with the same FOLDER, OUT and EXPNAME, which must have finished. The annotated
+points are tracked again with one rule left out at a time. AJ, delta_avg and OA are means over the clips; a paired
+bootstrap over the points gives each difference from all rules its 90% interval. Writes OUT/tracking_rules.json.
+"""
+
+import argparse
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.real_clips import METRICS, bench_options, bootstrap, clip_options
+from common.cli import Parser, run
+from common.errors import UserError
+from common.files import write_json
+from evaluation.benchmark import benchmark_name, sequences_folder
+from evaluation.scoring import score
+from evaluation.tables import markdown
+from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide
+from inference.frame_colors import FrameColors
+from inference.load_run import load_run
+from inference.tracker import Tracks
+from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
+
+# name of a row -> arguments of `tracked` that leave out a rule
+RULES = {"all": {}, "without differences in color and tentative flow": {"compare_colors": False},
+         "without the model's decision about occlusion": {"model_occludes": False},
+         "without the model": {"use_model": False}}
+
+
+def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colors: FrameColors,
+            compare_colors: bool = True, model_occludes: bool = True, use_model: bool = True) -> PointTracks:
+    """Tracks of queries `(M, 3)`, as `--follow_flow` finds them, or without some of its rules.
+
+    model:          the model's tracks of the queries
+    compare_colors: False: only flow that passes the comparison of features, at the cost of its forward-backward error
+    model_occludes: False: the model's position is a candidate, but the model never decides that a point is occluded
+    use_model:      False: stored flow only, and the model's position where no flow leads to a frame"""
+    flow = StoredFlow(store, 0, colors if compare_colors else None)
+    proposal = ModelProposal(model.tracks, model.visible & use_model, max(store.size))
+    if not (model_occludes and use_model):
+        proposal.trusted = -1.0  # no distance is that small
+    paths = guide(queries, flow, proposal)
+    return PointTracks(paths.tracks, paths.visible, queries, store.size)
+
+
+def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str, PointTracks], Annotations, np.ndarray]:
+    """The tracks of a clip by each of RULES, its annotations, and the annotation row of each query.
+
+    UserError if its run has not finished."""
+    sequence = sequences_folder(options) / clip
+    loaded = load_run(clip_options(options, sequence, root, False))
+    truth = load_annotations(sequence / "annotations.npz")
+    queries, rows = sample_queries(truth, options.query_mode)
+    model = loaded.tracker.track(queries)
+    store = open_correspondences(loaded.sequence)
+    colors = FrameColors(loaded.sequence.frame)
+    return {name: tracked(queries, model, store, colors, **rule) for name, rule in RULES.items()}, truth, rows
+
+
+def table(clips: list[tuple[dict[str, PointTracks], Annotations, np.ndarray]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table, of `tracks_of_clip` of all clips."""
+    rows = []
+    for name in RULES:
+        metrics = [score(tracks[name], truth, of_query, "first") for tracks, truth, of_query in clips]
+        row = [name, *(f"{np.mean([found[key] for found in metrics]):.3f}" for key in METRICS)]
+        if name == "all":
+            row += [""] * len(METRICS)
+        else:
+            pairs = [(tracks[name], tracks["all"], truth, of_query) for tracks, truth, of_query in clips]
+            row += [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in bootstrap(pairs).values()]
+        rows.append(row)
+    titles = list(METRICS.values())
+    return ["rules", *titles, *(f"{title} against all" for title in titles)], rows
+
+
+def main() -> None:
+    parser = Parser(prog="python -m benchmarks.tracking_rules", description=__doc__.split("\n")[0],
+                    epilog=__doc__.split("\n\n")[1], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", required=True, help="folder of clips")
+    parser.add_argument("--out", default="out/real_clips", help="folder of the results of benchmarks.real_clips")
+    parser.add_argument("--expname", default="fast", help="name of the experiment")
+    parser.add_argument("--config", default="configs/fast.txt", help="config file of the runs")
+    args = parser.parse_args()
+    options = bench_options(Namespace(**vars(args), preprocessing="", device="cpu", quick=False, num_iters=0))
+    root = Path(args.out).resolve() / f"{args.expname}_{benchmark_name(args.clips)}"
+    names = sorted(path.stem for path in (root / options.query_mode / "model").glob("*.npz"))
+    if not names:
+        raise UserError(f"no finished run in {root}: run benchmarks.real_clips with the same options first")
+    columns, rows = table([tracks_of_clip(options, root, clip) for clip in tqdm(names, desc="clips")])
+    write_json(Path(args.out) / "tracking_rules.json", {
+        "title": f"Mean over {len(names)} clips, and the difference with its 90% interval", "columns": columns,
+        "rows": rows, "command": shlex.join(["python", "-m", "benchmarks.tracking_rules", *sys.argv[1:]])})
+    print(markdown(columns, rows))
+
+
+if __name__ == "__main__":
+    run(main)
