@@ -23,7 +23,7 @@ import numpy as np
 
 from common.geometry import corners
 from inference.frame_colors import FrameColors
-from inference.multi_interval_flow import Candidates, Paths, follow_intervals
+from inference.multi_interval_flow import MAX_ERROR, Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import PairIndex
 from loaders.correspondences import CorrespondenceStore, check_adjacent_flow
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the distance between model and track
 PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
-TRUSTED_DISTANCE = 6 / 256    # share of the frame's longer side: up to this distance, the model decides about occlusion
 COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
 MAX_DIFFERENCE = 16.0         # CIELAB units: larger differences count as this, so that a change of light hides nothing
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
@@ -95,14 +94,14 @@ class ModelProposal:
     visible `(M, F)` bool: visibility according to the model. longer_side: of the frames, pixels.
 
     Their S is the mean squared distance between model and track over the visible frames since the query, in which
-    recent frames weigh more. Where it is small, the model decides that a point is occluded: flow would go on with the
-    surface in front."""
+    recent frames weigh more. Where it is at most MAX_ERROR, squared, the model decides that a point is occluded: flow
+    would go on with the surface in front."""
 
     def __init__(self, model: np.ndarray, visible: np.ndarray, longer_side: int):
         self.model = model
         self.visible = visible
         self.prior = (MODEL_DISTANCE * longer_side) ** 2
-        self.trusted = (TRUSTED_DISTANCE * longer_side) ** 2
+        self.trusted = (MAX_ERROR * longer_side) ** 2
         # for each direction: sum of the weighted squared distances (M,), and of their weights (M,)
         weights = np.full(len(model), float(PRIOR_FRAMES))
         self.sums = {direction: weights * self.prior for direction in (1, -1)}
