@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.tracking_rules import tracked
 from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
@@ -244,6 +245,31 @@ def test_colors_of_frames_are_cielab_and_hide_fine_texture():
     assert colors.difference(0, p, 1, p[::-1]).max() < 1
     red = np.linalg.norm([53.2, 80.1, 67.2])  # CIELAB of sRGB's red
     assert colors.difference(2, p, 3, p) == pytest.approx([red] * 50, abs=1)
+
+
+def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence):
+    """With all rules it tracks as --follow_flow does. Without the model, visible points do not depend on it; a model
+    that may not decide about occlusion hides nothing that flow follows."""
+    options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
+    sequence = open_sequence(small_sequence)
+    model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
+    queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
+    still = Tracker(model).track(queries)
+    context = open_correspondences(sequence), FrameColors(sequence.frame)
+
+    expected = new_tracker(model, sequence, options).track(queries)
+    found = tracked(queries, still, *context)
+    assert np.array_equal(found.tracks, expected.tracks) and np.array_equal(found.visible, expected.visible)
+
+    alone, elsewhere = (tracked(queries, replace(still, tracks=still.tracks + off), *context, use_model=False)
+                        for off in (0, 40))
+    assert np.array_equal(alone.visible, elsewhere.visible) and alone.visible[:, 1:].any()
+    assert np.array_equal(alone.tracks[alone.visible], elsewhere.tracks[alone.visible])
+
+    hiding = replace(still, visible=np.zeros_like(still.visible))
+    believed, not_believed = (tracked(queries, hiding, *context, model_occludes=rule) for rule in (True, False))
+    assert not_believed.visible.sum() > believed.visible.sum()
+    assert np.array_equal(not_believed.visible, alone.visible)
 
 
 def test_correspondences_of_tracks_are_refused(small_sequence, tmp_path):
