@@ -373,7 +373,8 @@ def passing_object(tmp_path_factory):
 
 
 @pytest.mark.xfail(reason="a point counts as visible where the model says so, even if no stored correspondence reaches "
-                          "the frame from its query: visibility needs a rule of support", raises=AssertionError, strict=True)
+                          "the frame from its query: visibility needs a rule of support",
+                   raises=AssertionError, strict=True)
 @pytest.mark.parametrize("guided", [False, True])
 def test_an_object_is_not_visible_before_it_comes_and_after_it_has_gone(guided, passing_object, still_model):
     sequence, store = passing_object
