@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.real_clips import METRICS, bench_options, bootstrap, clip_options
+from benchmarks.real_clips import METRICS, bench_options, bootstrap, saved_tracks
 from common.cli import Parser, run
 from common.errors import UserError
 from common.files import write_json
@@ -23,9 +23,8 @@ from evaluation.scoring import score
 from evaluation.tables import markdown
 from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide
 from inference.frame_colors import FrameColors
-from inference.load_run import load_run
-from inference.tracker import Tracks
 from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.sequence import open_sequence
 from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
 
 # name of a row -> arguments of `tracked` that leave out a rule
@@ -34,9 +33,9 @@ RULES = {"all": {}, "without differences in color and tentative flow": {"compare
          "without the model": {"use_model": False}}
 
 
-def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colors: FrameColors,
+def tracked(queries: np.ndarray, model: PointTracks, store: CorrespondenceStore, colors: FrameColors,
             compare_colors: bool = True, model_occludes: bool = True, use_model: bool = True) -> PointTracks:
-    """Tracks of queries `(M, 3)`, as `--follow_flow` finds them, or without some of its rules.
+    """Tracks of queries `(M, 3)` of a video of one scene, as `--follow_flow` finds them, or without some of its rules.
 
     model:          the model's tracks of the queries
     compare_colors: False: only flow that passes the comparison of features, at the cost of its forward-backward error
@@ -54,13 +53,12 @@ def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str,
     """The tracks of a clip by each of RULES, its annotations, and the annotation row of each query.
 
     UserError if its run has not finished."""
-    sequence = sequences_folder(options) / clip
-    loaded = load_run(clip_options(options, sequence, root, False))
-    truth = load_annotations(sequence / "annotations.npz")
+    sequence = open_sequence(sequences_folder(options) / clip, None)
+    truth = load_annotations(sequence.root / "annotations.npz")
     queries, rows = sample_queries(truth, options.query_mode)
-    model = loaded.tracker.track(queries)
-    store = open_correspondences(loaded.sequence)
-    colors = FrameColors(loaded.sequence.frame)
+    model = saved_tracks("model", clip, root, options)
+    store = open_correspondences(sequence)
+    colors = FrameColors(sequence.frame)
     return {name: tracked(queries, model, store, colors, **rule) for name, rule in RULES.items()}, truth, rows
 
 

@@ -35,7 +35,7 @@ MODEL_DISTANCE = 2 / 256      # share of the frame's longer side: prior of the d
 PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
-MAX_DIFFERENCE = 16.0         # CIELAB units: larger differences count as this, so that a change of light hides nothing
+MAX_DIFFERENCE = 16.0         # CIELAB units: larger ones count as this, so that one change of light hides nothing
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
