@@ -14,35 +14,43 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.real_clips import METRICS, bench_options, bootstrap, saved_tracks
+from benchmarks.real_clips import METRICS, bench_options, bootstrap, clip_options
 from common.cli import Parser, run
 from common.errors import UserError
 from common.files import write_json
 from evaluation.benchmark import benchmark_name, sequences_folder
 from evaluation.scoring import score
 from evaluation.tables import markdown
-from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide
+from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide, shows_another_color
 from inference.frame_colors import FrameColors
+from inference.load_run import load_run
+from inference.tracker import Tracks
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.sequence import open_sequence
 from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
 
 # name of a row -> arguments of `tracked` that leave out a rule
 RULES = {"all": {}, "without differences in color and tentative flow": {"compare_colors": False},
+         "without colors in the decision about occlusion": {"color_occludes": False},
          "without the model's decision about occlusion": {"model_occludes": False},
          "without the model": {"use_model": False}}
 
 
-def tracked(queries: np.ndarray, model: PointTracks, store: CorrespondenceStore, colors: FrameColors,
-            compare_colors: bool = True, model_occludes: bool = True, use_model: bool = True) -> PointTracks:
+def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colors: FrameColors,
+            compare_colors: bool = True, color_occludes: bool = True, model_occludes: bool = True,
+            use_model: bool = True) -> PointTracks:
     """Tracks of queries `(M, 3)` of a video of one scene, as `--follow_flow` finds them, or without some of its rules.
 
     model:          the model's tracks of the queries
+    color_occludes: False: the model's occlusion score alone decides where it hides a point
     compare_colors: False: only flow that passes the comparison of features, at the cost of its forward-backward error
     model_occludes: False: the model's position is a candidate, but the model never decides that a point is occluded
     use_model:      False: stored flow only, and the model's position where no flow leads to a frame"""
     flow = StoredFlow(store, 0, colors if compare_colors else None)
-    proposal = ModelProposal(model.tracks, model.visible & use_model, max(store.size))
+    visible = model.visible & use_model
+    if color_occludes:
+        visible &= ~shows_another_color(queries, model, 0, colors)
+    proposal = ModelProposal(model.tracks, visible, max(store.size))
     if not (model_occludes and use_model):
         proposal.trusted = -1.0  # no distance is that small
     paths = guide(queries, flow, proposal)
@@ -56,7 +64,7 @@ def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str,
     sequence = open_sequence(sequences_folder(options) / clip, None)
     truth = load_annotations(sequence.root / "annotations.npz")
     queries, rows = sample_queries(truth, options.query_mode)
-    model = saved_tracks("model", clip, root, options)
+    model = load_run(clip_options(options, sequence.root, root, False)).tracker.track(queries)
     store = open_correspondences(sequence)
     colors = FrameColors(sequence.frame)
     return {name: tracked(queries, model, store, colors, **rule) for name, rule in RULES.items()}, truth, rows

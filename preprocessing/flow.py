@@ -70,7 +70,7 @@ class _Dis:
         self.estimators = DisFlow(adjacent=False), DisFlow(adjacent=True)
 
     def working_bytes(self, size: tuple[int, int]) -> int:
-        return 60 * max(size[0] * size[1], 512 * 512)
+        return sum(estimator.working_bytes(size) for estimator in self.estimators)
 
     def encode(self, image: np.ndarray) -> Encoding:
         return tuple(estimator.gray(image) for estimator in self.estimators)

@@ -1,6 +1,7 @@
 """--follow_flow: tracks that follow stored flow, and the model where flow is lost."""
 
 import shutil
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,19 @@ from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from evaluation.scoring import as_point_tracks
-from inference.flow_guided_tracker import COLOR_ERROR, FlowGuidedTracker, ModelProposal, StoredFlow, guide
+from inference.flow_guided_tracker import (
+    COLOR_ERROR,
+    LIKELY_OCCLUDED,
+    FlowGuidedTracker,
+    ModelProposal,
+    StoredFlow,
+    guide,
+    shows_another_color,
+)
 from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import Paths
-from inference.tracker import Tracker
+from inference.tracker import Tracker, Tracks
 from loaders.correspondence_format import StoredPair
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
@@ -165,9 +173,10 @@ def gray_from(t: int) -> FrameColors:
 
 
 def test_tentative_flow_is_followed_where_colors_are_compared():
-    """Correspondences to points that are occluded are not."""
+    """Correspondences to points that are occluded are not. A pair need not have valid ones."""
     points = np.array([[20, 30]], np.float32)
     store = Moving(far=(2,))
+    store.counts[0, 2] = 0
     plain = store.index
     for flags, expected in (((ALL, ~ALL), 0), ((ALL, ALL), 0), ((~ALL, ALL), np.inf)):
         store.index = lambda a, b, flags=flags: replace(plain(a, b), cycle=flags[0], occlusion=flags[1])
@@ -210,6 +219,42 @@ def test_tracks_keep_to_their_color():
     for colors, dark in ((None, False), (FrameColors(lambda t: image), True)):
         found = guide(query, StoredFlow(store, 0, colors), proposal(away, False))
         assert (found.tracks[0, 4, 0] < 48) == dark
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_another_color_hides_a_point_that_is_likely_to_be_occluded(first):
+    """The left half of the frames is brighter. Of two query points of different frames, one ends on the other half."""
+    image = np.full((H, W, 3), 60, np.uint8)
+    image[:, :W // 2] = 120
+    queries = np.array([[3, 20, 10], [2, 40, 90]], np.float32)
+    F = T - first
+    scores = np.random.default_rng(0).uniform(0, 1, (2, F)).astype(np.float32)
+    tracks = Tracks(np.zeros((2, F, 2), np.float32), np.ones((2, F), bool), scores, scores)
+    tracks.tracks[:] = 15, 30  # pixels, left
+
+    found = shows_another_color(queries, tracks, first, FrameColors(lambda t: image))
+    assert not found[0].any() and (found[1] == (scores[1] > LIKELY_OCCLUDED)).all() and found[1].any()
+
+
+def test_the_tracker_uses_colors_where_the_model_is_in_doubt(small_sequence, monkeypatch):
+    """With a threshold that no score reaches, only colors hide what the model says."""
+    options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--occlusion_th", "2"])
+    sequence = open_sequence(small_sequence)
+    model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
+    queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
+    tracker = new_tracker(model, sequence, Namespace(**vars(options) | {"follow_flow": True}))
+    monkeypatch.setattr(Tracker, "_track_some", occluded_everywhere(Tracker._track_some))
+    colored = tracker.track(queries).visible
+    monkeypatch.setattr(tracker.colors, "difference", lambda a, p, b, q: np.zeros(len(p)))
+    assert colored.sum() < tracker.track(queries).visible.sum()
+
+
+def occluded_everywhere(track_some):
+    """`Tracker._track_some` with occlusion scores of 0.9."""
+    def replaced(self, *args):
+        positions, depths, scores = track_some(self, *args)
+        return positions, depths, np.full_like(scores, 0.9)
+    return replaced
 
 
 def test_a_change_of_light_hides_nothing():
@@ -255,7 +300,7 @@ def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence):
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
     queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
-    still = as_point_tracks(Tracker(model).track(queries), queries, sequence.size)
+    still = Tracker(model).track(queries)
     context = open_correspondences(sequence), FrameColors(sequence.frame)
 
     expected = new_tracker(model, sequence, options).track(queries)

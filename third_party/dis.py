@@ -15,6 +15,7 @@ Against the ground truth of rendered clips at 256x256:
 On the bear, too, each of these numbers of iterations changes the share of joints within 4 px by less than 0.005.
 """
 
+from math import prod
 from threading import local
 
 import cv2
@@ -26,6 +27,7 @@ SIDE = 256           # pixels of the shorter side at which flow is computed; sma
 ADJACENT_SIDE = 512  # the same for adjacent frames, which may be enlarged
 MAX_ZOOM = 2         # largest enlargement of adjacent frames
 MIN_SIDE = 16        # pixels; OpenCV's DIS fails on smaller images
+PIXEL_BYTES = 220    # memory of a search for each pixel, with its result (measured)
 
 
 class DisFlow:
@@ -41,13 +43,21 @@ class DisFlow:
 
     def gray(self, image: np.ndarray) -> np.ndarray:
         """An image `(H, W, 3)` uint8 RGB in gray, at the size at which flow is computed: `(h, w)` uint8."""
-        H, W = image.shape[:2]
-        zoom = min(self.max_zoom, self.side / min(H, W))
-        width, height = (max(round(side * zoom), MIN_SIDE) for side in (W, H))
-        shrinks = width < W
+        height, width = self.flow_size(image.shape[:2])
+        shrinks = width < image.shape[1]
         with without_ipp():
             gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
             return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+    def flow_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size (h, w) at which the flow of images of `size` (H, W) is computed."""
+        zoom = min(self.max_zoom, self.side / min(size))
+        height, width = (max(round(side * zoom), MIN_SIDE) for side in size)
+        return height, width
+
+    def working_bytes(self, size: tuple[int, int]) -> int:
+        """Memory that a thread needs for flow between images of `size` (H, W), in bytes."""
+        return PIXEL_BYTES * prod(self.flow_size(size))
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Flow `(h, w, 2)` float32, in pixels, from a to b, two `(h, w)` uint8 gray images."""
