@@ -1,14 +1,15 @@
-"""Calibrates the decision about occlusion on rendered scenes: python -m benchmarks.occlusion
+"""Calibrates when tracks are called occluded, on rendered scenes: python -m benchmarks.occlusion
 
-A preset is trained on each scene, and the model tracks points whose occlusion is known. Compared are decisions of the
-form: a point is occluded where the model's occlusion score is above --occlusion_th, or where it is above s and the
-color at the model's position differs by more than d from that of the query point (inference/flow_guided_tracker.py).
-Counted are the frames in which the model is close to the true position, as the decision is the model's only there.
+A preset is trained on each scene, and the model tracks points whose occlusion is known. A point is called occluded
+where the model's occlusion score is above --occlusion_th, or where it is above a smaller one and the color at the
+model's position differs from that of the query point by more than a limit (inference/flow_guided_tracker.py). Only
+frames in which the model is close to the true position are counted, because the model decides only there.
 
-Prints two tables, each a mean over the scenes, and writes them to OUT as JSON:
-    occlusion_errors    share of wrong decisions for pairs of s and d
-    occlusion_decision  share of wrong decisions, precision and recall of "occluded" for the threshold alone, and for
-                        the decision of the tracker
+Prints two tables, and writes them to OUT as JSON:
+    occlusion_errors    share of wrong decisions for pairs of a smaller score and a limit, on the scenes of seed 0
+    occlusion_decision  share of wrong decisions, precision and recall of "occluded" on the scenes of the other seeds:
+                        of the model with --occlusion_th alone, of the model with colors, and of the tracks of
+                        --follow_flow
 
 Notation
     K        entries: a point in a frame other than its query's
@@ -30,7 +31,7 @@ from common.files import atomic_path, write_json
 from common.geometry import inside
 from configs.options import parse
 from evaluation.tables import markdown
-from inference.flow_guided_tracker import LIKELY_OCCLUDED, OTHER_COLOR, color_differences
+from inference.flow_guided_tracker import LIKELY_OCCLUDED, OTHER_COLOR
 from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import MAX_ERROR
@@ -41,68 +42,94 @@ from preprocessing.synthetic.render import write_scene
 from training.trainer import Trainer
 
 SCENES = ("easy", "occlusion", "fast", "travel")
-SCORES = (0.5, 0.6, 0.7, 0.8, 0.9)           # s
-DIFFERENCES = (0.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # d, CIELAB units
+SCORES = (0.5, 0.6, 0.7, 0.8, 0.9)       # the smaller scores that are compared
+LIMITS = (0.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # the limits that are compared, CIELAB units
 POINTS = 400  # of a scene
 
+Scene = dict[str, np.ndarray]  # names of `measure` -> values
 
-def entries(root: Path, scene: str, seed: int, args: Namespace) -> dict[str, np.ndarray]:
-    """Of a scene: occlusion `score`, color `difference` and whether it is `occluded`, `(K,)` each.
 
-    They are kept in a file of the folder `root`, which is made if it is missing."""
-    name = f"{scene}_{args.size}x{args.num_frames}_{seed}_{args.num_iters}"
-    path = root / f"{name}.npz"
+def measured(root: Path, kind: str, seed: int, args: Namespace) -> Scene:
+    """`measure` of a scene of a kind, kept in a file of the folder `root`. The scene is rendered and preprocessed if it
+    is missing."""
+    name = f"{kind}_{args.size}x{args.num_frames}_{seed}"
+    path = root / f"{name}_{Path(args.config).stem}_{args.num_iters}.npz"
     if not path.is_file():
+        folder = root / "sequences" / name
+        if not (folder / "annotations.npz").is_file():
+            write_scene(folder, kind, (args.size, args.size), args.num_frames, seed, POINTS)
+        build_store(open_sequence(folder), Method(), resume=True, num_workers=args.num_workers)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **_measured(root / "sequences" / name, scene, seed, args))
+            np.savez(file, **measure(folder, seed, args))
     file = ArrayFile(path, "remove it, then it is made again")
     return {key: file[key] for key in file.names}
 
 
-def _measured(folder: Path, scene: str, seed: int, args: Namespace) -> dict[str, np.ndarray]:
-    """`entries`, by rendering, preprocessing, training and tracking."""
-    if not (folder / "annotations.npz").is_file():
-        write_scene(folder, scene, (args.size, args.size), args.num_frames, seed, POINTS)
-    sequence = open_sequence(folder)
-    build_store(sequence, Method(), resume=True, num_workers=args.num_workers)
+def measure(folder: Path, seed: int, args: Namespace) -> Scene:
+    """Train on the scene in `folder` and track its points.
+
+    Returns `(K,)` each: the model's occlusion `score`, the `difference` in color from the query point, whether the
+    point is `hidden` in the tracks of --follow_flow, and whether it is `occluded`."""
     options = parse("train", ["--config", args.config, "--data_dir", str(folder), "--seed", str(seed), "--num_iters",
                               str(args.num_iters), "--device", "cpu"])
     trainer = Trainer(options)
     while trainer.step < options.num_iters:
         trainer.train_step()
+    sequence = trainer.sequence
     truth, queries, rows = ground_truth(sequence)
-    alone = Namespace(**vars(options) | {"follow_flow": False})
-    found = new_tracker(trainer.model, sequence, alone).track(queries)
+    model, guided = (new_tracker(trainer.model, sequence, Namespace(**vars(options) | {"follow_flow": follow_flow}))
+                     for follow_flow in (False, True))
+    found = model.track(queries)
     points = truth.points[rows]
-    close = np.linalg.norm(found.tracks - points, axis=-1) <= MAX_ERROR * max(sequence.size)
-    counted = close & inside(points, sequence.size) & inside(found.tracks, sequence.size)
+    counted = np.linalg.norm(found.tracks - points, axis=-1) <= MAX_ERROR * max(sequence.size)
+    counted &= inside(points, sequence.size) & inside(found.tracks, sequence.size)
     counted &= queries[:, :1] != np.arange(len(sequence))
-    difference = color_differences(queries, found.tracks, counted, 0, FrameColors(sequence.frame))
-    return {"score": found.occlusion_score[counted], "difference": difference[counted],
-            "occluded": truth.occluded[rows][counted]}
+    colors = FrameColors(sequence.frame)
+    values = {"score": found.occlusion_score,
+              "difference": colors.differences_from_queries(queries, found.tracks, counted, 0),
+              "hidden": ~guided.track(queries).visible, "occluded": truth.occluded[rows]}
+    return {name: value[counted] for name, value in values.items()}
 
 
-def errors(scene: dict[str, np.ndarray], threshold: float) -> np.ndarray:
-    """Share of wrong decisions of one scene `(len(SCORES), len(DIFFERENCES))`."""
-    return np.array([[np.mean(decision(scene, threshold, s, d) != scene["occluded"]) for d in DIFFERENCES]
-                     for s in SCORES])
-
-
-def decision(scene: dict[str, np.ndarray], threshold: float, s: float, d: float) -> np.ndarray:
+def called_occluded(scene: Scene, threshold: float, score: float, limit: float) -> np.ndarray:
     """Whether each entry of a scene is called occluded, `(K,)`."""
-    return (scene["score"] > threshold) | ((scene["score"] > s) & (scene["difference"] > d))
+    return (scene["score"] > threshold) | ((scene["score"] > score) & (scene["difference"] > limit))
 
 
-def quality(scenes: list[dict[str, np.ndarray]], threshold: float, s: float, d: float) -> list[float]:
-    """Share of wrong decisions, precision, and recall, in which each scene has the same weight."""
-    wrong, right, called, occluded = 0.0, 0.0, 0.0, 0.0
-    for scene in scenes:
-        said = decision(scene, threshold, s, d)
-        wrong += np.mean(said != scene["occluded"])
-        right += np.mean(said & scene["occluded"])
-        called += np.mean(said)
-        occluded += np.mean(scene["occluded"])
-    return [wrong / len(scenes), right / max(called, 1e-9), right / max(occluded, 1e-9)]
+def quality(predicted: list[np.ndarray], occluded: list[np.ndarray]) -> list[float]:
+    """Share of wrong predictions, precision, and recall. Both lists hold `(K,)` bool for each scene; scenes have the
+    same weight."""
+    def mean(shares) -> float:
+        return float(np.mean([share.mean() for share in shares]))
+
+    pairs = list(zip(predicted, occluded, strict=True))
+    true_positive = mean(p & o for p, o in pairs)
+    return [mean(p != o for p, o in pairs), true_positive / max(mean(predicted), 1e-9),
+            true_positive / max(mean(occluded), 1e-9)]
+
+
+def error_table(scenes: list[Scene], threshold: float) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of occlusion_errors."""
+    occluded = [scene["occluded"] for scene in scenes]
+    rows = []
+    for score in SCORES:
+        wrong = [quality([called_occluded(scene, threshold, score, limit) for scene in scenes], occluded)[0]
+                 for limit in LIMITS]
+        rows.append([f"{score:g}", *(f"{value:.2%}" for value in wrong)])
+    return ["score above", *(f"color differs by {limit:g}" for limit in LIMITS)], rows
+
+
+def decision_table(scenes: list[Scene], threshold: float) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of occlusion_decision."""
+    decisions = {
+        f"model, score above {threshold:g}": lambda scene: scene["score"] > threshold,
+        f"model, or score above {LIKELY_OCCLUDED:g} and color differs by {OTHER_COLOR:g}":
+            lambda scene: called_occluded(scene, threshold, LIKELY_OCCLUDED, OTHER_COLOR),
+        "tracks": lambda scene: scene["hidden"]}
+    occluded = [scene["occluded"] for scene in scenes]
+    rows = [[name, *(f"{value:.2%}" for value in quality([decide(scene) for scene in scenes], occluded))]
+            for name, decide in decisions.items()]
+    return ["called occluded", "wrong", "precision", "recall"], rows
 
 
 def main() -> None:
@@ -112,31 +139,26 @@ def main() -> None:
     parser.add_argument("--num_iters", type=int, default=1000, help="training steps")
     parser.add_argument("--size", type=int, default=256, help="side of the rendered scenes")
     parser.add_argument("--num_frames", type=int, default=48, help="frames of the rendered scenes")
-    parser.add_argument("--seeds", type=int, default=2, help="scenes of each kind")
+    parser.add_argument("--seeds", type=int, default=3, help="scenes of each kind, at least 2")
     parser.add_argument("--num_workers", type=int, default=2, help="threads of preprocessing")
     parser.add_argument("--out", default="out/occlusion", help="folder of the results; a second run completes them")
     args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error("--seeds must be at least 2: thresholds are compared on one seed and judged on the others")
     torch.set_flush_denormal(True)  # as train.py does
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    kinds = [(scene, seed) for seed in range(args.seeds) for scene in SCENES]
-    scenes = [entries(out, *kind, args) for kind in tqdm(kinds, desc="scenes")]
     threshold = parse("eval", ["--config", args.config]).occlusion_th
-    title = f"Mean over {len(scenes)} rendered scenes"
-    tables = {
-        "occlusion_errors": (["s", *(f"d = {d:g}" for d in DIFFERENCES)], [
-            [f"{s:g}", *(f"{value:.2%}" for value in row)]
-            for s, row in zip(SCORES, np.mean([errors(scene, threshold) for scene in scenes], axis=0), strict=True)]),
-        "occlusion_decision": (["decision", "wrong", "precision", "recall"], [
-            [name, *(f"{value:.2%}" for value in quality(scenes, threshold, *decides))]
-            for name, decides in ((f"score above {threshold:g}", (threshold, 0)),
-                                  (f"or score above {LIKELY_OCCLUDED:g} and another color",
-                                   (LIKELY_OCCLUDED, OTHER_COLOR)))])}
-    for name, (columns, rows) in tables.items():
+    kinds = [(kind, seed) for seed in range(args.seeds) for kind in SCENES]
+    scenes = [measured(out, *kind, args) for kind in tqdm(kinds, desc="scenes")]
+    first, others = scenes[:len(SCENES)], scenes[len(SCENES):]
+    tables = {"occlusion_errors": (f"Mean over {len(first)} rendered scenes", *error_table(first, threshold)),
+              "occlusion_decision": (f"Mean over {len(others)} other scenes", *decision_table(others, threshold))}
+    for name, (title, columns, rows) in tables.items():
         write_json(out / f"{name}.json", {
             "title": title, "columns": columns, "rows": rows,
             "command": shlex.join(["python", "-m", "benchmarks.occlusion", *sys.argv[1:]])})
-        print(markdown(columns, rows), end="\n\n")
+        print(f"{title}\n\n{markdown(columns, rows)}\n")
 
 
 if __name__ == "__main__":

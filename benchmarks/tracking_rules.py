@@ -21,7 +21,7 @@ from common.files import write_json
 from evaluation.benchmark import benchmark_name, sequences_folder
 from evaluation.scoring import score
 from evaluation.tables import markdown
-from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide, shows_another_color
+from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide, visible_to_model
 from inference.frame_colors import FrameColors
 from inference.load_run import load_run
 from inference.tracker import Tracks
@@ -36,21 +36,19 @@ RULES = {"all": {}, "without differences in color and tentative flow": {"compare
          "without the model": {"use_model": False}}
 
 
-def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colors: FrameColors,
+def tracked(queries: np.ndarray, model: Tracks, occlusion_th: float, store: CorrespondenceStore, colors: FrameColors,
             compare_colors: bool = True, color_occludes: bool = True, model_occludes: bool = True,
             use_model: bool = True) -> PointTracks:
     """Tracks of queries `(M, 3)` of a video of one scene, as `--follow_flow` finds them, or without some of its rules.
 
-    model:          the model's tracks of the queries
+    model:          the model's tracks of the queries, visible where `--occlusion_th` says so
     color_occludes: False: the model's occlusion score alone decides where it hides a point
     compare_colors: False: only flow that passes the comparison of features, at the cost of its forward-backward error
     model_occludes: False: the model's position is a candidate, but the model never decides that a point is occluded
     use_model:      False: stored flow only, and the model's position where no flow leads to a frame"""
     flow = StoredFlow(store, 0, colors if compare_colors else None)
-    visible = model.visible & use_model
-    if color_occludes:
-        visible &= ~shows_another_color(queries, model, 0, colors)
-    proposal = ModelProposal(model.tracks, visible, max(store.size))
+    visible = visible_to_model(queries, model, 0, occlusion_th, colors) if color_occludes else model.visible
+    proposal = ModelProposal(model.tracks, visible & use_model, max(store.size))
     if not (model_occludes and use_model):
         proposal.trusted = -1.0  # no distance is that small
     paths = guide(queries, flow, proposal)
@@ -67,7 +65,9 @@ def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str,
     model = load_run(clip_options(options, sequence.root, root, False)).tracker.track(queries)
     store = open_correspondences(sequence)
     colors = FrameColors(sequence.frame)
-    return {name: tracked(queries, model, store, colors, **rule) for name, rule in RULES.items()}, truth, rows
+    tracks = {name: tracked(queries, model, options.occlusion_th, store, colors, **rule)
+              for name, rule in RULES.items()}
+    return tracks, truth, rows
 
 
 def table(clips: list[tuple[dict[str, PointTracks], Annotations, np.ndarray]]) -> tuple[list[str], list[list[str]]]:

@@ -3,8 +3,8 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded: where its occlusion score is above the threshold, or above LIKELY_OCCLUDED and the frame shows another color
-there than at the query point.
+occluded: where its occlusion score is above the threshold, or where it is above LIKELY_OCCLUDED and the color at the
+model's position differs from that of the query point.
 
 Notation
     M, T      query points, frames
@@ -37,8 +37,8 @@ PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
 MAX_DIFFERENCE = 16.0         # CIELAB units: larger ones count as this, so that one change of light hides nothing
-LIKELY_OCCLUDED = 0.7         # occlusion score above which a point of another color than the query's is occluded
-OTHER_COLOR = 6.0             # CIELAB units: difference of such a color, at least
+LIKELY_OCCLUDED = 0.7         # occlusion score above which a point of another color is occluded
+OTHER_COLOR = 6.0             # CIELAB units: difference from the query point's color above which a color is another one
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -52,8 +52,9 @@ class StoredFlow:
         self.store = store
         self.first = first
         self.colors = colors
-        # Adjacent frames without valid flow are a cut. Others may have tentative correspondences only.
-        self.pairs = {(int(a), int(b)) for a, b in store.pairs if abs(a - b) > 1 or store.counts[a, b]}
+        # Adjacent frames without valid flow are a cut. Other pairs may have tentative correspondences only.
+        self.pairs = {(int(a), int(b)) for a, b in store.pairs
+                      if store.counts[a, b] or (colors is not None and abs(a - b) > 1)}
 
     def step(self, a: int, b: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Positions `(n, 2)` in frame b of points `(n, 2)` of frame a, and the squared error `(n,)` of the flow:
@@ -77,6 +78,8 @@ class StoredFlow:
         """Flow `(n, 2)` interpolated between the stored cycle-consistent pixels around points `(n, 2)`, and where there
         are some `(n,)` bool. Of adjacent frames, all pixels are used."""
         pair: PairIndex = self.store.index(a, b)
+        if not pair.count:
+            return np.zeros((len(points), 2), np.float32), np.zeros(len(points), bool)
         pixels, weights = (x.T for x in corners(points, self.store.size))  # (4, n)
         rows, stored = pair.find(pixels.ravel())
         if abs(a - b) > 1:
@@ -126,25 +129,16 @@ class ModelProposal:
         return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))
 
 
-def shows_another_color(query_points: np.ndarray, tracks: Tracks, first: int, colors: FrameColors) -> np.ndarray:
-    """Where the model's tracks of query points `(N, 3)` are likely to be occluded, and the frame has another color
-    there than at the query point: `(N, F)` bool. tracks: the model's, in F frames from frame `first` on."""
-    likely = tracks.occlusion_score > LIKELY_OCCLUDED
-    return color_differences(query_points, tracks.tracks, likely, first, colors) > OTHER_COLOR
+def visible_to_model(query_points: np.ndarray, tracks: Tracks, first: int, occlusion_th: float,
+                     colors: FrameColors) -> np.ndarray:
+    """Where the model's tracks of query points `(N, 3)` are visible, if colors are compared, too: `(N, F)` bool.
 
-
-def color_differences(query_points: np.ndarray, tracks: np.ndarray, where: np.ndarray, first: int,
-                      colors: FrameColors) -> np.ndarray:
-    """Differences in color `(N, F)`, CIELAB units, between query points `(N, 3)` = (t, y, x) and their tracks
-    `(N, F, 2)` in F frames from frame `first` on, where `where` `(N, F)`, and 0 elsewhere."""
-    start = query_points[:, 0].astype(np.int64)
-    out = np.zeros(where.shape, np.float32)
-    for a in np.unique(start[where.any(axis=1)]):
-        own = np.flatnonzero(start == a)
-        for k in np.flatnonzero(where[own].any(axis=0)):
-            rows = own[where[own, k]]
-            out[rows, k] = colors.difference(a, query_points[rows, :0:-1], first + k, tracks[rows, k])
-    return out
+    tracks: in F frames from frame `first` on. With an `occlusion_th` of 1 or more, the model does not hide points."""
+    if occlusion_th >= 1:
+        return tracks.visible
+    in_doubt = tracks.visible & (tracks.occlusion_score > LIKELY_OCCLUDED)
+    difference = colors.differences_from_queries(query_points, tracks.tracks, in_doubt, first)
+    return tracks.visible & (difference <= OTHER_COLOR)
 
 
 def guide(query_points: np.ndarray, flow: StoredFlow, proposal: ModelProposal) -> Paths:
@@ -161,8 +155,8 @@ def guide(query_points: np.ndarray, flow: StoredFlow, proposal: ModelProposal) -
 
 class FlowGuidedTracker(Tracker):
     """A Tracker whose tracks follow the flow of `store` (or of a folder in OmniMotion's layout) where it is reliable.
-    Depths and occlusion scores are the model's, at the model's position. In addition to `occlusion_th`, colors decide
-    about occlusion (`shows_another_color`).
+    Depths and occlusion scores are the model's, at the model's position. `visible` depends on the flow and on colors,
+    too (`visible_to_model`): it is not a threshold of the scores.
 
     frame: t -> image `(H, W, 3)` uint8 RGB. Raises UserError if the store has no flow between adjacent frames."""
 
@@ -184,8 +178,8 @@ class FlowGuidedTracker(Tracker):
         first = min([*start, *wanted], default=0)
         last = max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
-        out.visible &= ~shows_another_color(query_points, out, first, self.colors)
-        proposal = ModelProposal(out.tracks, out.visible, max(self.size))
+        visible = visible_to_model(query_points, out, first, self.occlusion_th, self.colors)
+        proposal = ModelProposal(out.tracks, visible, max(self.size))
         paths = guide(query_points, StoredFlow(self.store, first, self.colors), proposal)
         out.tracks = paths.tracks
         out.visible = paths.visible & self.can_be_seen(start)[:, first:last + 1]

@@ -29,8 +29,23 @@ class FrameColors:
 
     def difference(self, a: int, p: np.ndarray, b: int, q: np.ndarray) -> np.ndarray:
         """Distance `(n,)` of the colors of points p `(n, 2)` of frame a and q `(n, 2)` of frame b, in CIELAB units."""
-        difference = (self._at(a, p) - self._at(b, q)) * LAB_STEPS
-        return np.sqrt((difference ** 2).sum(axis=-1))
+        return _distance(self.at(a, p), self.at(b, q))
+
+    def differences_from_queries(self, query_points: np.ndarray, tracks: np.ndarray, where: np.ndarray,
+                                 first: int) -> np.ndarray:
+        """Distances `(N, F)` of the colors of query points `(N, 3)` = (t, y, x) and of their tracks `(N, F, 2)` in F
+        frames from frame `first` on, in CIELAB units. Only where `where` `(N, F)` bool; 0 elsewhere."""
+        start = query_points[:, 0].astype(np.int64)
+        needed = where.any(axis=1)
+        of_query = np.zeros((len(query_points), 3), np.float32)
+        for a in np.unique(start[needed]):
+            rows = np.flatnonzero(needed & (start == a))
+            of_query[rows] = self.at(a, query_points[rows, :0:-1])
+        out = np.zeros(where.shape, np.float32)
+        for k in np.flatnonzero(where.any(axis=0)):
+            rows = np.flatnonzero(where[:, k])
+            out[rows, k] = _distance(of_query[rows], self.at(first + k, tracks[rows, k]))
+        return out
 
     def _blurred(self, t: int) -> tuple[np.ndarray, float]:
         """Colors `(h, w, 3)` uint8 of frame t, and h / H."""
@@ -40,7 +55,7 @@ class FrameColors:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return cv2.cvtColor(cv2.GaussianBlur(small, (0, 0), BLUR), cv2.COLOR_RGB2LAB), zoom
 
-    def _at(self, t: int, points: np.ndarray) -> np.ndarray:
+    def at(self, t: int, points: np.ndarray) -> np.ndarray:
         """Colors `(n, 3)` float32, in steps of OpenCV's 8-bit CIELAB, at points `(n, 2)` of frame t; outside the frame,
         of the nearest point of the border."""
         if not len(points):
@@ -52,3 +67,8 @@ class FrameColors:
         out = cv2.remap(colors, places.reshape(rows, REMAP_WIDTH, 2), None, cv2.INTER_LINEAR,
                         borderMode=cv2.BORDER_REPLICATE)
         return out.reshape(-1, 3)[:len(points)].astype(np.float32)
+
+
+def _distance(colors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distances `(n,)` in CIELAB units of colors `(n, 3)` in steps of OpenCV's 8-bit CIELAB."""
+    return np.sqrt((((colors - others) * LAB_STEPS) ** 2).sum(axis=-1))

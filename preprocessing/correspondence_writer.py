@@ -39,6 +39,7 @@ from preprocessing.pair_selection import ordered_pairs
 log = logging.getLogger(__name__)
 OMITTED_SETTINGS = {"pairs": "all", "keep": "all", "find_scenes": True}  # values that meta.json leaves out
 START_AGAIN = "run the same command without --resume"
+REVISION = 2  # of what is written for the same frames and settings: an unfinished store of another one is begun again
 
 
 class StoreWriter:
@@ -47,7 +48,7 @@ class StoreWriter:
     sequence: its `correspondences` folder is written
     method:   what the store depends on besides the frames; goes to meta.json. With "keep" "half", the finished store
               has every other correspondence of the pairs that are not adjacent (a checkerboard)
-    resume:   continue an unfinished store of the same frames and method; otherwise delete it and start again
+    resume:   continue an unfinished store of the same frames, method, and revision; otherwise delete it and start again
     find:     finds the scenes, which also go to meta.json; a resumed store keeps those it has. None: one scene
 
     UserError if `resume` is set and the unfinished store is of other frames or another method."""
@@ -63,9 +64,12 @@ class StoreWriter:
         self._unfiltered = method.get("chain") is True  # these chains need all correspondences of direct flow
         self._parts = self.root / "parts"
         self._journal = self.root / "unfinished.json"
-        meta = describe(sequence, method)
-        if resume and self._journal.is_file():
-            begun = read_meta(self._journal)
+        meta = describe(sequence, method) | {"revision": REVISION}
+        begun = read_meta(self._journal) if resume and self._journal.is_file() else None
+        if begun and begun.get("revision") != REVISION:
+            log.warning("%s was begun by another version: it is begun again", self.root)
+            begun = None
+        if begun:
             check_same(begun, meta, self._journal)
             self.scenes = scenes_of_meta(begun, self.num_frames, self._journal)
         else:

@@ -26,7 +26,7 @@ class FlowModel(Protocol):
     spill: bool     # whether encodings are written to a temporary folder instead of being computed again
 
     def working_bytes(self, size: tuple[int, int]) -> int:
-        """Memory of one call of `flow`, in bytes, for frames of `size` (H, W)."""
+        """Memory of a thread that calls `flow`, in bytes, for frames of `size` (H, W)."""
 
     def encode(self, image: np.ndarray) -> Encoding:
         """The encoding of a frame `(H, W, 3)` uint8 RGB."""
@@ -57,6 +57,9 @@ class ModelOptions:
     feature_side: int = 480      # pixels of the shorter side of the image given to DINO
 
 
+RESIZED_BYTES = 24  # for each pixel of a frame: flow in both directions at its size, and one before it is scaled
+
+
 class _Dis:
     """DIS as a FlowModel. A frame is encoded as two gray images: for distant frames, and for adjacent ones."""
     warm = False
@@ -70,7 +73,8 @@ class _Dis:
         self.estimators = DisFlow(adjacent=False), DisFlow(adjacent=True)
 
     def working_bytes(self, size: tuple[int, int]) -> int:
-        return sum(estimator.working_bytes(size) for estimator in self.estimators)
+        resized = RESIZED_BYTES * size[0] * size[1]
+        return resized + sum(estimator.working_bytes(size) for estimator in self.estimators)
 
     def encode(self, image: np.ndarray) -> Encoding:
         return tuple(estimator.gray(image) for estimator in self.estimators)

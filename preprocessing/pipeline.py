@@ -196,7 +196,9 @@ class _StoreBuilder:
         if any(chunks_by_interval):
             if self.model.spill:
                 run_tasks(self.encodings.__getitem__, [range(T)], self.workers, "encoding")
-            cost = self._cost(sum(len(chunk) for group in chunks_by_interval for chunk in group))
+            left = sum(len(chunk) for group in chunks_by_interval for chunk in group)
+            with ThreadPoolExecutor(1) as pool:  # what its thread keeps for flow is freed at its end
+                cost = pool.submit(self._cost, left).result()
             log.info("%s", cost)
             check_disk(cost.peak_disk, self.writer.root, self.writer.used_bytes())
             self._flow_stage(chunks_by_interval)

@@ -1,5 +1,6 @@
 """A full disk during preprocessing, and interrupted writes. `make faults` runs longer tests."""
 
+import json
 import resource
 from functools import partial
 from pathlib import Path
@@ -49,10 +50,23 @@ def test_truncated_parts_are_computed_again(tmp_path):
     for length in (0, 5, 100, part.stat().st_size - 1):
         part.write_bytes(part.read_bytes()[:length].ljust(length, b"\0"))
         assert not StoreWriter(made, {}, resume=True).has(0, 1)
+
     cache = FrameCache(lambda t: (np.full(9, t),), 0, tmp_path / "cache")
     assert cache[3][0][0] == 3
     (tmp_path / "cache" / "00003.npz").write_bytes(b"PK\x03\x04")
     assert FrameCache(lambda t: (np.full(9, t),), 0, tmp_path / "cache")[3][0].tolist() == [3] * 9
+
+
+def test_an_unfinished_store_of_another_version_is_begun_again(tmp_path, caplog):
+    """What it would compute for the same settings may differ."""
+    made = sequence(tmp_path / "seq")
+    writer, good = StoreWriter(made, {}), np.ones((48, 48), bool)
+    writer.write(0, 1, np.zeros((48, 48, 2), np.float32), good, ~good)
+    journal = made.root / "correspondences" / "unfinished.json"
+    begun = json.loads(journal.read_text())
+    journal.write_text(json.dumps({key: value for key, value in begun.items() if key != "revision"}))
+    assert not StoreWriter(made, {}, resume=True).has(0, 1)
+    assert "begun by another version" in caplog.text and json.loads(journal.read_text()) == begun
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -13,14 +13,16 @@ from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
+from inference import flow_guided_tracker
 from inference.flow_guided_tracker import (
     COLOR_ERROR,
     LIKELY_OCCLUDED,
+    OTHER_COLOR,
     FlowGuidedTracker,
     ModelProposal,
     StoredFlow,
     guide,
-    shows_another_color,
+    visible_to_model,
 )
 from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
@@ -173,16 +175,19 @@ def gray_from(t: int) -> FrameColors:
 
 
 def test_tentative_flow_is_followed_where_colors_are_compared():
-    """Correspondences to points that are occluded are not. A pair need not have valid ones."""
+    """Correspondences to points that are occluded are not."""
     points = np.array([[20, 30]], np.float32)
     store = Moving(far=(2,))
-    store.counts[0, 2] = 0
     plain = store.index
     for flags, expected in (((ALL, ~ALL), 0), ((ALL, ALL), 0), ((~ALL, ALL), np.inf)):
         store.index = lambda a, b, flags=flags: replace(plain(a, b), cycle=flags[0], occlusion=flags[1])
         assert StoredFlow(store, 0, gray_from(T)).step(0, 2, points)[1] == pytest.approx(expected)
         without = StoredFlow(store).step(0, 2, points)[1]
         assert without == (np.inf if flags[1] is ALL else expected)
+
+    store.counts[0, 2] = 0
+    store.index = lambda a, b: replace(plain(a, b), cycle=ALL, occlusion=ALL)
+    assert StoredFlow(store, 0, gray_from(T)).step(0, 2, points)[1] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -222,39 +227,64 @@ def test_tracks_keep_to_their_color():
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_another_color_hides_a_point_that_is_likely_to_be_occluded(first):
-    """The left half of the frames is brighter. Of two query points of different frames, one ends on the other half."""
-    image = np.full((H, W, 3), 60, np.uint8)
-    image[:, :W // 2] = 120
-    queries = np.array([[3, 20, 10], [2, 40, 90]], np.float32)
+def test_the_model_hides_points_of_another_color_where_it_is_in_doubt(first):
+    """Frames of one color each, some of which differ hardly."""
+    rng = np.random.default_rng(first)
+    levels = rng.choice([60, 63, 120], T)
+    colors = FrameColors(lambda t: np.full((H, W, 3), levels[t], np.uint8))
+    queries = np.array([[3, 20, 10], [2, 40, 90], [2, 5, 6]], np.float32)
     F = T - first
-    scores = np.random.default_rng(0).uniform(0, 1, (2, F)).astype(np.float32)
-    tracks = Tracks(np.zeros((2, F, 2), np.float32), np.ones((2, F), bool), scores, scores)
-    tracks.tracks[:] = 15, 30  # pixels, left
+    scores = rng.choice([0.65, 0.75], (3, F))
+    tracks = Tracks(rng.uniform(0, 60, (3, F, 2)).astype(np.float32), rng.uniform(size=(3, F)) < 0.8, scores, scores)
 
-    found = shows_another_color(queries, tracks, first, FrameColors(lambda t: image))
-    assert not found[0].any() and (found[1] == (scores[1] > LIKELY_OCCLUDED)).all() and found[1].any()
+    expected = tracks.visible.copy()
+    for n, (start, y, x) in enumerate(queries):
+        for k in range(F):
+            difference = colors.difference(int(start), np.float32([[x, y]]), first + k, tracks.tracks[n, k][None])[0]
+            expected[n, k] &= not (scores[n, k] > LIKELY_OCCLUDED and difference > OTHER_COLOR)
+    found = visible_to_model(queries, tracks, first, 0.99, colors)
+    assert np.array_equal(found, expected) and 0 < found.sum() < tracks.visible.sum()
+    assert np.array_equal(visible_to_model(queries, tracks, first, 1.0, colors), tracks.visible)
 
 
-def test_the_tracker_uses_colors_where_the_model_is_in_doubt(small_sequence, monkeypatch):
-    """With a threshold that no score reaches, only colors hide what the model says."""
-    options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--occlusion_th", "2"])
+def test_the_tracker_compares_colors_where_the_model_is_in_doubt(small_sequence, monkeypatch):
+    """Not with an `--occlusion_th` of 1, with which the model hides nothing."""
+    monkeypatch.setattr(Tracker, "_track_some", in_doubt_everywhere(Tracker._track_some))
+    options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
-    queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
-    tracker = new_tracker(model, sequence, Namespace(**vars(options) | {"follow_flow": True}))
-    monkeypatch.setattr(Tracker, "_track_some", occluded_everywhere(Tracker._track_some))
-    colored = tracker.track(queries).visible
-    monkeypatch.setattr(tracker.colors, "difference", lambda a, p, b, q: np.zeros(len(p)))
-    assert colored.sum() < tracker.track(queries).visible.sum()
+    queries = np.stack([np.arange(20) % 3, *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
+    tracker = new_tracker(model, sequence, options)
+    found = tracker.track(queries)
+    some = tracker.track(queries, [3, 1])
+    assert np.array_equal(some.tracks, found.tracks[:, [3, 1]])
+    assert np.array_equal(some.visible, found.visible[:, [3, 1]])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flow_guided_tracker, "LIKELY_OCCLUDED", 1.0)
+        scores_only = tracker.track(queries).visible
+    assert found.visible.sum() < scores_only.sum()
+    trusting = new_tracker(model, sequence, Namespace(**vars(options) | {"occlusion_th": 1.0}))
+    assert np.array_equal(trusting.track(queries).visible, scores_only)
 
 
-def occluded_everywhere(track_some):
+def in_doubt_everywhere(track_some):
     """`Tracker._track_some` with occlusion scores of 0.9."""
     def replaced(self, *args):
         positions, depths, scores = track_some(self, *args)
         return positions, depths, np.full_like(scores, 0.9)
     return replaced
+
+
+@pytest.mark.parametrize("colors", [False, True])
+def test_a_pair_without_correspondences_is_no_flow(colors):
+    store = Moving(far=(2,), stored=~ALL)
+    store.counts[0, 2] = 0
+    flow = StoredFlow(store, 0, gray_from(T) if colors else None)
+    found = flow.step(0, 2, np.array([[20, 30]], np.float32))
+    assert np.isinf(found[1]).all() if colors else found is None
+    store.counts[0, 1] = 0  # a cut
+    assert StoredFlow(store, 0, gray_from(T)).step(0, 1, np.array([[20, 30]], np.float32)) is None
 
 
 def test_a_change_of_light_hides_nothing():
@@ -293,19 +323,22 @@ def test_colors_of_frames_are_cielab_and_hide_fine_texture():
     assert colors.difference(2, p, 3, p) == pytest.approx([red] * 50, abs=1)
 
 
-def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence):
+def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence, monkeypatch):
     """With all rules it tracks as --follow_flow does. Without the model, visible points do not depend on it; a model
     that may not decide about occlusion hides nothing that flow follows."""
+    monkeypatch.setattr(Tracker, "_track_some", in_doubt_everywhere(Tracker._track_some))
     options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
     queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
     still = Tracker(model).track(queries)
-    context = open_correspondences(sequence), FrameColors(sequence.frame)
+    context = options.occlusion_th, open_correspondences(sequence), FrameColors(sequence.frame)
 
     expected = new_tracker(model, sequence, options).track(queries)
     found = tracked(queries, still, *context)
     assert np.array_equal(found.tracks, expected.tracks) and np.array_equal(found.visible, expected.visible)
+
+    assert tracked(queries, still, *context, color_occludes=False).visible.sum() > found.visible.sum()
 
     alone, elsewhere = (tracked(queries, replace(still, tracks=still.tracks + off), *context, use_model=False)
                         for off in (0, 40))

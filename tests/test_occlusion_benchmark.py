@@ -1,4 +1,4 @@
-"""benchmarks.occlusion: calibration of the decision about occlusion."""
+"""benchmarks.occlusion: calibration of when tracks are called occluded."""
 
 import json
 import sys
@@ -12,45 +12,54 @@ from common.cli import run
 THRESHOLD = 0.9
 
 
-@pytest.fixture
-def scene() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {"score": rng.uniform(0, 1, 500), "difference": rng.uniform(0, 20, 500),
-            "occluded": rng.uniform(size=500) < 0.3}
+def random_scene(seed: int, entries: int) -> occlusion.Scene:
+    rng = np.random.default_rng(seed)
+    return {"score": rng.uniform(0, 1, entries), "difference": rng.uniform(0, 20, entries),
+            "hidden": rng.uniform(size=entries) < 0.3, "occluded": rng.uniform(size=entries) < 0.3}
 
 
-def test_a_decision_is_the_threshold_or_a_lower_score_and_another_color(scene):
-    for s, d in ((0.5, 6), (0.7, 0), (0.7, 100)):
-        expected = [score > THRESHOLD or (score > s and difference > d)
-                    for score, difference in zip(scene["score"], scene["difference"], strict=True)]
-        assert np.array_equal(occlusion.decision(scene, THRESHOLD, s, d), expected)
+def test_a_point_is_called_occluded_above_the_threshold_or_above_a_lower_score_with_another_color():
+    scene = random_scene(0, 500)
+    for score, limit in ((0.5, 6), (0.7, 0), (0.7, 100)):
+        expected = [s > THRESHOLD or (s > score and difference > limit)
+                    for s, difference in zip(scene["score"], scene["difference"], strict=True)]
+        assert np.array_equal(occlusion.called_occluded(scene, THRESHOLD, score, limit), expected)
 
 
-def test_quality_is_that_of_all_scenes_with_the_same_weight(scene):
-    """A scene that is counted twice with twice the entries changes nothing."""
-    twice = {key: np.tile(value, 2) for key, value in scene.items()}
-    half = {key: value[:100] for key, value in scene.items()}
-    found = occlusion.quality([twice, half], THRESHOLD, 0.5, 6)
-    assert np.allclose(found, occlusion.quality([scene, half], THRESHOLD, 0.5, 6))
+def test_quality_is_that_of_all_scenes_with_the_same_weight():
+    scenes = [random_scene(seed, entries) for seed, entries in ((0, 500), (1, 100))]
+    predicted, occluded = ([scene[key] for scene in scenes] for key in ("hidden", "occluded"))
+    wrong, precision, recall = occlusion.quality(predicted[:1], occluded[:1])
+    assert np.isclose(wrong, np.mean(predicted[0] != occluded[0]))
+    assert np.isclose(precision, occluded[0][predicted[0]].mean())
+    assert np.isclose(recall, predicted[0][occluded[0]].mean())
 
-    said = occlusion.decision(scene, THRESHOLD, 0.5, 6)
-    wrong, precision, recall = occlusion.quality([scene], THRESHOLD, 0.5, 6)
-    assert np.isclose(wrong, np.mean(said != scene["occluded"]))
-    assert np.isclose(precision, scene["occluded"][said].mean()) and np.isclose(recall, said[scene["occluded"]].mean())
+    twice = [np.tile(predicted[0], 2), predicted[1]], [np.tile(occluded[0], 2), occluded[1]]
+    assert np.allclose(occlusion.quality(*twice), occlusion.quality(predicted, occluded))
+    assert occlusion.quality([np.zeros(9, bool)], [np.zeros(9, bool)]) == [0, 0, 0]
 
 
-def test_the_command_measures_a_scene_and_keeps_it(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_each_scene_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(occlusion, "SCENES", ("easy",))
-    arguments = ["--size", "48", "--num_frames", "6", "--seeds", "1", "--num_iters", "3", "--out", str(tmp_path)]
+    arguments = ["--size", "48", "--num_frames", "6", "--seeds", "2", "--num_iters", "3", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["occlusion", *arguments])
     run(occlusion.main)
     printed = capsys.readouterr().out
     table = json.loads((tmp_path / "occlusion_errors.json").read_text())
     assert len(table["rows"]) == len(occlusion.SCORES) and table["rows"][0][1] in printed
-    with np.load(next(tmp_path.glob("easy*.npz"))) as scene:
-        assert len(scene["score"]) == len(scene["difference"]) == len(scene["occluded"]) > 100
-        assert (scene["difference"] > 0).any() and (scene["score"] >= 0).all()
+    files = sorted(tmp_path.glob("easy*.npz"))
+    assert len(files) == 2
+    with np.load(files[0]) as scene:
+        assert len({scene[key].shape for key in ("score", "difference", "hidden", "occluded")}) == 1
+        assert len(scene["score"]) > 100 and (scene["difference"] > 0).any()
 
-    monkeypatch.setattr(occlusion, "_measured", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(occlusion, "measure", lambda *args: pytest.fail("measured again"))
     run(occlusion.main)
     assert capsys.readouterr().out == printed
+
+
+def test_one_seed_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["occlusion", "--seeds", "1"])
+    with pytest.raises(SystemExit) as stop:
+        run(occlusion.main)
+    assert stop.value.code == 2 and "--seeds" in capsys.readouterr().err

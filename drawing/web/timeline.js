@@ -98,7 +98,7 @@ class Timeline {
       c.stroke();
       c.setLineDash([]);
       c.fillStyle = COLORS.text;
-      c.fillText("occluded above this line", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
+      c.fillText("the model's threshold", right - 6, y(threshold) + (threshold > 0.5 ? 13 : -5));
     }
     c.save();
     c.beginPath();
