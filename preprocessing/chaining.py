@@ -34,10 +34,9 @@ RGB_TH = 0.3         # largest distance of two RGB colors in [0, 1] that may sho
 LINK_ERROR_TH = 0.5  # pixels: largest forward-backward error of a link of a trusted chain
 AGREEMENT_TH = 3.0   # pixels: up to this distance, direct flow replaces a trusted chain because it does not drift
 
-# Length of a part in links -> share of the memory for parts. All parts of the greatest length are used again and again
-# by chains over many frames, the others only by frames near them.
-PARTS = {1: 0.05, 2: 0.1, 4: 0.25, 8: 0.6}
+PARTS = (1, 2, 4, 8)  # lengths of parts in links
 LONGEST_PART = max(PARTS)
+LONGER_SHARE = 0.6   # of the memory for parts up to a length, at most, for those of that length
 ROUNDED_FROM = 4     # parts of at least so many links are rounded to 16 bits a component
 PART_STEPS = 64      # int16 steps per pixel
 
@@ -59,6 +58,21 @@ def last_part(links: int) -> int:
     return min(power // 2 if power == links else power, LONGEST_PART)
 
 
+def part_budgets(budget: int, size: tuple[int, int], num_frames: int | None) -> dict[int, int]:
+    """Bytes to keep of the parts of each length, of `budget` bytes in all.
+
+    If there is room, as much as the parts of the whole video take. Otherwise longer ones come first: chains over many
+    frames use them again and again, shorter ones only serve frames near them."""
+    out = {}
+    for links in reversed(PARTS):
+        share = LONGER_SHARE if links > 1 else 1
+        pixel_bytes = 5 if links >= ROUNDED_FROM else 9  # flow and alive
+        needed = budget if num_frames is None else 2 * num_frames * pixel_bytes * size[0] * size[1]
+        out[links] = min(needed, int(share * budget))
+        budget -= out[links]
+    return out
+
+
 class TrustedChains:
     """Trusted chains between any two frames of a path, computed when they are asked for. Safe to use from several
     threads; the result does not depend on the order in which they are asked for.
@@ -66,13 +80,16 @@ class TrustedChains:
     direct: as of `chain_row`
     size:   (H, W) of the frames
     path:   as of `chain_row`
-    budget: bytes of parts to keep; others are computed again"""
+    budget: bytes of parts to keep; others are computed again
+    num_frames: of the video; None: unknown"""
 
-    def __init__(self, direct: ReadPair, size: tuple[int, int], path: Path, device: str = "cpu", budget: int = 1 << 30):
+    def __init__(self, direct: ReadPair, size: tuple[int, int], path: Path, device: str = "cpu", budget: int = 1 << 30,
+                 num_frames: int | None = None):
         self.direct = direct
         self.path = path
         self.grid = pixel_grid(size, device)
-        self._parts = {links: FrameCache(self._part, int(share * budget)) for links, share in PARTS.items()}
+        budgets = part_budgets(budget, size, num_frames)
+        self._parts = {links: FrameCache(self._part, budgets[links]) for links in PARTS}
 
     def __call__(self, i: int, j: int, known: dict[int, ChainState] | None = None) -> ChainState:
         """The chain from frame i to j, which lies on the path from i: flow `(H, W, 2)` and alive `(H, W)`.

@@ -184,7 +184,7 @@ class _StoreBuilder:
         self.chains = None
         if self.method.chain == "trusted":
             self.chains = TrustedChains(self.writer.dense, self.sequence.size, self.path, self.device,
-                                        self.cache_bytes // 2)
+                                        self.cache_bytes // 2, len(self.sequence))
 
     def run(self) -> None:
         """Run all stages, skipping pairs and rows that are already written."""

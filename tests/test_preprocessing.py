@@ -21,7 +21,7 @@ from common.geometry import bilinear, inside, length, pixel_grid, similarity, si
 from loaders.correspondence_format import MAX_FLOW, DensePair, PairIndex
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
-from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row, every_frame
+from preprocessing.chaining import LINK_ERROR_TH, TrustedChains, chain_row, every_frame, part_budgets
 from preprocessing.correspondence_writer import StoreWriter, encode
 from preprocessing.filtering import cycle_flags, filter_flow
 from preprocessing.flow import FLOW_MODELS, ModelOptions, flow_between
@@ -367,6 +367,22 @@ def test_joined_chains_are_those_of_link_after_link(j):
     error = length(flow - plain)[both]
     assert error.max() < LINK_ERROR_TH
     assert error.quantile(0.99) < 0.05
+
+
+@pytest.mark.parametrize("num_frames", [10, 300, None])
+def test_parts_of_chains_share_the_memory(num_frames):
+    """All are kept if there is room; otherwise the longest parts get most."""
+    size, parts = (40, 50), 2 * (num_frames or 0) * 40 * 50
+    needed = {1: 9 * parts, 2: 9 * parts, 4: 5 * parts, 8: 5 * parts}
+    for budget in (0, 1_000_000, 1 << 40):
+        found = part_budgets(budget, size, num_frames)
+        assert found.keys() == needed.keys() and sum(found.values()) <= budget
+        if num_frames is None:
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+        else:
+            assert all(found[links] <= needed[links] for links in found)
+            assert budget < 1 << 40 or found == needed
+
 
 
 @pytest.mark.parametrize("channels", [72, 300])
