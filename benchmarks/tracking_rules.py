@@ -26,7 +26,6 @@ from inference.frame_colors import FrameColors
 from inference.load_run import load_run
 from inference.tracker import Tracks
 from loaders.correspondences import CorrespondenceStore, open_correspondences
-from loaders.sequence import open_sequence
 from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
 
 # name of a row -> arguments of `tracked` that leave out a rule
@@ -59,12 +58,13 @@ def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str,
     """The tracks of a clip by each of RULES, its annotations, and the annotation row of each query.
 
     UserError if its run has not finished."""
-    sequence = open_sequence(sequences_folder(options) / clip, None)
-    truth = load_annotations(sequence.root / "annotations.npz")
+    sequence = sequences_folder(options) / clip
+    loaded = load_run(clip_options(options, sequence, root, False))
+    truth = load_annotations(sequence / "annotations.npz")
     queries, rows = sample_queries(truth, options.query_mode)
-    model = load_run(clip_options(options, sequence.root, root, False)).tracker.track(queries)
-    store = open_correspondences(sequence)
-    colors = FrameColors(sequence.frame)
+    model = loaded.tracker.track(queries)
+    store = open_correspondences(loaded.sequence)
+    colors = FrameColors(loaded.sequence.frame)
     tracks = {name: tracked(queries, model, options.occlusion_th, store, colors, **rule)
               for name, rule in RULES.items()}
     return tracks, truth, rows

@@ -39,7 +39,7 @@ from preprocessing.pair_selection import ordered_pairs
 log = logging.getLogger(__name__)
 OMITTED_SETTINGS = {"pairs": "all", "keep": "all", "find_scenes": True}  # values that meta.json leaves out
 START_AGAIN = "run the same command without --resume"
-REVISION = 2  # of what is written for the same frames and settings: an unfinished store of another one is begun again
+REVISION = 2  # raised when the same frames and settings give other bytes: older unfinished stores are begun again
 
 
 class StoreWriter:
