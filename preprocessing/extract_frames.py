@@ -3,7 +3,9 @@
 import logging
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 FLOW_SIDE = 512  # pixels of the shorter side of flow frames, at most; DIS sees adjacent frames at this size
 FLOW_QUALITY = 95  # of flow frames, which are JPEG files
 MIN_SIDE = 16  # pixels; smaller frames have too few pixels for optical flow and features
+WRITERS = 2    # threads that resize and write frames while the next ones are decoded
 
 
 def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None = None, stride: int = 1,
@@ -91,17 +94,26 @@ def _write_frames(frames: Iterable[tuple[int, np.ndarray]], video: str, folder: 
 
     frames: each with its number in the video. Returns the size (H, W) of the video's frames, None without frames.
     UserError if they differ in size, or are too small."""
-    shape = None
-    for t, (number, frame) in enumerate(frames):
-        shape = shape or frame.shape
-        if frame.shape != shape:
-            raise UserError(f"frames of different sizes in {video}: the first is {size_text(shape[:2])}, frame "
-                            f"{number} is {size_text(frame.shape[:2])}")
+    def write(t: int, frame: np.ndarray) -> None:
         resized = resize(frame)
         check_sides(resized.shape[:2], video)
         write_png(folder / f"{t:05d}.png", resized)
         if flow_folder is not None:
             write_flow_frame(flow_folder / f"{t:05d}.jpg", frame, resized.shape[:2])
+
+    shape = None
+    with ThreadPoolExecutor(WRITERS) as pool:
+        waiting = deque()
+        for t, (number, frame) in enumerate(frames):
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise UserError(f"frames of different sizes in {video}: the first is {size_text(shape[:2])}, frame "
+                                f"{number} is {size_text(frame.shape[:2])}")
+            waiting.append(pool.submit(write, t, frame))
+            if len(waiting) > WRITERS:  # few frames are in memory at a time
+                waiting.popleft().result()
+        for task in waiting:
+            task.result()
     return shape and shape[:2]
 
 

@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
@@ -17,7 +17,8 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class FrameCache:
-    """`cache[t]` returns `compute(t)`, the arrays of frame t, or of another key. Safe to use from several threads.
+    """`cache[t]` returns `compute(t)`, the arrays of frame t, or of another key. Safe to use from several threads: if
+    one asks for what another one is computing, it waits. `compute(t)` may ask for other keys, but not in a circle.
 
     budget: bytes of arrays to keep in memory; the least recently used ones are dropped
     folder: where to also keep all arrays as files, whose keys must be integers. Without it, dropped arrays are computed
@@ -30,20 +31,34 @@ class FrameCache:
         self._kept: OrderedDict[Hashable, Arrays] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
+        self._being_computed: dict[Hashable, Event] = {}  # set when the arrays are kept, or could not be computed
 
     def __getitem__(self, t: Hashable) -> Arrays:
+        while True:
+            with self._lock:
+                if t in self._kept:
+                    self._kept.move_to_end(t)
+                    return self._kept[t]
+                other = self._being_computed.get(t)
+                if other is None:
+                    done = self._being_computed[t] = Event()
+                    break
+            other.wait()
+        try:
+            arrays = self._fetch(t)
+            self._keep(t, arrays)
+        finally:
+            with self._lock:
+                del self._being_computed[t]
+            done.set()
+        return arrays
+
+    def _keep(self, t: Hashable, arrays: Arrays) -> None:
         with self._lock:
-            if t in self._kept:
-                self._kept.move_to_end(t)
-                return self._kept[t]
-        arrays = self._fetch(t)
-        with self._lock:
-            if t not in self._kept:
-                self._kept[t] = arrays
-                self._bytes += _size(arrays)
+            self._kept[t] = arrays
+            self._bytes += _size(arrays)
             while self._bytes > self.budget and len(self._kept) > 1:
                 self._bytes -= _size(self._kept.popitem(last=False)[1])
-        return arrays
 
     def _fetch(self, t: Hashable) -> Arrays:
         path = self.folder / f"{t:05d}.npz" if self.folder else None

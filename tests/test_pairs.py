@@ -1,6 +1,9 @@
 """Selection of pairs, estimated cost, memory, and density of the store."""
 
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -142,3 +145,41 @@ def test_a_cache_keeps_the_most_recently_used_and_computes_once(tmp_path):
     for t in (0, 1, 0, 1):
         assert spilled[t][1] == t
     assert computed == [0, 1]
+
+
+def test_threads_that_ask_a_cache_for_the_same_arrays_compute_them_once():
+    computed = []
+    second = threading.Event()
+
+    def compute(t):
+        computed.append(t)
+        if len(computed) == 1:  # the other thread asks while this one computes
+            second.wait(10)
+            time.sleep(0.05)
+        return (np.full(10, t),)
+
+    def ask(first):
+        if not first:
+            second.set()
+        return cache[5][0].tolist()
+
+    cache = FrameCache(compute, budget=1_000)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, (True, False))) == [[5] * 10] * 2
+    assert computed == [5]
+
+
+def test_a_cache_computes_again_what_failed_and_no_thread_waits_for_ever():
+    failures = iter((True, False))
+
+    def compute(t):
+        time.sleep(0.05)
+        if next(failures):
+            raise UserError("no memory")
+        return (np.zeros(1),)
+
+    cache = FrameCache(compute, budget=1_000)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(cache.__getitem__, 0) for _ in range(2)]
+        outcomes = [future.exception(timeout=10) for future in asked]
+    assert sorted(map(str, outcomes)) == ["None", "no memory"]
