@@ -5,8 +5,8 @@ Notation
     p, q     points (x, y) in pixels of frames a and b   (..., 2)
     h, w, c  rows, columns and channels of a frame's feature grid; its corners lie on the centers of the corner pixels
 
-Outside the frame, `bilinear` and `similarity` use 0, as in OmniMotion's code; `bilinear_colors`, `sample` and `corners`
-use the nearest point of the border.
+Outside the frame, `bilinear` and `similarity` use 0, as in OmniMotion's code; the other functions use the nearest point
+of the border.
 """
 
 import cv2
@@ -80,6 +80,27 @@ def corners(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
     v = y - y0
     weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v])
     return (y0 * W + x0 + np.array([[0], [1], [W], [W + 1]])).T, weights.T
+
+
+def checkerboard_corners(points: np.ndarray, size: tuple[int, int], parity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Same as `corners`, if only pixels with even x + y + parity (0 or 1) have a value.
+
+    These pixels are a square lattice that is turned by 45 degrees; around a point are the four that are bilinear
+    neighbors there. Those outside the frame have the weight 0 and the index 0."""
+    H, W = size
+    x = points[:, 0].clip(0, W - 1)
+    y = points[:, 1].clip(0, H - 1)
+    u = (x + y + parity) / 2  # lattice coordinates: integers at pixels with a value
+    v = (x - y + parity) / 2
+    u0 = np.floor(u).astype(np.int64)
+    v0 = np.floor(v).astype(np.int64)
+    u -= u0
+    v -= v0
+    columns = u0 + v0 - parity + np.array([[0], [1], [1], [2]])  # (4, n)
+    rows = u0 - v0 + np.array([[0], [1], [-1], [0]])
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v])
+    outside = (columns < 0) | (columns >= W) | (rows < 0) | (rows >= H)
+    return np.where(outside, 0, rows * W + columns).T, np.where(outside, 0, weights).T
 
 
 def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

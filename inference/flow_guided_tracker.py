@@ -19,10 +19,11 @@ has a small e, but other colors.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from common.geometry import corners
+from common.geometry import checkerboard_corners, corners
 from inference.frame_colors import FrameColors
 from inference.multi_interval_flow import MAX_ERROR, Candidates, Paths, follow_intervals
 from inference.tracker import Tracker, Tracks
@@ -80,7 +81,9 @@ class StoredFlow:
         pair: PairIndex = self.store.index(a, b)
         if not pair.count:
             return np.zeros((len(points), 2), np.float32), np.zeros(len(points), bool)
-        pixels, weights = (x.T for x in corners(points, self.store.size))  # (4, n)
+        parity = pair.parity(self.store.size)
+        around = corners if parity is None else partial(checkerboard_corners, parity=parity)
+        pixels, weights = (x.T for x in around(points, self.store.size))  # (4, n)
         rows, stored = pair.find(pixels.ravel())
         if abs(a - b) > 1:
             cycle = pair.cycle_at(pixels.ravel())

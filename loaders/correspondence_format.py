@@ -18,6 +18,7 @@ the header; there is no separate index.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,12 @@ class StoredPair:
         """Same as `PairIndex.find`."""
         rows = np.searchsorted(self.pixels, pixels).clip(max=max(self.count - 1, 0))
         return rows, self.pixels[rows] == pixels if self.count else np.zeros(len(pixels), bool)
+
+    def parity(self, size: tuple[int, int]) -> int | None:
+        """Same as `PairIndex.parity`."""
+        y, x = np.divmod(self.pixels, size[1])
+        odd = (x + y) % 2 == 1
+        return None if odd.any() and not odd.all() else int(odd.any())
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
         """Same as `PairIndex.cycle_at`."""
@@ -102,6 +109,16 @@ class PairIndex:
         word = pixels >> 6
         shifted = self._words.take(word) >> (63 - (pixels & 63)).astype(np.uint64)
         return self._before.take(word) + np.bitwise_count(shifted) - 1, (shifted & 1).astype(bool)
+
+    def parity(self, size: tuple[int, int]) -> int | None:
+        """0 or 1 if all stored pixels of a frame of `size` (H, W) have even x + y + parity, as with `--density half`;
+        else None."""
+        if self._all:
+            return None
+        odd = _odd_pixels(size)
+        if not (self._flags & odd).any():
+            return 0
+        return None if (self._flags & ~odd).any() else 1
 
     def cycle_at(self, pixels: np.ndarray) -> np.ndarray:
         """Whether stored pixels `(M,)` are cycle-consistent and not tentative `(M,)` bool."""
@@ -159,6 +176,23 @@ def as_images(pair: StoredPair, size: tuple[int, int]) -> DensePair:
     for image, values in zip(images, (True, pair.cycle, pair.occlusion), strict=True):
         image[pair.pixels] = values
     return DensePair(flow.reshape(H, W, 2), *images.reshape(3, H, W))
+
+
+def checkerboard_parity(i: int, j: int) -> int:
+    """With `--density half`, a pair of frames that are not adjacent has the pixels with even x + y + parity.
+
+    The parity differs between frames and between the intervals 2, 4, 8, ..., so that every pixel has distant
+    correspondences. Stores of earlier versions have the parity of i + j, which these intervals do not change."""
+    return (int(i) + int(abs(i - j)).bit_length()) % 2
+
+
+@lru_cache
+def _odd_pixels(size: tuple[int, int]) -> np.ndarray:
+    """Bit plane of the pixels with odd x + y."""
+    plane = np.zeros(plane_bytes(size), np.uint8)
+    bits = np.packbits(np.indices(size).sum(0) % 2 == 1)
+    plane[:len(bits)] = bits
+    return plane
 
 
 def block_bytes(stored: int, size: tuple[int, int]) -> int:

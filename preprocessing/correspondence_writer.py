@@ -28,6 +28,7 @@ from loaders.correspondence_format import (
     Row,
     as_images,
     block_bytes,
+    checkerboard_parity,
     padded,
 )
 from loaders.correspondences import FOLDER, FORMAT, CorrespondenceStore, read_meta, row_path
@@ -39,7 +40,7 @@ from preprocessing.pair_selection import ordered_pairs
 log = logging.getLogger(__name__)
 OMITTED_SETTINGS = {"pairs": "all", "keep": "all", "find_scenes": True}  # values that meta.json leaves out
 START_AGAIN = "run the same command without --resume"
-REVISION = 2  # raised when the same frames and settings give other bytes: older unfinished stores are begun again
+REVISION = 3  # raised when the same frames and settings give other bytes: older unfinished stores are begun again
 
 
 class StoreWriter:
@@ -91,7 +92,7 @@ class StoreWriter:
 
     def kept(self, i: int, j: int) -> np.ndarray | None:
         """The pixels `(H, W)` bool whose correspondences the finished store keeps; None: all."""
-        return self._checkerboards[(i + j) % 2] if self.half and abs(i - j) > 1 else None
+        return self._checkerboards[checkerboard_parity(i, j)] if self.half and abs(i - j) > 1 else None
 
     def kept_at_first(self, i: int, j: int) -> np.ndarray | None:
         """The pixels whose correspondences are kept until the store is finished; None: all, since chains need them."""

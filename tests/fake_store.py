@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loaders.correspondence_format import STEPS, StoredPair
+from loaders.correspondence_format import STEPS, StoredPair, checkerboard_parity
 
 
 class FakeStore:
@@ -25,7 +25,7 @@ class FakeStore:
         pair, noise = self.dense(i, j), np.random.default_rng(i)
         flow = np.where(pair.cycle[..., None], pair.flow, noise.uniform(-20, 20, pair.flow.shape))
         half = self.stored == "half" and abs(i - j) > 1
-        kept = (np.indices(self.size).sum(0) + i + j) % 2 == 0 if half else np.ones(self.size, bool)
+        kept = (np.indices(self.size).sum(0) + checkerboard_parity(i, j)) % 2 == 0 if half else np.ones(self.size, bool)
         pixels = np.flatnonzero(kept)
         return StoredPair(pixels, np.rint(flow.reshape(-1, 2)[pixels] * STEPS).astype(np.int16),
                           pair.cycle.ravel()[pixels], pair.occlusion.ravel()[pixels])

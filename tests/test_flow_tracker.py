@@ -164,6 +164,20 @@ def test_flow_between_pixels_is_bilinear_and_uses_the_stored_pixels_only():
     assert np.allclose(ends - points, sample(values.reshape(H, W, 2) / 16, points), atol=1e-4)
 
 
+@pytest.mark.parametrize("parity", [0, 1])
+def test_every_other_pixel_tells_a_linear_flow_exactly(parity):
+    """Each pair of a store with half of the pixels: a zoom moves points between its pixels as if all were stored."""
+    y, x = np.indices((H, W))
+    center = np.array([W / 2, H / 2])
+    pixels = np.flatnonzero((x + y + parity) % 2 == 0)
+    flow = (np.stack([x, y], -1) - center).reshape(-1, 2)[pixels]  # of a zoom by 2: 16 steps of 1/16 pixel
+    store = Moving(far=(2,))
+    store.index = lambda a, b: StoredPair(pixels, (16 * flow).astype(np.int16), pixels >= 0, pixels < 0)
+    points = np.random.default_rng(0).uniform([1, 1], [W - 2, H - 2], (300, 2)).astype(np.float32)
+    ends, squared = StoredFlow(store).step(0, 2, points)
+    assert np.isfinite(squared).all() and np.allclose(ends - points, points - center, atol=1e-4)
+
+
 GRAY = np.full((H, W, 3), 90, np.uint8)
 LIGHTER = np.full((H, W, 3), 120, np.uint8)
 LIGHTNESS = {90: 38.2, 120: 50.5}  # CIELAB

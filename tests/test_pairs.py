@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from loaders.correspondence_format import PairIndex, checkerboard_parity
 from loaders.scenes import one_scene
 from loaders.sequence import open_sequence
+from preprocessing.correspondence_writer import encode
 from preprocessing.frame_cache import FrameCache
 from preprocessing.pair_selection import intervals, ordered_pairs, pairs_at
 from preprocessing.pipeline import Method, build_store, summary
@@ -100,7 +102,7 @@ def test_half_is_a_checkerboard_of_the_distant_pairs(fresh, small_sequence):
     y, x = np.mgrid[:64, :64]
     for i, j in ((0, 1), (0, 5), (6, 3)):
         a, b = whole.dense(i, j), half.dense(i, j)
-        kept = np.ones((64, 64), bool) if abs(i - j) == 1 else (x + y + i + j) % 2 == 0
+        kept = np.ones((64, 64), bool) if abs(i - j) == 1 else (x + y + checkerboard_parity(i, j)) % 2 == 0
         assert np.array_equal(a.cycle & kept, b.cycle) and np.array_equal(a.occlusion & kept, b.occlusion)
         assert np.array_equal(a.flow[kept], b.flow[kept]) and half.counts[i, j] == (b.cycle | b.occlusion).sum()
     assert np.array_equal(half.count_map(2), sum(
@@ -110,6 +112,27 @@ def test_half_is_a_checkerboard_of_the_distant_pairs(fresh, small_sequence):
         share = float(line.split("3-5: ")[1].split("%")[0]) / 100
         counts = [whole.counts[i, j] for i in range(8) for j in range(8) if 3 <= abs(i - j) <= 5]
         assert share == pytest.approx(np.mean(counts) / 64**2, abs=0.02)
+
+
+def test_every_pixel_has_distant_correspondences_in_half_of_a_store():
+    """Both colors of the checkerboard occur in each frame, also if all intervals are powers of 2."""
+    for num_frames in (9, 84):
+        chosen = intervals("log", num_frames)
+        for i in range(num_frames):
+            distant = [j for a, j in ordered_pairs(chosen, one_scene(num_frames)) if a == i and abs(i - j) > 1]
+            assert {checkerboard_parity(i, j) for j in distant} == {0, 1}, i
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 19), (33, 20)])
+def test_the_color_of_a_checkerboard_is_found_in_a_stored_pair(size):
+    y, x = np.indices(size)
+    flow, nothing = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
+    for parity in (0, 1):
+        some = ((x + y + parity) % 2 == 0) & (np.random.default_rng(parity).random(size) < 0.3)
+        for flags, expected in ((some, parity), (some | (x == 0), None), (~nothing, None)):
+            block = encode(flow, flags, nothing, every_pixel=False)
+            index = PairIndex(np.frombuffer(block.data, np.uint8), 0, block.stored, size)
+            assert index.parity(size) == index.decode().parity(size) == expected
 
 
 def test_the_cost_is_logged_and_a_small_disk_is_refused(fresh, monkeypatch, caplog):
