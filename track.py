@@ -46,7 +46,7 @@ log = logging.getLogger("track")
 GRID_POINTS = 600    # about, of the default grid
 # Estimated seconds a frame on two CPU cores
 VIDEO_SECONDS = 0.05
-PAGE_SECONDS = {"page tracks": 0.7, "rendering": 0.1, "flow": 0.15}  # by the name of the progress bar
+PAGE_SECONDS = {"page tracks": 0.05, "rendering": 0.02, "flow": 0.02}  # by the name of the progress bar
 
 
 def track(options: Namespace) -> None:
@@ -62,7 +62,7 @@ def track(options: Namespace) -> None:
     with lock_folder(options.keep_work, make=True):
         job = ClipRun(Path(options.clip), Path(options.keep_work), options.config, options.num_iters, options.device)
         with WholeProgress(Path(options.clip).name, parts(options, job)) as progress:
-            run_options = job.complete(progress.write)
+            run_options = job.complete(progress.write, lambda source: chosen_points(options, source))
             with progress.of_this_process():
                 views = Views(run_options)
                 source = source_of(views.sequence)

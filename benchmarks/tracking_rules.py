@@ -24,6 +24,7 @@ from evaluation.tables import markdown
 from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide, visible_to_model
 from inference.frame_colors import FrameColors
 from inference.load_run import load_run
+from inference.multi_interval_flow import follow_intervals
 from inference.tracker import Tracks
 from loaders.correspondences import CorrespondenceStore, open_correspondences
 from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
@@ -46,9 +47,13 @@ def tracked(queries: np.ndarray, model: Tracks, occlusion_th: float, store: Corr
     model_occludes: False: the model's position is a candidate, but the model never decides that a point is occluded
     use_model:      False: stored flow only, and the model's position where no flow leads to a frame"""
     flow = StoredFlow(store, 0, colors if compare_colors else None)
+    if not use_model:
+        paths = follow_intervals(queries, model.tracks.shape[1], store.size, flow.step)
+        tracks = np.where(np.isnan(paths.tracks), model.tracks, paths.tracks)
+        return PointTracks(tracks, paths.visible, queries, store.size)
     visible = visible_to_model(queries, model, 0, occlusion_th, colors) if color_occludes else model.visible
-    proposal = ModelProposal(model.tracks, visible & use_model, max(store.size))
-    if not (model_occludes and use_model):
+    proposal = ModelProposal(model.tracks, visible, max(store.size))
+    if not model_occludes:
         proposal.trusted = -1.0  # no distance is that small
     paths = guide(queries, flow, proposal)
     return PointTracks(paths.tracks, paths.visible, queries, store.size)

@@ -31,7 +31,7 @@ from loaders.checkpoint import checkpoint_path
 from loaders.correspondences import open_correspondences
 from loaders.images import write_png
 from loaders.sequence import VideoSequence, open_sequence
-from loaders.source_frames import FILE_NAME, is_made_from, resize_points, source_of
+from loaders.source_frames import FILE_NAME, SourceFrames, is_made_from, resize_points, source_of
 from loaders.track_files import checked_queries
 from loaders.video import clip_header
 from models.factory import pick_device
@@ -42,11 +42,11 @@ PAGE = "page.html"  # in the run's folder
 RATE = 10.0    # frames per second of videos, if the clip has no frame rate
 PIECE = 2_048  # query points that are tracked at a time
 UNKNOWN_FRAMES = 100  # assumed for the first estimate if the file does not name its number of frames
-# Estimated seconds on two CPU cores, for frames of 256x256
+# Estimated seconds on two CPU cores, for frames of 256x256 (about those of docs/results/clip.json)
 SECONDS_PER_FEATURE = 0.02   # a frame
-SECONDS_PER_FLOW = 0.06      # a pair of frames, in both directions
-SECONDS_PER_CHAIN = 0.08     # a frame
-SECONDS_PER_STEP = 0.09      # a training step
+SECONDS_PER_FLOW = 0.05      # a pair of frames, in both directions
+SECONDS_PER_CHAIN = 0.05     # a frame
+SECONDS_PER_STEP = 0.03      # a training step
 SECONDS_PER_SAMPLE = 2e-5    # a query point in a frame
 PAIRS_PER_FRAME = 0.85       # times log2 of the number of frames
 
@@ -118,18 +118,22 @@ class ClipRun:
         options.expname = f"{Path(self.config).stem}_{options.num_iters}_{identity}"
         return options
 
-    def complete(self, show: Callable[[str], object]) -> Namespace:
-        """Run what is missing; returns the options of the trained run. show: is called with the output of processes.
+    def complete(self, show: Callable[[str], object], check: Callable[[SourceFrames], object]) -> Namespace:
+        """Run what is missing; returns the options of the trained run.
 
-        SystemExit 130 if a signal stopped it. UserError for a clip that cannot be read or tracked."""
+        show:  is called with the output of processes
+        check: is called with the frames' source before training, to refuse queries that are not in the clip
+        SystemExit 130 if a signal stopped it. UserError for a clip that cannot be read or tracked, and from `check`."""
         if self.sequence is None:
             resize = ["--short_side", str(SHORT_SIDES[self.device])] if self.zoom < 1 else []
             run_command(["-m", "preprocessing", "--video", str(self.clip), "--data_dir", str(self.folder / "sequence"),
                          "--resume", "--device", self.device, *resize], show=show)
             self.sequence = open_sequence(self.folder / "sequence", None)
             self.num_frames = len(self.sequence)
+        source = source_of(self.sequence)
+        check(source)
         options = self.options()
-        options.fps = source_of(self.sequence).frame_rate or RATE
+        options.fps = source.frame_rate or RATE
         train(options, show=show)
         self.is_trained = True
         return options
@@ -169,7 +173,7 @@ def track_video(frames: np.ndarray | str | Path, query_points: np.ndarray, num_i
         parts = [*job.parts(), tracking_part(len(queries), job.num_frames)]
         bar = WholeProgress(clip.name, parts, progress)
         try:
-            run = load_run(job.complete(bar.write))
+            run = load_run(job.complete(bar.write, lambda source: queries_in_frames(queries, source, "query_points")))
             source = source_of(run.sequence)
             with bar.of_this_process():
                 out = track_in_pieces(run.tracker, queries_in_frames(queries, source, "query_points"))

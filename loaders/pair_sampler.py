@@ -14,6 +14,7 @@ are two methods with the same distribution:
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from common.errors import UserError
 from common.geometry import bilinear_colors
 from loaders.correspondence_format import STEPS
 
-CDF_BYTES = 1 << 28  # bytes; limit for the cumulative weights that are cached
+CACHE_BYTES = 1 << 28  # bytes; limit for the pixel weights of all frames that are cached, and for their cumulative sums
 CANDIDATES = 8  # pixels drawn per point in rejection sampling; if fewer than N are stored, inverse CDF is used
 
 
@@ -70,6 +71,7 @@ class PairSampler:
         self.interval = (torch.arange(T)[:, None] - torch.arange(T)).abs()
         self.frame_weights = torch.ones(T, dtype=torch.float64)
         self.cell_weights, self.cell, self._pixel_weights, self._cdfs = None, 1, {}, {}
+        self._partners = lru_cache(1)(self.pair_probabilities)  # the interval changes a few times in a run
 
     def use_error_map(self, error_map) -> None:
         """Use the current weights of `error_map` (loaders.error_map.ErrorMap) for all later draws; they are copied."""
@@ -91,7 +93,7 @@ class PairSampler:
         """`count` frame pairs (i, j), `(count, 2)` int64, at most `max_interval` frames apart.
 
         UserError if no frame has a valid correspondence within `max_interval` frames."""
-        partners = self.pair_probabilities(max_interval)
+        partners = self._partners(max_interval)
         frame = self.frame_weights * (partners.sum(-1) > 0)
         if not frame.any():
             raise UserError(f"no frame has a valid correspondence to one at most {max_interval} frames away: look at "
@@ -115,6 +117,7 @@ class PairSampler:
         """Sampling weight of each pixel of frame i `(H * W,)` on `device`: from the error map if there is one, else
         1/sqrt(count + 1), where count is the number of valid correspondences of the pixel."""
         if i not in self._pixel_weights:
+            _make_room(self._pixel_weights)
             self._pixel_weights[i] = self._weights(i).to(self.device, non_blocking=True)
         return self._pixel_weights[i]
 
@@ -128,10 +131,9 @@ class PairSampler:
         return torch.ones(H * W)
 
     def _cdf(self, i: int) -> Tensor:
-        """Cumulative sum of the pixel weights of frame i `(H * W,)` float64; cached, up to CDF_BYTES for all frames."""
+        """Cumulative sum of the pixel weights of frame i `(H * W,)` float64."""
         if i not in self._cdfs:
-            while self._cdfs and 8 * len(next(iter(self._cdfs.values()))) * (len(self._cdfs) + 1) > CDF_BYTES:
-                del self._cdfs[next(iter(self._cdfs))]  # the oldest entry
+            _make_room(self._cdfs)
             self._cdfs[i] = self._weights(i).double().cumsum(0)
         return self._cdfs[i]
 
@@ -258,3 +260,9 @@ def fits_on(device: torch.device, choice: str, store, frames: np.ndarray) -> boo
         return choice == "yes"
     needed = int(store.counts.sum()) * 13 + frames.nbytes  # bytes: int64 pixel, two int16 flow components, bool flag
     return needed <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+def _make_room(cache: dict[int, Tensor]) -> None:
+    """Delete the oldest of the tensors of one size in `cache`, so that with one more they take at most CACHE_BYTES."""
+    while cache and next(iter(cache.values())).nbytes * (len(cache) + 1) > CACHE_BYTES:
+        del cache[next(iter(cache))]

@@ -46,8 +46,9 @@ def extract_frames(video: str, data_dir: Path, start: int = 0, stop: int | None 
     flow_frames:         where frames have fewer pixels than the video, also write flow_frames/ (`write_flow_frame`)
     The folder is created only when all frames are written. If it exists, it must have the same frames.
     UserError if the video cannot be read, has a single frame or frames of different sizes, if the folder has other
-    frames, or if it cannot be created."""
+    frames or other files, or if it cannot be created."""
     color = data_dir / "color"
+    _check_replaceable(color)
     partial = data_dir / "color.partial"
     partial_flow = data_dir / f"{FLOW_FRAMES}.partial"
     for folder in (partial, partial_flow):
@@ -115,6 +116,14 @@ def _write_frames(frames: Iterable[tuple[int, np.ndarray]], video: str, folder: 
         for task in waiting:
             task.result()
     return shape and shape[:2]
+
+
+def _check_replaceable(color: Path) -> None:
+    """UserError if the folder `color` has files, but no images: it would be replaced."""
+    if color.is_dir() and not image_files(color):
+        files = [path.name for path in color.iterdir() if not path.name.startswith(".")]
+        if files:
+            raise UserError(f"{color} has {min(files)}, but no images: give another --data_dir, or move its files")
 
 
 def _move_into_place(partial: Path, partial_flow: Path, data_dir: Path) -> None:

@@ -357,7 +357,8 @@ def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence, monk
     alone, elsewhere = (tracked(queries, replace(still, tracks=still.tracks + off), *context, use_model=False)
                         for off in (0, 40))
     assert np.array_equal(alone.visible, elsewhere.visible) and alone.visible[:, 1:].any()
-    assert np.array_equal(alone.tracks[alone.visible], elsewhere.tracks[alone.visible])
+    followed = (alone.tracks == elsewhere.tracks).all(axis=-1)  # elsewhere, no flow leads to the frame
+    assert followed[alone.visible].all() and followed[~alone.visible].any()
 
     hiding = replace(still, visible=np.zeros_like(still.visible))
     believed, not_believed = (tracked(queries, hiding, *context, model_occludes=rule) for rule in (True, False))

@@ -1,5 +1,6 @@
 """Frames: images of several bit depths and channels, videos of phones, truncated clips."""
 
+import errno
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -128,6 +129,31 @@ def test_frames_compressed_by_another_program_are_the_same_frames(picture, tmp_p
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
     with pytest.raises(UserError, match="already has other frames"):
         extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq")
+
+
+def test_files_that_are_not_frames_are_not_replaced(picture, tmp_path):
+    video = tmp_path / "seq" / "color" / "clip.mp4"
+    video.parent.mkdir(parents=True)
+    write_video(video, [picture] * 2)
+    with pytest.raises(UserError, match="has clip.mp4, but no images"):
+        extract_frames(str(video), tmp_path / "seq")
+    assert [path.name for path in (tmp_path / "seq").rglob("*")] == ["color", "clip.mp4"]
+
+
+def test_a_frame_that_cannot_be_written_stops_decoding_and_leaves_nothing(picture, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", [picture] * 12)
+    written = []
+
+    def write(path, image):
+        written.append(path.name)
+        if path.stem == "00003":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_png(path, image)
+
+    monkeypatch.setattr("preprocessing.extract_frames.write_png", write)
+    with pytest.raises(OSError, match="No space left"):
+        extract_frames(str(tmp_path / "clip.mp4"), tmp_path / "seq")
+    assert len(written) < 10 and not list((tmp_path / "seq").iterdir())
 
 
 @pytest.mark.parametrize("shape,dtype", [((30, 41, 3), np.uint8), ((30, 41), np.uint8), ((30, 41), np.uint16)])

@@ -3,7 +3,6 @@
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -170,39 +169,47 @@ def test_a_cache_keeps_the_most_recently_used_and_computes_once(tmp_path):
     assert computed == [0, 1]
 
 
-def test_threads_that_ask_a_cache_for_the_same_arrays_compute_them_once():
+def asked_by_two_threads(cache: FrameCache, begun: threading.Event, go_on: threading.Event) -> list:
+    """What two threads get from cache[5], arrays or errors, in any order. The second one asks when the first one has
+    `begun` to compute, which goes on after that."""
+    got = []
+
+    def ask():
+        try:
+            got.append(cache[5][0].tolist())
+        except UserError as error:
+            got.append(str(error))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    time.sleep(0.1)  # until the second one waits; if that takes longer, the test finds nothing
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    return got
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_that_ask_a_cache_for_the_same_arrays_compute_them_once(fails):
+    """If that fails, the second one computes them."""
+    begun, go_on = threading.Event(), threading.Event()
     computed = []
-    second = threading.Event()
 
     def compute(t):
         computed.append(t)
-        if len(computed) == 1:  # the other thread asks while this one computes
-            second.wait(10)
-            time.sleep(0.05)
-        return (np.full(10, t),)
-
-    def ask(first):
-        if not first:
-            second.set()
-        return cache[5][0].tolist()
-
-    cache = FrameCache(compute, budget=1_000)
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(ask, (True, False))) == [[5] * 10] * 2
-    assert computed == [5]
-
-
-def test_a_cache_computes_again_what_failed_and_no_thread_waits_for_ever():
-    failures = iter((True, False))
-
-    def compute(t):
-        time.sleep(0.05)
-        if next(failures):
+        if len(computed) > 1:
+            return (np.full(3, t),)
+        begun.set()
+        assert go_on.wait(10)
+        if fails:
             raise UserError("no memory")
-        return (np.zeros(1),)
+        return (np.full(3, t),)
 
-    cache = FrameCache(compute, budget=1_000)
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(cache.__getitem__, 0) for _ in range(2)]
-        outcomes = [future.exception(timeout=10) for future in asked]
-    assert sorted(map(str, outcomes)) == ["None", "no memory"]
+    got = asked_by_two_threads(FrameCache(compute, budget=1_000), begun, go_on)
+    if fails:
+        assert sorted(got, key=str) == [[5] * 3, "no memory"] and computed == [5, 5]
+    else:
+        assert got == [[5] * 3] * 2 and computed == [5]

@@ -144,6 +144,15 @@ def test_mistakes_are_one_line(folder, more, message):
     assert result.returncode == 2 and message in error(result)
 
 
+def test_points_outside_the_clip_are_refused_before_training(folder, tmp_path):
+    result = track(folder, "clip", "--keep_work", tmp_path / "work", "--out", tmp_path / "x.npz", "--query", "99,10,10")
+    assert result.returncode == 2 and "99" in error(result)
+    with pytest.raises(UserError, match="query_points"):
+        track_video(folder / "clip", np.array([[99, 10, 10]]), keep_work=tmp_path / "work", progress=False,
+                    config=str(folder / "quick.txt"))
+    assert not list((tmp_path / "work").glob("quick_*"))
+
+
 def test_what_is_no_video_is_one_line_and_leaves_nothing(folder, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     result = launch("track.py", tmp_path / "text.mp4", "--out", tmp_path / "x.npz", prepare=fork_children)

@@ -68,11 +68,13 @@ def fits(layers: list[tuple[Tensor, Tensor]]) -> bool:
 
 
 def _library(name: str, sources: list[str], flags: list[str]) -> Path:
-    """Path of the shared library. Compiles it if the cache has none for these sources, flags, CPU and PyTorch."""
+    """Path of the shared library. Compiles it if the cache has none for these sources, flags and PyTorch, and for the
+    instruction sets of this CPU (-march=native): a cache may be shared by several machines."""
     paths = [FOLDER / source for source in sources]
     text = b"".join(path.read_bytes() for path in [*paths, *sorted(FOLDER.glob("*.h"))])
-    cpu = str(torch.cpu.get_capabilities().get("cpu_name", ""))  # -march=native compiles for this CPU
-    key = hashlib.sha256(text + " ".join([torch.__version__, cpu, *flags]).encode()).hexdigest()[:16]
+    capabilities = torch.cpu.get_capabilities()
+    cpu = [str(capabilities.get("cpu_name", "")), *sorted(name for name, has in capabilities.items() if has is True)]
+    key = hashlib.sha256(text + " ".join([torch.__version__, *cpu, *flags]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "omnimotion-turbo"
     library = folder / f"{name}-{key}.so"
     if not library.is_file():
