@@ -135,7 +135,7 @@ def test_files_that_are_not_frames_are_not_replaced(picture, tmp_path):
     video = tmp_path / "seq" / "color" / "clip.mp4"
     video.parent.mkdir(parents=True)
     write_video(video, [picture] * 2)
-    with pytest.raises(UserError, match="has clip.mp4, but no images"):
+    with pytest.raises(UserError, match=r"has clip\.mp4, but no images"):
         extract_frames(str(video), tmp_path / "seq")
     assert [path.name for path in (tmp_path / "seq").rglob("*")] == ["color", "clip.mp4"]
 
