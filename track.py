@@ -41,6 +41,7 @@ from loaders.clip_files import queries_of_clip
 from loaders.source_frames import SourceFrames, source_of
 from loaders.track_export import check_format, export_tracks
 from loaders.track_files import load_query_file
+from training.failure_modes import diagnosis_at
 
 log = logging.getLogger("track")
 GRID_POINTS = 600    # about, of the default grid
@@ -61,10 +62,15 @@ def track(options: Namespace) -> None:
     check_writable(out.parent, "--out")
     with lock_folder(options.keep_work, make=True):
         job = ClipRun(Path(options.clip), Path(options.keep_work), options.config, options.num_iters, options.device)
+        check_writable(options.keep_work, "--keep_work")
         with WholeProgress(Path(options.clip).name, parts(options, job)) as progress:
+            was_trained = job.is_trained  # then its failures were not reported in this call
             run_options = job.complete(progress.write, lambda source: chosen_points(options, source))
             with progress.of_this_process():
                 views = Views(run_options)
+                diagnosis = diagnosis_at(views.dir, run_options.num_iters) if was_trained else None
+                for line in (diagnosis or {"warnings": []})["warnings"]:
+                    log.warning("training ended with a failure: %s", line)
                 source = source_of(views.sequence)
                 queries, spacing = chosen_points(options, source)
                 tracks = as_point_tracks(track_in_pieces(views.tracker, queries), queries, views.size, source)

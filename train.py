@@ -43,6 +43,8 @@ def train(options: Namespace, processes: Processes) -> None:
         trainer = Trainer(options, processes)
         if trainer.step < options.num_iters:
             log.info("estimated peak memory: %s", plan(trainer))
+        elif trainer.step > options.num_iters:
+            log.info("nothing to do: the run has %d steps, more than --num_iters %d", trainer.step, options.num_iters)
         if processes.first:
             write_run_metadata(trainer.dir, options, trainer.step)
         with closing(Monitor(trainer)) as monitor:

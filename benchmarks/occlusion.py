@@ -1,15 +1,13 @@
-"""Calibrates when tracks are called occluded, on rendered scenes: python -m benchmarks.occlusion
+"""Calibrates --occlusion_th on rendered scenes: python -m benchmarks.occlusion
 
 A preset is trained on each scene, and the model tracks points whose occlusion is known. A point is called occluded
-where the model's occlusion score is above --occlusion_th, or where it is above a smaller one and the color at the
-model's position differs from that of the query point by more than a limit (inference/flow_guided_tracker.py). Only
-frames in which the model is close to the true position are counted, because the model decides only there.
+where the model's occlusion score is above --occlusion_th. Only frames in which the model is close to the true position
+are counted, because the model decides only there.
 
-Prints two tables, and writes them to OUT as JSON:
-    occlusion_errors    share of wrong decisions for pairs of a smaller score and a limit, on the scenes of seed 0
-    occlusion_decision  share of wrong decisions, precision and recall of "occluded" on the scenes of the other seeds:
-                        of the model with --occlusion_th alone, of the model with colors, and of the tracks of
-                        --follow_flow
+Prints two tables with the share of wrong decisions, precision and recall of "occluded", and writes them to OUT as JSON:
+    occlusion_errors    of several thresholds, on the scenes of seed 0
+    occlusion_decision  of the preset's threshold and OmniMotion's, and of the tracks of --follow_flow, on the scenes of
+                        the other seeds
 
 Notation
     K        entries: a point in a frame other than its query's
@@ -31,8 +29,6 @@ from common.files import atomic_path, write_json
 from common.geometry import inside
 from configs.options import parse
 from evaluation.tables import markdown
-from inference.flow_guided_tracker import LIKELY_OCCLUDED, OTHER_COLOR
-from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import MAX_ERROR
 from loaders.npy import ArrayFile
@@ -42,8 +38,8 @@ from preprocessing.synthetic.render import write_scene
 from training.trainer import Trainer
 
 SCENES = ("easy", "occlusion", "fast", "travel")
-SCORES = (0.5, 0.6, 0.7, 0.8, 0.9)       # the smaller scores that are compared
-LIMITS = (0.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # the limits that are compared, CIELAB units
+OMNIMOTION = 0.99  # threshold in OmniMotion's code
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, OMNIMOTION)
 POINTS = 400  # of a scene
 
 Scene = dict[str, np.ndarray]  # names of `measure` -> values
@@ -68,8 +64,8 @@ def measured(root: Path, kind: str, seed: int, args: Namespace) -> Scene:
 def measure(folder: Path, seed: int, args: Namespace) -> Scene:
     """Train on the scene in `folder` and track its points.
 
-    Returns `(K,)` each: the model's occlusion `score`, the `difference` in color from the query point, whether the
-    point is `hidden` in the tracks of --follow_flow, and whether it is `occluded`."""
+    Returns `(K,)` each: the model's occlusion `score`, whether the point is `hidden` in the tracks of --follow_flow,
+    and whether it is `occluded`."""
     options = parse("train", ["--config", args.config, "--data_dir", str(folder), "--seed", str(seed), "--num_iters",
                               str(args.num_iters), "--device", "cpu"])
     trainer = Trainer(options)
@@ -84,16 +80,9 @@ def measure(folder: Path, seed: int, args: Namespace) -> Scene:
     counted = np.linalg.norm(found.tracks - points, axis=-1) <= MAX_ERROR * max(sequence.size)
     counted &= inside(points, sequence.size) & inside(found.tracks, sequence.size)
     counted &= queries[:, :1] != np.arange(len(sequence))
-    colors = FrameColors(sequence.frame)
-    values = {"score": found.occlusion_score,
-              "difference": colors.differences_from_queries(queries, found.tracks, counted, 0),
-              "hidden": ~guided.track(queries).visible, "occluded": truth.occluded[rows]}
+    values = {"score": found.occlusion_score, "hidden": ~guided.track(queries).visible,
+              "occluded": truth.occluded[rows]}
     return {name: value[counted] for name, value in values.items()}
-
-
-def called_occluded(scene: Scene, threshold: float, score: float, limit: float) -> np.ndarray:
-    """Whether each entry of a scene is called occluded, `(K,)`."""
-    return (scene["score"] > threshold) | ((scene["score"] > score) & (scene["difference"] > limit))
 
 
 def quality(predicted: list[np.ndarray], occluded: list[np.ndarray]) -> list[float]:
@@ -108,27 +97,14 @@ def quality(predicted: list[np.ndarray], occluded: list[np.ndarray]) -> list[flo
             true_positive / max(mean(occluded), 1e-9)]
 
 
-def error_table(scenes: list[Scene], threshold: float) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of occlusion_errors."""
+def table(scenes: list[Scene], thresholds: tuple[float, ...], with_tracks: bool) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table of `quality`: of the model with each threshold and, if asked for, of the tracks."""
+    decisions = {f"model, score above {threshold:g}": [scene["score"] > threshold for scene in scenes]
+                 for threshold in thresholds}
+    if with_tracks:
+        decisions["tracks"] = [scene["hidden"] for scene in scenes]
     occluded = [scene["occluded"] for scene in scenes]
-    rows = []
-    for score in SCORES:
-        wrong = [quality([called_occluded(scene, threshold, score, limit) for scene in scenes], occluded)[0]
-                 for limit in LIMITS]
-        rows.append([f"{score:g}", *(f"{value:.2%}" for value in wrong)])
-    return ["score above", *(f"color differs by {limit:g}" for limit in LIMITS)], rows
-
-
-def decision_table(scenes: list[Scene], threshold: float) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of occlusion_decision."""
-    decisions = {
-        f"model, score above {threshold:g}": lambda scene: scene["score"] > threshold,
-        f"model, or score above {LIKELY_OCCLUDED:g} and color differs by {OTHER_COLOR:g}":
-            lambda scene: called_occluded(scene, threshold, LIKELY_OCCLUDED, OTHER_COLOR),
-        "tracks": lambda scene: scene["hidden"]}
-    occluded = [scene["occluded"] for scene in scenes]
-    rows = [[name, *(f"{value:.2%}" for value in quality([decide(scene) for scene in scenes], occluded))]
-            for name, decide in decisions.items()]
+    rows = [[name, *(f"{value:.2%}" for value in quality(called, occluded))] for name, called in decisions.items()]
     return ["called occluded", "wrong", "precision", "recall"], rows
 
 
@@ -152,8 +128,9 @@ def main() -> None:
     kinds = [(kind, seed) for seed in range(args.seeds) for kind in SCENES]
     scenes = [measured(out, *kind, args) for kind in tqdm(kinds, desc="scenes")]
     first, others = scenes[:len(SCENES)], scenes[len(SCENES):]
-    tables = {"occlusion_errors": (f"Mean over {len(first)} rendered scenes", *error_table(first, threshold)),
-              "occlusion_decision": (f"Mean over {len(others)} other scenes", *decision_table(others, threshold))}
+    tables = {"occlusion_errors": (f"Mean over {len(first)} rendered scenes", *table(first, THRESHOLDS, False)),
+              "occlusion_decision": (f"Mean over {len(others)} other scenes",
+                                     *table(others, (threshold, OMNIMOTION), True))}
     for name, (title, columns, rows) in tables.items():
         write_json(out / f"{name}.json", {
             "title": title, "columns": columns, "rows": rows,

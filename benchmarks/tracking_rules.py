@@ -21,7 +21,7 @@ from common.files import write_json
 from evaluation.benchmark import benchmark_name, sequences_folder
 from evaluation.scoring import score
 from evaluation.tables import markdown
-from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide, visible_to_model
+from inference.flow_guided_tracker import ModelProposal, StoredFlow, guide
 from inference.frame_colors import FrameColors
 from inference.load_run import load_run
 from inference.multi_interval_flow import follow_intervals
@@ -31,18 +31,15 @@ from loaders.track_files import Annotations, PointTracks, load_annotations, samp
 
 # name of a row -> arguments of `tracked` that leave out a rule
 RULES = {"all": {}, "without differences in color and tentative flow": {"compare_colors": False},
-         "without colors in the decision about occlusion": {"color_occludes": False},
          "without the model's decision about occlusion": {"model_occludes": False},
          "without the model": {"use_model": False}}
 
 
-def tracked(queries: np.ndarray, model: Tracks, occlusion_th: float, store: CorrespondenceStore, colors: FrameColors,
-            compare_colors: bool = True, color_occludes: bool = True, model_occludes: bool = True,
-            use_model: bool = True) -> PointTracks:
+def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colors: FrameColors,
+            compare_colors: bool = True, model_occludes: bool = True, use_model: bool = True) -> PointTracks:
     """Tracks of queries `(M, 3)` of a video of one scene, as `--follow_flow` finds them, or without some of its rules.
 
     model:          the model's tracks of the queries, visible where `--occlusion_th` says so
-    color_occludes: False: the model's occlusion score alone decides where it hides a point
     compare_colors: False: only flow that passes the comparison of features, at the cost of its forward-backward error
     model_occludes: False: the model's position is a candidate, but the model never decides that a point is occluded
     use_model:      False: stored flow only, and the model's position where no flow leads to a frame"""
@@ -51,8 +48,7 @@ def tracked(queries: np.ndarray, model: Tracks, occlusion_th: float, store: Corr
         paths = follow_intervals(queries, model.tracks.shape[1], store.size, flow.step)
         tracks = np.where(np.isnan(paths.tracks), model.tracks, paths.tracks)
         return PointTracks(tracks, paths.visible, queries, store.size)
-    visible = visible_to_model(queries, model, 0, occlusion_th, colors) if color_occludes else model.visible
-    proposal = ModelProposal(model.tracks, visible, max(store.size))
+    proposal = ModelProposal(model.tracks, model.visible, max(store.size))
     if not model_occludes:
         proposal.trusted = -1.0  # no distance is that small
     paths = guide(queries, flow, proposal)
@@ -70,7 +66,7 @@ def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str,
     model = loaded.tracker.track(queries)
     store = open_correspondences(loaded.sequence)
     colors = FrameColors(loaded.sequence.frame)
-    tracks = {name: tracked(queries, model, options.occlusion_th, store, colors, **rule)
+    tracks = {name: tracked(queries, model, store, colors, **rule)
               for name, rule in RULES.items()}
     return tracks, truth, rows
 

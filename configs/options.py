@@ -132,8 +132,7 @@ OPTIONS = (
                "model elsewhere"),
         Option("use_max_loc", bool, True, "map the sample of the largest weight; no: composite all samples of the ray"),
         Option("occlusion_th", float, 0.99, "share in [0, 1]; a point is occluded if more of the light than this is "
-               "absorbed in front of it. With --follow_flow also at a smaller share, if the color there differs from "
-               "the query point's"),
+               "absorbed in front of it"),
     ),
     *_group(
         "data", TRAIN,

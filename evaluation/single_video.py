@@ -62,7 +62,7 @@ def score_model(options: Namespace) -> None:
     if diagnosis := diagnosis_at(run.checkpoint_path.parent, run.checkpoint.step):
         metrics["diagnosis"] = diagnosis
     save_tracks(run_dir(options) / "annotation_tracks.npz", tracks)
-    write_metrics(path, metrics)
+    write_metrics(path, metrics, "model + flow" if metrics.get("follow_flow") else "model")
 
 
 def track_queries(options: Namespace) -> None:
@@ -117,7 +117,7 @@ def score_predictions(options: Namespace) -> None:
         clip = tracks.source or own_source(tracks.frame_size, tracks.tracks.shape[1])
         check_queries(tracks, queries_of_clip(options.queries, clip, options.coordinates), options)
     metrics = {"query_mode": options.query_mode, **score(tracks, truth, rows, options.query_mode)}
-    write_metrics(Path(options.out or path.with_suffix(".metrics.json")), metrics)
+    write_metrics(Path(options.out or path.with_suffix(".metrics.json")), metrics, "predictions")
 
 
 def check_queries(tracks: PointTracks, queries: np.ndarray | None, options: Namespace) -> None:
@@ -128,13 +128,14 @@ def check_queries(tracks: PointTracks, queries: np.ndarray | None, options: Name
                         f"{options.queries}: leave --queries out, or give those that were tracked")
 
 
-def write_metrics(path: Path, metrics: dict) -> None:
-    """Write the metrics to a JSON file, and print them as a table with one row for each tracker."""
+def write_metrics(path: Path, metrics: dict, name: str) -> None:
+    """Write the metrics to a JSON file, and print them as a table with one row for each tracker. name: of what is
+    scored, besides the baselines."""
     write_json(path, metrics)
     print_header(f"query mode {metrics['query_mode']}")
-    for name, row in metrics.get("baselines", {}).items():
-        print_row(name, row)
-    print_row("model + flow" if metrics.get("follow_flow") else "model", metrics)
+    for baseline, row in metrics.get("baselines", {}).items():
+        print_row(baseline, row)
+    print_row(name, metrics)
     for line in metrics.get("diagnosis", {}).get("warnings", []):
         log.warning("diagnosis of the model after step %d: %s", metrics["diagnosis"]["step"], line)
     log.info("%s", path)

@@ -3,8 +3,7 @@
 Points follow the stored flow over several intervals (inference/multi_interval_flow.py). The model's position is one
 more candidate in every frame. Its error is the distance between model and track in earlier frames, so that a model
 which agreed with the track is preferred. The model finds points that flow has lost, and decides where they are
-occluded: where its occlusion score is above the threshold, or where it is above LIKELY_OCCLUDED and the color at the
-model's position differs from that of the query point.
+occluded.
 
 Notation
     M, T      query points, frames
@@ -38,8 +37,6 @@ PRIOR_FRAMES = 2              # weight of the prior, as a number of frames
 DECAY = 0.9                   # factor of a frame's weight for each later visible frame
 COLOR_ERROR = 1 / 8 / 256     # share of the frame's longer side: error for each CIELAB unit of difference in color
 MAX_DIFFERENCE = 16.0         # CIELAB units: larger ones count as this, so that one change of light hides nothing
-LIKELY_OCCLUDED = 0.7         # occlusion score above which a point of another color is occluded
-OTHER_COLOR = 6.0             # CIELAB units: difference from the query point's color above which a color is another one
 MIN_STORED = 0.2              # smallest sum of the bilinear weights of stored pixels around a point
 
 
@@ -132,18 +129,6 @@ class ModelProposal:
         return Candidates(self.model[rows, b], mean, visible, ~visible & (mean <= self.trusted))
 
 
-def visible_to_model(query_points: np.ndarray, tracks: Tracks, first: int, occlusion_th: float,
-                     colors: FrameColors) -> np.ndarray:
-    """Where the model's tracks of query points `(N, 3)` are visible, if colors are compared, too: `(N, F)` bool.
-
-    tracks: in F frames from frame `first` on. With an `occlusion_th` of 1 or more, the model does not hide points."""
-    if occlusion_th >= 1:
-        return tracks.visible
-    in_doubt = tracks.visible & (tracks.occlusion_score > LIKELY_OCCLUDED)
-    difference = colors.differences_from_queries(query_points, tracks.tracks, in_doubt, first)
-    return tracks.visible & (difference <= OTHER_COLOR)
-
-
 def guide(query_points: np.ndarray, flow: StoredFlow, proposal: ModelProposal) -> Paths:
     """Tracks of query points `(M, 3)` = (t, y, x) by stored flow, with the model as a candidate in every frame, through
     the frames of the proposal."""
@@ -158,8 +143,8 @@ def guide(query_points: np.ndarray, flow: StoredFlow, proposal: ModelProposal) -
 
 class FlowGuidedTracker(Tracker):
     """A Tracker whose tracks follow the flow of `store` (or of a folder in OmniMotion's layout) where it is reliable.
-    Depths and occlusion scores are the model's, at the model's position. `visible` depends on the flow and on colors,
-    too (`visible_to_model`): it is not a threshold of the scores.
+    Depths and occlusion scores are the model's, at the model's position. `visible` depends on the flow, too: it is not
+    a threshold of the scores.
 
     frame: t -> image `(H, W, 3)` uint8 RGB. Raises UserError if the store has no flow between adjacent frames."""
 
@@ -168,7 +153,7 @@ class FlowGuidedTracker(Tracker):
                  scenes: Scenes | None = None):
         super().__init__(model, use_max_loc, occlusion_th, chunk_size, scenes)
         check_adjacent_flow(store)
-        if np.abs(np.diff(store.pairs)).max() == 1:
+        if store.num_frames > 2 and np.abs(np.diff(store.pairs)).max() == 1:
             log.warning("%s has flow between adjacent frames only: a track that left the flow does not return to it",
                         store.root)
         self.store = store
@@ -181,8 +166,7 @@ class FlowGuidedTracker(Tracker):
         first = min([*start, *wanted], default=0)
         last = max([*start, *wanted], default=-1)
         out = super().track(query_points, range(first, last + 1))
-        visible = visible_to_model(query_points, out, first, self.occlusion_th, self.colors)
-        proposal = ModelProposal(out.tracks, visible, max(self.size))
+        proposal = ModelProposal(out.tracks, out.visible, max(self.size))
         paths = guide(query_points, StoredFlow(self.store, first, self.colors), proposal)
         out.tracks = paths.tracks
         out.visible = paths.visible & self.can_be_seen(start)[:, first:last + 1]

@@ -31,22 +31,6 @@ class FrameColors:
         """Distance `(n,)` of the colors of points p `(n, 2)` of frame a and q `(n, 2)` of frame b, in CIELAB units."""
         return _distance(self.at(a, p), self.at(b, q))
 
-    def differences_from_queries(self, query_points: np.ndarray, tracks: np.ndarray, where: np.ndarray,
-                                 first: int) -> np.ndarray:
-        """Distances `(N, F)` of the colors of query points `(N, 3)` = (t, y, x) and of their tracks `(N, F, 2)` in F
-        frames from frame `first` on, in CIELAB units. Only where `where` `(N, F)` bool; 0 elsewhere."""
-        start = query_points[:, 0].astype(np.int64)
-        needed = where.any(axis=1)
-        of_query = np.zeros((len(query_points), 3), np.float32)
-        for a in np.unique(start[needed]):
-            rows = np.flatnonzero(needed & (start == a))
-            of_query[rows] = self.at(a, query_points[rows, :0:-1])
-        out = np.zeros(where.shape, np.float32)
-        for k in np.flatnonzero(where.any(axis=0)):
-            rows = np.flatnonzero(where[:, k])
-            out[rows, k] = _distance(of_query[rows], self.at(first + k, tracks[rows, k]))
-        return out
-
     def _blurred(self, t: int) -> tuple[np.ndarray, float]:
         """Colors `(h, w, 3)` uint8 of frame t, and h / H."""
         image = self._frame(t)

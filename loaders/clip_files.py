@@ -90,7 +90,11 @@ def annotations_at(truth: Annotations, path: str | Path, clip: SourceFrames, coo
             row = int(np.argmax(lost))
             raise UserError(f"{path}: `query_points` row {row} is in frame {truth.query_points[row, 0]:g} of the "
                             f"source, the sequence has its frames {clip.numbers_text()}: remove this point")
-    return truth if len(frames) == truth.points.shape[1] else truth.at_frames(frames)
+    if len(frames) == truth.points.shape[1]:
+        return truth
+    log.info("%s: its %d frames are taken as those of the source; the sequence has %s", path, truth.points.shape[1],
+             clip.numbers_text())
+    return truth.at_frames(frames)
 
 
 def load_tracks_of_clip(path: str | Path, clip: SourceFrames, queries: np.ndarray | None, coordinates: str,

@@ -88,13 +88,21 @@ def clip_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, tu
         raise UserError(f"no video {path}: give a video file or a folder of images")
     within = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise UserError(f"{path} is empty: give a video file or a folder of images")
         with av.open(f"file:{path}", container_options=within, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
             count = stream.frames or round(seconds * float(stream.average_rate or 0))
             return max(count, 0), (stream.codec_context.height, stream.codec_context.width)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: its permissions do not allow it") from error
     except Exception as error:  # a damaged file can raise any exception in PyAV
-        raise UserError(f"{path} cannot be opened as a video: give a video file or a folder of images") from error
+        raise UserError(f"{path} cannot be opened as a video (it is damaged, incomplete, or something else): give a "
+                        "video file or a folder of images") from error
 
 
 def find_video_range(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
@@ -204,7 +212,7 @@ def _decode(path: Path, max_pixels: int, facts: VideoFacts,
             check_pixels(stream.codec_context.height, stream.codec_context.width, path, max_pixels)
             # The frame size may change in the stream. Decoders round it up to whole blocks, hence the margin.
             stream.codec_context.options = {"max_pixels": str(2 * max_pixels + 4096)}
-            stream.thread_type = "AUTO"
+            stream.thread_type = "SLICE"  # with frame threads, libavcodec may hang when a damaged file is left early
             facts.frame_rate = float(stream.average_rate) if stream.average_rate else None
             losses = Losses(path, container, stream, start)
             finished = False

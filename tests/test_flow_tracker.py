@@ -13,21 +13,17 @@ from common.errors import UserError
 from common.geometry import sample
 from configs.options import parse
 from evaluation.baselines import chained_flow_tracks, static_tracks
-from inference import flow_guided_tracker
 from inference.flow_guided_tracker import (
     COLOR_ERROR,
-    LIKELY_OCCLUDED,
-    OTHER_COLOR,
     FlowGuidedTracker,
     ModelProposal,
     StoredFlow,
     guide,
-    visible_to_model,
 )
 from inference.frame_colors import FrameColors
 from inference.load_run import new_tracker
 from inference.multi_interval_flow import Paths
-from inference.tracker import Tracker, Tracks
+from inference.tracker import Tracker
 from loaders.correspondence_format import StoredPair
 from loaders.correspondences import open_correspondences
 from loaders.sequence import open_sequence
@@ -240,46 +236,19 @@ def test_tracks_keep_to_their_color():
         assert (found.tracks[0, 4, 0] < 48) == dark
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_the_model_hides_points_of_another_color_where_it_is_in_doubt(first):
-    """Frames of one color each, some of which differ hardly."""
-    rng = np.random.default_rng(first)
-    levels = rng.choice([60, 63, 120], T)
-    colors = FrameColors(lambda t: np.full((H, W, 3), levels[t], np.uint8))
-    queries = np.array([[3, 20, 10], [2, 40, 90], [2, 5, 6]], np.float32)
-    F = T - first
-    scores = rng.choice([0.65, 0.75], (3, F))
-    tracks = Tracks(rng.uniform(0, 60, (3, F, 2)).astype(np.float32), rng.uniform(size=(3, F)) < 0.8, scores, scores)
-
-    expected = tracks.visible.copy()
-    for n, (start, y, x) in enumerate(queries):
-        for k in range(F):
-            difference = colors.difference(int(start), np.float32([[x, y]]), first + k, tracks.tracks[n, k][None])[0]
-            expected[n, k] &= not (scores[n, k] > LIKELY_OCCLUDED and difference > OTHER_COLOR)
-    found = visible_to_model(queries, tracks, first, 0.99, colors)
-    assert np.array_equal(found, expected) and 0 < found.sum() < tracks.visible.sum()
-    assert np.array_equal(visible_to_model(queries, tracks, first, 1.0, colors), tracks.visible)
-
-
-def test_the_tracker_compares_colors_where_the_model_is_in_doubt(small_sequence, monkeypatch):
-    """Not with an `--occlusion_th` of 1, with which the model hides nothing."""
+def test_the_model_hides_points_above_the_threshold(small_sequence, monkeypatch):
     monkeypatch.setattr(Tracker, "_track_some", in_doubt_everywhere(Tracker._track_some))
     options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
     queries = np.stack([np.arange(20) % 3, *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
-    tracker = new_tracker(model, sequence, options)
-    found = tracker.track(queries)
-    some = tracker.track(queries, [3, 1])
+    hiding, trusting = (new_tracker(model, sequence, Namespace(**vars(options) | {"occlusion_th": threshold}))
+                        for threshold in (0.85, 0.95))
+    found = hiding.track(queries)
+    some = hiding.track(queries, [3, 1])
     assert np.array_equal(some.tracks, found.tracks[:, [3, 1]])
     assert np.array_equal(some.visible, found.visible[:, [3, 1]])
-
-    with monkeypatch.context() as patch:
-        patch.setattr(flow_guided_tracker, "LIKELY_OCCLUDED", 1.0)
-        scores_only = tracker.track(queries).visible
-    assert found.visible.sum() < scores_only.sum()
-    trusting = new_tracker(model, sequence, Namespace(**vars(options) | {"occlusion_th": 1.0}))
-    assert np.array_equal(trusting.track(queries).visible, scores_only)
+    assert found.visible.sum() < trusting.track(queries).visible.sum()
 
 
 def in_doubt_everywhere(track_some):
@@ -337,22 +306,19 @@ def test_colors_of_frames_are_cielab_and_hide_fine_texture():
     assert colors.difference(2, p, 3, p) == pytest.approx([red] * 50, abs=1)
 
 
-def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence, monkeypatch):
+def test_the_benchmark_of_the_rules_leaves_out_what_it_says(small_sequence):
     """With all rules it tracks as --follow_flow does. Without the model, visible points do not depend on it; a model
     that may not decide about occlusion hides nothing that flow follows."""
-    monkeypatch.setattr(Tracker, "_track_some", in_doubt_everywhere(Tracker._track_some))
     options = parse("eval", [*GRIDS, "--data_dir", str(small_sequence), "--follow_flow", "1"])
     sequence = open_sequence(small_sequence)
     model = new_model(options, len(sequence), sequence.size, torch.device("cpu"))
-    queries = np.stack([np.zeros(20), *np.random.default_rng(0).uniform(12, 50, (2, 20))], -1)
+    queries = np.stack([np.zeros(40), *np.random.default_rng(0).uniform(1, 62, (2, 40))], -1)
     still = Tracker(model).track(queries)
-    context = options.occlusion_th, open_correspondences(sequence), FrameColors(sequence.frame)
+    context = open_correspondences(sequence), FrameColors(sequence.frame)
 
     expected = new_tracker(model, sequence, options).track(queries)
     found = tracked(queries, still, *context)
     assert np.array_equal(found.tracks, expected.tracks) and np.array_equal(found.visible, expected.visible)
-
-    assert tracked(queries, still, *context, color_occludes=False).visible.sum() > found.visible.sum()
 
     alone, elsewhere = (tracked(queries, replace(still, tracks=still.tracks + off), *context, use_model=False)
                         for off in (0, 40))

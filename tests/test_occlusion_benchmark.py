@@ -9,21 +9,11 @@ import pytest
 from benchmarks import occlusion
 from common.cli import run
 
-THRESHOLD = 0.9
-
 
 def random_scene(seed: int, entries: int) -> occlusion.Scene:
     rng = np.random.default_rng(seed)
-    return {"score": rng.uniform(0, 1, entries), "difference": rng.uniform(0, 20, entries),
-            "hidden": rng.uniform(size=entries) < 0.3, "occluded": rng.uniform(size=entries) < 0.3}
-
-
-def test_a_point_is_called_occluded_above_the_threshold_or_above_a_lower_score_with_another_color():
-    scene = random_scene(0, 500)
-    for score, limit in ((0.5, 6), (0.7, 0), (0.7, 100)):
-        expected = [s > THRESHOLD or (s > score and difference > limit)
-                    for s, difference in zip(scene["score"], scene["difference"], strict=True)]
-        assert np.array_equal(occlusion.called_occluded(scene, THRESHOLD, score, limit), expected)
+    return {"score": rng.uniform(0, 1, entries), "hidden": rng.uniform(size=entries) < 0.3,
+            "occluded": rng.uniform(size=entries) < 0.3}
 
 
 def test_quality_is_that_of_all_scenes_with_the_same_weight():
@@ -39,6 +29,18 @@ def test_quality_is_that_of_all_scenes_with_the_same_weight():
     assert occlusion.quality([np.zeros(9, bool)], [np.zeros(9, bool)]) == [0, 0, 0]
 
 
+def test_a_row_of_the_table_has_the_quality_of_its_decision():
+    scenes = [random_scene(seed, 300) for seed in (0, 1)]
+    occluded = [scene["occluded"] for scene in scenes]
+    columns, rows = occlusion.table(scenes, (0.3, 0.9), True)
+    assert [row[0] for row in rows] == ["model, score above 0.3", "model, score above 0.9", "tracks"]
+    decisions = ([scene["score"] > 0.3 for scene in scenes], [scene["score"] > 0.9 for scene in scenes],
+                 [scene["hidden"] for scene in scenes])
+    for row, predicted in zip(rows, decisions, strict=True):
+        assert row[1:] == [f"{value:.2%}" for value in occlusion.quality(predicted, occluded)]
+    assert len(columns) == len(rows[0])
+
+
 def test_the_command_measures_each_scene_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(occlusion, "SCENES", ("easy",))
     arguments = ["--size", "48", "--num_frames", "6", "--seeds", "2", "--num_iters", "3", "--out", str(tmp_path)]
@@ -46,12 +48,12 @@ def test_the_command_measures_each_scene_once(tmp_path, monkeypatch, capsys):
     run(occlusion.main)
     printed = capsys.readouterr().out
     table = json.loads((tmp_path / "occlusion_errors.json").read_text())
-    assert len(table["rows"]) == len(occlusion.SCORES) and table["rows"][0][1] in printed
+    assert len(table["rows"]) == len(occlusion.THRESHOLDS) and table["rows"][0][1] in printed
     files = sorted(tmp_path.glob("easy*.npz"))
     assert len(files) == 2
     with np.load(files[0]) as scene:
-        assert len({scene[key].shape for key in ("score", "difference", "hidden", "occluded")}) == 1
-        assert len(scene["score"]) > 100 and (scene["difference"] > 0).any()
+        assert len({scene[key].shape for key in ("score", "hidden", "occluded")}) == 1
+        assert len(scene["score"]) > 100
 
     monkeypatch.setattr(occlusion, "measure", lambda *args: pytest.fail("measured again"))
     run(occlusion.main)

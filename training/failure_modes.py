@@ -68,14 +68,14 @@ class Shares:
             out.append(Finding(
                 f"wrong surface order: {self.hidden:.0%} of the points that are seen in two frames are behind another "
                 "surface in the model",
-                "Train again from the start (--no-reload) with --mask_near, another --seed (python -m "
+                "Train again from the start (train.py --no-reload) with --mask_near, another --seed (python -m "
                 "benchmarks.seeds), or a depth prior (--init_depth)"))
         if self.near_missed < FITTED and self.twice > WARNING_SHARE:
             out.append(Finding(
                 f"an object is in the canonical volume twice: {self.twice:.0%} of the points that distant frames have "
                 "in common are at two places of it, of the same color",
-                "Train again from the start (--no-reload) with another --seed or a larger --start_interval, or on "
-                "longer correspondences (preprocessing --features dino)"))
+                "Train again from the start (train.py --no-reload) with another --seed or a larger --start_interval, "
+                "or on longer correspondences (preprocessing --features dino)"))
         return out
 
 
