@@ -12,7 +12,7 @@ Measured for each: seconds, CPU seconds of all threads, peak memory (resident, M
 adds or, while it runs, needs at most. The tracks of the annotations' points are then scored in the mode `first`.
 
 --rev REV runs every command also with another revision of the project, in turns, so that both see the same load.
---growth renders one scene with 40, 80, 160, and 320 frames.
+--growth renders one scene with 40, 80, 160, and 320 frames; the table clip_growth.json has these as columns.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,12 +291,33 @@ def rows_of(clip: Clip, sides: list[Side]) -> list[list[str]]:
     return [*rows, [clip.name, "AJ; delta_avg", *scores, "", ""]]
 
 
-def benchmark(args: argparse.Namespace, out: Path) -> list[list[str]]:
-    """Run everything; rows of the table. Folders of the same clips in `out` are deleted first."""
+def growth_table(sides: list[Side], args: argparse.Namespace) -> dict:
+    """The table clip_growth, from one side for each number of frames in GROWTH."""
+    def row(name: str, value: Callable[[Side], float]) -> list[str]:
+        values = [value(side) for side in sides]
+        return [name, *(f"{v:.0f}" for v in values), f"{values[-1] / values[1]:.1f}"]
+
+    def seconds(*stages: str) -> Callable[[Side], float]:
+        return lambda side: sum(side.stages[name].seconds for name in stages)
+
+    rows = [row("preprocessing, seconds", seconds(*PARTS)),
+            *(row(f"{name}, seconds", seconds(name)) for name in STAGES if name not in PARTS),
+            row("all stages, seconds", seconds(*STAGES)),
+            row("all stages, CPU seconds", lambda side: sum(usage.cpu_seconds for usage in side.stages.values())),
+            row("preprocessing, peak memory, MiB", lambda side: max(side.stages[name].memory for name in PARTS)),
+            row("train, peak memory, MiB", lambda side: side.stages["train"].memory),
+            row("preprocessing, peak disk, MiB", lambda side: max(side.stages[name].disk for name in PARTS))]
+    first, *others = map(str, GROWTH)
+    return {"title": f"Rendered scene `{args.scene}`, {args.size[1]}x{args.size[0]}, {args.num_iters:,} training steps",
+            "columns": ["", f"{first} frames", *others, f"{GROWTH[-1]} / {GROWTH[1]}"], "rows": rows}
+
+
+def benchmark(args: argparse.Namespace, out: Path) -> list[tuple[Clip, list[Side]]]:
+    """Run everything: the sides of each clip. Folders of the same clips in `out` are deleted first."""
     clips = [given(folder) for folder in args.clips]
     clips += [rendered(out, num_frames, args) for num_frames in args.frames]
     now = ("now", ROOT, shlex.split(args.preprocessing), args.num_iters)
-    rows = []
+    found = []
     with worktree(args.rev) if args.rev else nullcontext() as project:
         before = ("before", project, shlex.split(args.rev_preprocessing), args.rev_num_iters)
         for clip in clips:
@@ -306,10 +327,10 @@ def benchmark(args: argparse.Namespace, out: Path) -> list[list[str]]:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             run_stages(clip, sides, args, folder)
-            rows += rows_of(clip, sides)
+            found.append((clip, sides))
             if not args.keep_work:
                 shutil.rmtree(folder)
-    return rows
+    return found
 
 
 def main() -> None:
@@ -337,7 +358,8 @@ def main() -> None:
     if args.rev_preprocessing is None:
         args.rev_preprocessing = args.preprocessing
     args.rev_num_iters = args.rev_num_iters or args.num_iters
-    rows = benchmark(args, Path(args.out).resolve())
+    found = benchmark(args, Path(args.out).resolve())
+    rows = [row for clip, sides in found for row in rows_of(clip, sides)]
     steps = f"{args.rev_num_iters} → " if args.rev and args.rev_num_iters != args.num_iters else ""
     title = f"{args.size[1]}x{args.size[0]}, {steps}{args.num_iters} training steps"
     if args.rev:
@@ -346,6 +368,10 @@ def main() -> None:
     write_json(Path(args.out) / "clip.json", {"title": title, "columns": COLUMNS_OF_TABLE, "rows": rows,
                                               "command": command})
     print(markdown(COLUMNS_OF_TABLE, rows))
+    if args.growth:
+        table = growth_table([sides[-1] for _, sides in found], args)
+        write_json(Path(args.out) / "clip_growth.json", table | {"command": command})
+        print(f"\n{markdown(table['columns'], table['rows'])}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.results import result_text
 from common.cli import Flag, Parser, run
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -32,7 +33,7 @@ from common.geometry import regular_grid
 from configs.options import parse
 from evaluation.benchmark import benchmark_name, check_settings, run_benchmark, sequences_folder, tracker_settings
 from evaluation.scoring import as_point_tracks, baseline_tracks, score
-from evaluation.tables import COLUMNS, OCCLUSION_COLUMNS, markdown
+from evaluation.tables import COLUMNS, OCCLUSION_COLUMNS
 from inference.load_run import load_run
 from loaders.images import image_files, read_masks
 from loaders.predicted_tracks import load_tracks
@@ -171,7 +172,8 @@ def clip_seconds(root: Path, options: Namespace, clip: str) -> dict[str, float]:
 
 
 def report(options: Namespace, root: Path, out: Path, propagate: bool, command: str) -> None:
-    """Score all trackers on all clips that are done, print the tables and write them to `out`.
+    """Score all trackers on all clips that are done, print the tables and write them to `out`, as benchmarks.results
+    reads them.
 
     propagate: also measure label propagation. command: what is named in the file of results."""
     done = sorted(path.stem for path in (root / options.query_mode / "model").glob("*.npz"))
@@ -179,32 +181,59 @@ def report(options: Namespace, root: Path, out: Path, propagate: bool, command: 
         raise UserError(f"no clip in {options.tapvid} could be tracked")
     for folder in ("labels", "alone"):
         check_settings(root / folder, "*", tracker_settings(options, "model"))
-    rows, pairs, values = [], [], {name: [] for name in TRACKERS}
+    pairs, frames, seconds = [], [], []
+    values = {name: [] for name in TRACKERS}
     occlusion = {name: [] for name in TRACKERS}
     for clip in tqdm(done, desc="clips"):
         truth = load_annotations(sequences_folder(options) / clip / "annotations.npz")
         _, annotation_rows = sample_queries(truth, options.query_mode)
         tracks = {name: saved_tracks(name, clip, root, options) for name in TRACKERS}
         pairs.append((tracks["tracks"], tracks["multiflow"], truth, annotation_rows))
+        frames.append(truth.points.shape[1])
+        seconds.append(sum(clip_seconds(root, options, clip).values()))
         for name in TRACKERS:
             metrics = score(tracks[name], truth, annotation_rows, options.query_mode)
-            iou = [label_propagation(name, clip, root, options)] if propagate else []
-            values[name].append([*(metrics[key] for key in METRICS), *iou])
+            iou = label_propagation(name, clip, root, options) if propagate else np.nan
+            values[name].append([*(metrics[key] for key in METRICS), iou])
             occlusion[name].append([metrics.get(key, np.nan) for key in OCCLUSION_COLUMNS])
-        rows.append([clip, truth.points.shape[1], *(cell(values[name][-1]) for name in TRACKERS),
-                     f"{sum(clip_seconds(root, options, clip).values()):.0f}"])
-    rows.append(["mean", None, *(cell(np.nanmean(values[name], axis=0)) for name in TRACKERS), None])
-    columns = ["clip", "frames", *TRACKERS, "seconds"]
-    differences = {METRICS[key]: values for key, values in bootstrap(pairs).items()}
-    write_json(out / "real_clips.json", {
-        "title": "AJ / delta_avg / OA" + (" / IoU of label propagation" if propagate else ""), "columns": columns,
-        "rows": rows, "command": command, "tracks_minus_multiflow": differences})
-    print(markdown(columns, [["" if value is None else str(value) for value in row] for row in rows]))
-    table = occlusion_table(done, occlusion)
-    write_json(out / "real_clips_occlusion.json", table | {"command": command})
-    print(f"\n{table['title']}\n\n{markdown(table['columns'], table['rows'])}\n")
-    for title, (mean, low, high) in differences.items():
-        print(f"tracks - multiflow, {title}: {mean:+.3f} (90%: {low:+.3f} to {high:+.3f})")
+    found = {name: np.array(of_clips) for name, of_clips in values.items()}  # (clips, 4) each
+    tables = {"real_clips": metrics_table(done, frames, found),
+              "real_clips_occlusion": occlusion_table(done, occlusion),
+              "real_clips_difference": difference_table(bootstrap(pairs))}
+    if propagate:
+        tables["real_clips_labels"] = labels_table(done, found)
+    for name, table in tables.items():
+        write_json(out / f"{name}.json", table | {"command": command})
+        print(result_text(table), end="\n\n")
+    print("Seconds:", ", ".join(f"{clip} {value:.0f}" for clip, value in zip(done, seconds, strict=True)))
+
+
+def metrics_table(clips: list[str], frames: list[int], values: dict[str, np.ndarray]) -> dict:
+    """Table of AJ, delta_avg and OA; title, columns and rows as benchmarks.results reads them.
+
+    values: for each tracker METRICS and the IoU of label propagation `(clips, 4)`"""
+    rows = [[clip, count, *(cell(values[name][k, :-1]) for name in TRACKERS)]
+            for k, (clip, count) in enumerate(zip(clips, frames, strict=True))]
+    return {"title": " / ".join(METRICS.values()), "columns": ["clip", "frames", *TRACKERS],
+            "rows": [*rows, ["mean", None, *(cell(values[name][:, :-1].mean(axis=0)) for name in TRACKERS)]]}
+
+
+def labels_table(clips: list[str], values: dict[str, np.ndarray]) -> dict:
+    """Table of label propagation. Arguments and result as of `metrics_table`. Clips without masks are left out."""
+    iou = np.stack([values[name][:, -1] for name in TRACKERS], axis=1)  # (clips, trackers)
+    rows = [[clip, *map(float, of_clip)] for clip, of_clip in zip(clips, iou, strict=True)
+            if not np.isnan(of_clip).any()]
+    mean = np.ma.masked_invalid(iou).mean(axis=0).tolist()
+    return {"title": "Intersection over union of propagated labels with the human masks",
+            "columns": ["clip", *TRACKERS], "rows": [*rows, ["mean", *mean]]}
+
+
+def difference_table(differences: dict[str, tuple[float, float, float]]) -> dict:
+    """Table of `bootstrap`, as `metrics_table`."""
+    return {"title": "Mean over the clips of the difference between `tracks` and `multiflow`, and its "
+                     f"{INTERVAL[1] - INTERVAL[0]}% interval (bootstrap over the points)",
+            "columns": ["metric", "difference", "from", "to"],
+            "rows": [[METRICS[key], *values] for key, values in differences.items()]}
 
 
 def occlusion_table(clips: list[str], values: dict[str, list[list[float]]]) -> dict:

@@ -12,15 +12,19 @@ A JSON file holds
     digits   decimals of floating-point numbers: one number, or a list with one for each column; 3 if absent
     command  the command that measured the numbers; may be empty
     commit   the commit on which it ran; may be empty
+
+--add FILE ... first copies tables that benchmarks have written to docs/results, with the commit --commit, by default
+the one that is checked out.
 """
 
 import logging
 import re
+import subprocess
 from pathlib import Path
 
 from common.cli import Parser, run
 from common.errors import UserError
-from common.files import read_json, write_text
+from common.files import read_json, write_json, write_text
 from evaluation.tables import markdown
 
 log = logging.getLogger("results")
@@ -77,11 +81,26 @@ def _cell(value: str | float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
+def add_tables(files: list[str], commit: str, results: Path) -> None:
+    """Copy tables to the folder `results`, with the commit on which they were measured. UserError if one is none."""
+    for file in files:
+        table = read_json(Path(file), "give a table that a benchmark has written")
+        if missing := {"columns", "rows"} - table.keys():
+            raise UserError(f"{file} has no {min(missing)}: give a table that a benchmark has written")
+        write_json(results / Path(file).name, table | {"commit": commit})
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
+    parser.add_argument("--add", nargs="+", default=[], metavar="FILE", help="tables to copy to docs/results first")
+    parser.add_argument("--commit", default="", help="the commit on which they were measured")
     args = parser.parse_args()
+    if args.add:
+        head = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
+        commit = args.commit or subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+        add_tables(args.add, commit, ROOT / "docs/results")
     stale = [page for page in pages(ROOT) if render_page(page, ROOT / "docs/results") != page.read_text("utf-8")]
     for page in stale:
         if not args.check:

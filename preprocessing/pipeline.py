@@ -138,7 +138,8 @@ def build_store(sequence: VideoSequence, method: Method, resume: bool = False, n
     writer = StoreWriter(sequence, settings, resume, new_scenes)
     if method.pairs == "log":  # "all" has every interval, and "window" is a limit
         chosen = with_gaps(chosen, writer.scenes)
-    cache_bytes = max_memory - PROCESS_BYTES - workers * per_worker
+    decoded = 0 if sequence.decoded is None else sequence.decoded.nbytes
+    cache_bytes = max(max_memory - PROCESS_BYTES - workers * per_worker - decoded, MIN_CACHE_BYTES)
     with _single_threaded_libraries():
         _StoreBuilder(sequence, writer, method, chosen, model, extract, workers, models.device, cache_bytes).run()
     writer.finish(ordered_pairs(chosen, writer.scenes))

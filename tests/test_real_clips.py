@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from benchmarks.real_clips import bootstrap, label_queries, occlusion_table, propagated_iou
+from benchmarks.real_clips import (
+    TRACKERS,
+    bootstrap,
+    label_queries,
+    labels_table,
+    metrics_table,
+    occlusion_table,
+    propagated_iou,
+)
+from benchmarks.results import result_text
 from loaders.track_files import Annotations, PointTracks
 
 SIZE, T = (40, 60), 12
@@ -62,3 +71,17 @@ def test_means_of_precision_and_recall_are_over_the_clips_where_they_are_defined
     table = occlusion_table(["a", "b", "c"], {"chain": chain, "static": [[nan, nan]] * 3})
     assert table["rows"] == [["a", "0.500 / -", "- / -"], ["b", "1.000 / 0.250", "- / -"], ["c", "- / 0.750", "- / -"],
                              ["mean where defined", "0.750 / 0.500", "- / -"]]
+
+
+def test_tables_have_the_clips_and_their_mean():
+    """A clip without masks is not in the table of label propagation."""
+    values = {name: np.array([[0.1 * k, 0.2, 0.3, 0.5], [0.3 * k, 0.4, 0.5, np.nan]])
+              for k, name in enumerate(TRACKERS)}
+    table = metrics_table(["a", "b"], [10, 20], values)
+    assert table["columns"] == ["clip", "frames", *TRACKERS]
+    assert [row[:2] for row in table["rows"]] == [["a", 10], ["b", 20], ["mean", None]]
+    assert [row[3] for row in table["rows"]] == ["0.100 / 0.200 / 0.300", "0.300 / 0.400 / 0.500",
+                                                 "0.200 / 0.300 / 0.400"]
+    assert labels_table(["a", "b"], values)["rows"] == [["a", *[0.5] * 5], ["mean", *[0.5] * 5]]
+    assert all(len(row) == len(table["columns"]) for row in table["rows"])
+    assert "| mean |  | 0.000 / 0.300 / 0.400 |" in result_text(table)

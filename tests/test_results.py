@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import ROOT, pages, render_page
+from benchmarks.results import ROOT, add_tables, pages, render_page
+from benchmarks.summary import rows_of_clip, rows_of_clips
 from common.errors import UserError
+from evaluation.tables import COLUMNS
 
 RESULT = {"title": "Two trackers", "columns": ["tracker", "AJ", "frames"], "digits": [0, 2, 0],
           "rows": [["ours", 0.5, 12], ["theirs", None, 7]], "command": "make x", "commit": "abc1234"}
@@ -44,3 +46,32 @@ def test_marks_and_files_that_do_not_fit_are_named(tmp_path, text, result, messa
     (tmp_path / "two.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match=message):
         render_page(write_page(tmp_path, text), tmp_path)
+
+
+def test_tables_of_benchmarks_are_added_with_their_commit(tmp_path):
+    (tmp_path / "results").mkdir()
+    without = {key: value for key, value in RESULT.items() if key != "commit"}
+    (tmp_path / "two.json").write_text(json.dumps(without))
+    add_tables([str(tmp_path / "two.json")], "abc1234", tmp_path / "results")
+    assert json.loads((tmp_path / "results" / "two.json").read_text()) == RESULT
+    (tmp_path / "metrics.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match="has no columns"):
+        add_tables([str(tmp_path / "metrics.json")], "abc1234", tmp_path / "results")
+
+
+def test_the_summary_has_a_row_for_each_tracker_of_each_clip(tmp_path):
+    """TC is left out where it is not given, and where few frames are annotated."""
+    metrics = dict.fromkeys(COLUMNS, 0.5)
+    (tmp_path / "a.json").write_text(json.dumps(metrics | {"baselines": {"chain": dict.fromkeys(COLUMNS, 0.25)}}))
+    (tmp_path / "b.json").write_text(json.dumps(dict.fromkeys(COLUMNS, 0.75)))
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert rows_of_clip("x", "`p`", files, True) == [["x: DIS flow from frame to frame", *[0.25] * 4],
+                                                     ["x: `p`", *[0.5] * 4], ["x: `p`, model only", *[0.75] * 4]]
+    assert [row[-1] for row in rows_of_clip("x", "`p`", files, False)] == [None] * 3
+
+    table = {"columns": ["clip", "frames", "static", "chain", "multiflow", "model", "tracks"],
+             "rows": [["a", 3, *["0 / 0 / 0"] * 5], ["mean", None, *(f"0.{k} / 0.2 / 0.3" for k in range(5))]]}
+    (tmp_path / "real_clips.json").write_text(json.dumps(table))
+    rows = rows_of_clips(tmp_path)
+    assert rows[0] == ["1 DAVIS clips, last frame: points that do not move", 0.0, 0.2, 0.3, None]
+    assert rows[3][1:] == [0.4, 0.2, 0.3, None] and len(rows) == 5
