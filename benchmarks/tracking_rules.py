@@ -1,20 +1,29 @@
 """What each rule of --follow_flow is worth on real clips: python -m benchmarks.tracking_rules --clips FOLDER
 
 Takes the runs of benchmarks.real_clips, with the same FOLDER, OUT and EXPNAME, which must have finished. The annotated
-points are tracked again with one rule left out at a time. AJ, delta_avg and OA are means over the clips; a paired
-bootstrap over the points gives each difference from all rules its 90% interval. Writes OUT/tracking_rules.json.
+points are tracked again with one rule left out at a time, and labels are propagated. AJ, delta_avg, OA and the IoU of
+labels are means over the clips; a paired bootstrap over the points gives each difference of the first three from all
+rules its 90% interval. Writes OUT/tracking_rules.json.
 """
 
 import argparse
 import shlex
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.real_clips import METRICS, bench_options, bootstrap, clip_options
+from benchmarks.real_clips import (
+    METRICS,
+    bench_options,
+    bootstrap,
+    clip_options,
+    label_queries,
+    propagated_iou,
+)
 from common.cli import Parser, run
 from common.errors import UserError
 from common.files import write_json
@@ -27,6 +36,7 @@ from inference.load_run import load_run
 from inference.multi_interval_flow import follow_intervals
 from inference.tracker import Tracks
 from loaders.correspondences import CorrespondenceStore, open_correspondences
+from loaders.images import image_files, read_masks
 from loaders.track_files import Annotations, PointTracks, load_annotations, sample_queries
 
 # name of a row -> arguments of `tracked` that leave out a rule
@@ -55,36 +65,50 @@ def tracked(queries: np.ndarray, model: Tracks, store: CorrespondenceStore, colo
     return PointTracks(paths.tracks, paths.visible, queries, store.size)
 
 
-def tracks_of_clip(options: Namespace, root: Path, clip: str) -> tuple[dict[str, PointTracks], Annotations, np.ndarray]:
-    """The tracks of a clip by each of RULES, its annotations, and the annotation row of each query.
+@dataclass
+class ClipTracks:
+    """The tracks of a clip by each of RULES, its annotations, and the annotation row of each query."""
+    tracks: dict[str, PointTracks]
+    truth: Annotations
+    rows: np.ndarray
+    iou: dict[str, float]  # of label propagation by each of RULES; NaN without masks
 
-    UserError if its run has not finished."""
+
+def tracks_of_clip(options: Namespace, root: Path, clip: str) -> ClipTracks:
+    """Track the annotated points and the queries of label propagation. UserError if the run has not finished."""
     sequence = sequences_folder(options) / clip
     loaded = load_run(clip_options(options, sequence, root, False))
     truth = load_annotations(sequence / "annotations.npz")
     queries, rows = sample_queries(truth, options.query_mode)
+    context = open_correspondences(loaded.sequence), FrameColors(loaded.sequence.frame)
     model = loaded.tracker.track(queries)
-    store = open_correspondences(loaded.sequence)
-    colors = FrameColors(loaded.sequence.frame)
-    tracks = {name: tracked(queries, model, store, colors, **rule)
-              for name, rule in RULES.items()}
-    return tracks, truth, rows
+    tracks = {name: tracked(queries, model, *context, **rule) for name, rule in RULES.items()}
+    iou = dict.fromkeys(RULES, np.nan)
+    if files := image_files(Path(options.tapvid) / clip / "mask"):
+        masks = read_masks(files, loaded.sequence.size, options.max_pixels)
+        queries = label_queries(loaded.sequence.size, len(loaded.sequence))
+        model = loaded.tracker.track(queries)
+        for name, rule in RULES.items():
+            found = tracked(queries, model, *context, **rule)
+            iou[name] = propagated_iou(queries, found.tracks[:, 0], found.visible[:, 0], masks)
+    return ClipTracks(tracks, truth, rows, iou)
 
 
-def table(clips: list[tuple[dict[str, PointTracks], Annotations, np.ndarray]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table, of `tracks_of_clip` of all clips."""
+def table(clips: list[ClipTracks]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table."""
     rows = []
     for name in RULES:
-        metrics = [score(tracks[name], truth, of_query, "first") for tracks, truth, of_query in clips]
-        row = [name, *(f"{np.mean([found[key] for found in metrics]):.3f}" for key in METRICS)]
+        metrics = [score(clip.tracks[name], clip.truth, clip.rows, "first") for clip in clips]
+        row = [name, *(f"{np.mean([found[key] for found in metrics]):.3f}" for key in METRICS),
+               f"{np.nanmean([clip.iou[name] for clip in clips]):.3f}"]
         if name == "all":
             row += [""] * len(METRICS)
         else:
-            pairs = [(tracks[name], tracks["all"], truth, of_query) for tracks, truth, of_query in clips]
+            pairs = [(clip.tracks[name], clip.tracks["all"], clip.truth, clip.rows) for clip in clips]
             row += [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in bootstrap(pairs).values()]
         rows.append(row)
     titles = list(METRICS.values())
-    return ["rules", *titles, *(f"{title} against all" for title in titles)], rows
+    return ["rules", *titles, "IoU of labels", *(f"{title} against all" for title in titles)], rows
 
 
 def main() -> None:
