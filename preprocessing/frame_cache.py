@@ -53,6 +53,12 @@ class FrameCache:
             done.set()
         return arrays
 
+    def clear(self) -> None:
+        """Drop all arrays that are in memory."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
     def _keep(self, t: Hashable, arrays: Arrays) -> None:
         with self._lock:
             self._kept[t] = arrays

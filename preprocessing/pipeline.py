@@ -203,6 +203,7 @@ class _StoreBuilder:
             log.info("%s", cost)
             check_disk(cost.peak_disk, self.writer.root, self.writer.used_bytes())
             self._flow_stage(chunks_by_interval)
+            self.encodings.clear()  # the chains need the memory
         run_tasks(self._finish_row, [rows], self.workers, "chains" if self.method.chain else "packing")
 
     def _missing_chunks(self, d: int) -> list[list[tuple[int, int]]]:
