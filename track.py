@@ -41,7 +41,7 @@ from loaders.clip_files import queries_of_clip
 from loaders.source_frames import SourceFrames, source_of
 from loaders.track_export import check_format, export_tracks
 from loaders.track_files import load_query_file
-from training.failure_modes import diagnosis_at
+from training.failure_modes import failures_at
 
 log = logging.getLogger("track")
 GRID_POINTS = 600    # about, of the default grid
@@ -68,8 +68,7 @@ def track(options: Namespace) -> None:
             run_options = job.complete(progress.write, lambda source: chosen_points(options, source))
             with progress.of_this_process():
                 views = Views(run_options)
-                diagnosis = diagnosis_at(views.dir, run_options.num_iters) if was_trained else None
-                for line in (diagnosis or {"warnings": []})["warnings"]:
+                for line in failures_at(views.dir, run_options.num_iters) if was_trained else []:
                     log.warning("training ended with a failure: %s", line)
                 source = source_of(views.sequence)
                 queries, spacing = chosen_points(options, source)

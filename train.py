@@ -27,7 +27,7 @@ from common.locks import lock_folder
 from common.signals import record_signals
 from configs.options import run_dir
 from training.distributed import Processes, join_processes, leave_processes
-from training.failure_modes import diagnosis_at, diagnosis_due
+from training.failure_modes import diagnosis_due, failures_at
 from training.memory import plan
 from training.monitoring import Monitor
 from training.run_metadata import write_run_metadata
@@ -56,7 +56,7 @@ def train(options: Namespace, processes: Processes) -> None:
         log.info("stopped at step %d of %d; the same command resumes the run", trainer.step, options.num_iters)
         sys.exit(130)
     if processes.first:
-        for line in (diagnosis_at(trainer.dir, trainer.step) or {"warnings": []})["warnings"]:
+        for line in failures_at(trainer.dir, trainer.step):
             log.warning("this run ended with a failure: %s", line)
 
 

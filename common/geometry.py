@@ -5,8 +5,8 @@ Notation
     p, q     points (x, y) in pixels of frames a and b   (..., 2)
     h, w, c  rows, columns and channels of a frame's feature grid; its corners lie on the centers of the corner pixels
 
-Outside the frame, `bilinear` and `similarity` use 0, as in OmniMotion's code; the other functions use the nearest point
-of the border.
+Outside the frame, `bilinear` and `similarity` use 0, as in OmniMotion's code; `bilinear_colors`, `sample`, `corners`
+and `checkerboard_corners` use the nearest point of the border.
 """
 
 import cv2
@@ -86,7 +86,7 @@ def checkerboard_corners(points: np.ndarray, size: tuple[int, int], parity: int)
     """Same as `corners`, if only pixels with even x + y + parity (0 or 1) have a value.
 
     These pixels are a square lattice that is turned by 45 degrees; around a point are the four that are bilinear
-    neighbors there. Those outside the frame have the weight 0 and the index 0."""
+    neighbors there. Neighbors outside the frame, which points at its border have, get the weight 0 and the index 0."""
     H, W = size
     x = points[:, 0].clip(0, W - 1)
     y = points[:, 1].clip(0, H - 1)

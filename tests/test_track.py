@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -158,6 +160,23 @@ def test_what_is_no_video_is_one_line_and_leaves_nothing(folder, tmp_path):
     result = launch("track.py", tmp_path / "text.mp4", "--out", tmp_path / "x.npz", prepare=fork_children)
     assert result.returncode == 2 and "cannot be opened as a video" in error(result)
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+def test_an_empty_file_and_a_folder_that_cannot_be_made_are_named(folder, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    result = launch("track.py", tmp_path / "empty.mp4", "--out", tmp_path / "x.npz", prepare=fork_children)
+    assert result.returncode == 2 and "is empty" in error(result)
+    result = track(folder, "clip", "--out", tmp_path / "x.npz", "--keep_work", tmp_path / "empty.mp4" / "work")
+    assert result.returncode == 2 and "--keep_work" in error(result)
+
+
+def test_a_failure_of_the_trained_run_is_said_in_every_call(folder, tmp_path):
+    shutil.copytree(folder / "clip_work", tmp_path / "work")
+    run = next((tmp_path / "work").glob("quick_*"))
+    entry = {"step": 12, "warnings": ["wrong surface order: 20%"]}
+    (run / "diagnosis.json").write_text(json.dumps([entry]))
+    result = track(folder, "clip", "--keep_work", tmp_path / "work", "--out", tmp_path / "x.npz", "--query", "0,20,20")
+    assert result.returncode == 0 and "wrong surface order: 20%" in result.stderr
 
 
 def test_a_mistake_that_preprocessing_finds_is_its_one_line(folder, tmp_path):

@@ -208,6 +208,11 @@ def diagnosis_at(run_dir: Path, step: int) -> dict | None:
     return entries[-1] if entries else None
 
 
+def failures_at(run_dir: Path, step: int) -> list[str]:
+    """The failures that `diagnosis_at` names, one line each."""
+    return (diagnosis_at(run_dir, step) or {"warnings": []})["warnings"]
+
+
 def _entries(run_dir: Path) -> list[dict]:
     """The entries of a run's diagnosis.json; none if it is missing or damaged."""
     entries = read_entries(run_dir / FILE)
